@@ -1,0 +1,49 @@
+# Each target works as the first command in a fresh clone: it makes .venv, installs the package there, then runs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help run test lint types bench format clean
+
+help:
+	@echo "make run     the demo: make data, pack, train with and without mixing, write multimix_demo/"
+	@echo "make test    the test suite"
+	@echo "make lint    ruff: rules and format"
+	@echo "make types   mypy"
+	@echo "make bench   the benchmarks of bench/"
+	@echo "make format  let ruff repair what it can"
+	@echo "make clean   remove .venv, caches and the demo's output"
+	@echo "PYTHON=python3.12 make ... chooses the interpreter for .venv (3.10 or newer)"
+
+run: $(STAMP)
+	$(BIN)/multimix-pipe demo --out multimix_demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q --durations=10
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python bench/run.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache multimix_demo
+
+# A virtual environment that lacks pip is one that an earlier run left half made: it is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "multimix_pipe needs Python 3.10 or newer; $(PYTHON) is older or missing: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "$(PYTHON) -m venv failed: install the venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dali,dev]"
+	@touch $@

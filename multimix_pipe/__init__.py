@@ -1,0 +1,62 @@
+"""A training-data pipeline for image classification: WebDataset shards in, multi-mixed batches out.
+
+Importing this package imports neither torch nor DALI nor webdataset: a name below brings in what it needs at its first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from multimix_pipe.config import EvalTransform, MultiMix, TrainTransform
+from multimix_pipe.errors import (
+    BadSampleError,
+    ConfigError,
+    MissingBackendError,
+    MultiMixError,
+    ShardError,
+    StateMismatchError,
+)
+
+if TYPE_CHECKING:
+    from multimix_pipe.batch import Batch, mix_batch
+    from multimix_pipe.loader import Loader, open_loader
+    from multimix_pipe.training.losses import MultiMixLoss
+    from multimix_pipe.training.metrics import mixed_accuracy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadSampleError",
+    "Batch",
+    "ConfigError",
+    "EvalTransform",
+    "Loader",
+    "MissingBackendError",
+    "MultiMix",
+    "MultiMixError",
+    "MultiMixLoss",
+    "ShardError",
+    "StateMismatchError",
+    "TrainTransform",
+    "mix_batch",
+    "mixed_accuracy",
+    "open_loader",
+]
+
+_LAZY = {
+    "Batch": "multimix_pipe.batch",
+    "mix_batch": "multimix_pipe.batch",
+    "Loader": "multimix_pipe.loader",
+    "open_loader": "multimix_pipe.loader",
+    "MultiMixLoss": "multimix_pipe.training.losses",
+    "mixed_accuracy": "multimix_pipe.training.metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

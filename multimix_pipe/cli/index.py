@@ -1,0 +1,60 @@
+"""multimix-pipe index: build or read the index of shards, and say what is in them."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+
+from multimix_pipe.shards.dali_index import write_dali_indexes
+from multimix_pipe.shards.index import PROBLEMS, Index, open_index
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `index`."""
+    parser = subparsers.add_parser(
+        "index",
+        help="index shards and summarise them",
+        description="Build the index files that are missing or stale, as open_loader does, and summarise the data.",
+    )
+    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or http(s) URL")
+    parser.add_argument(
+        "--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s"
+    )
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="where shards from URLs are kept")
+    parser.add_argument("--rebuild", action="store_true", help="build all index files anew")
+    parser.add_argument("--dali-idx", action="store_true", help="also write .idx files for DALI's readers.webdataset")
+    parser.add_argument("--idx-folder", metavar="FOLDER", help="for the .idx files; default: beside the shards")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a usable core")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Index and print one line."""
+    index = open_index(
+        args.source,
+        label=args.label,
+        cache_dir=args.cache_dir,
+        progress=not args.quiet,
+        workers=args.workers,
+        rebuild=args.rebuild,
+    )
+    if args.dali_idx or args.idx_folder:
+        write_dali_indexes(index.shards, args.idx_folder)
+    print(summary(index))
+    return 0
+
+
+def summary(index: Index) -> str:
+    """Samples, shards, classes, bytes and problems in one line."""
+    classes = len(np.unique(index.label[index.label >= 0]))
+    problems = []
+    for code in np.unique(index.problem[index.problem > 0]).tolist():
+        ids = np.flatnonzero(index.problem == code)
+        problems.append(f"{len(ids):,} where {PROBLEMS[code]}, first {index.name(int(ids[0]))}")
+    return (
+        f"{len(index):,} samples, {len(index.shards):,} shards, {classes:,} classes, "
+        f"{index.size.sum() / 1e6:,.1f} MB of images, {np.count_nonzero(index.problem):,} problems"
+        + (f": {'; '.join(problems)}" if problems else "")
+    )

@@ -1,0 +1,250 @@
+"""What a user decides, as frozen dataclasses that are checked when they are made.
+
+Nothing here draws, reads or computes: `plan` turns these into decisions, a backend executes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Literal, get_args
+
+from multimix_pipe.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+METHODS = ("mixup",)
+
+Sampling = Literal["iid", "stratified"]
+LamPer = Literal["pair", "batch"]
+Pairing = Literal["derangement", "roll", "flip"]
+Backend = Literal["auto", "dali", "torch"]
+DType = Literal["float32", "float16", "bfloat16"]
+Shuffle = Literal["global", "window", "none"]
+LastBatch = Literal["wrap", "drop", "partial"]
+OnBadSample = Literal["raise", "replace"]
+Targets = Literal["rows", "pairs"]
+Keys = str | PathLike[str] | Iterable[str]
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, choices))}; found {value!r}")
+
+
+def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+    """Raise ConfigError unless `value` is an int (not a bool) in [low, high]."""
+    bound = f">= {low}" if high is None else f"in [{low}, {high}]"
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ConfigError(f"{name} must be an int {bound}; found {value!r}")
+
+
+def check_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Raise ConfigError unless `value` is a finite real number in [low, high], or (low, high] with `open_low`."""
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
+        bracket = "(" if open_low else "["
+        raise ConfigError(f"{name} must be a finite number in {bracket}{low:g}, {high:g}]; found {value!r}")
+
+
+def _check_range(name: str, value: object, high: float) -> None:
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ConfigError(f"{name} must be a pair (low, high); found {value!r}")
+    for bound in value:
+        check_number(name, bound, 0.0, high, open_low=True)
+    if value[0] > value[1]:
+        raise ConfigError(f"{name} must be a pair (low, high) with low <= high; found {value!r}")
+
+
+def _check_channels(name: str, value: object, *, positive: bool) -> None:
+    if not isinstance(value, Sequence) or len(value) != 3:
+        raise ConfigError(f"{name} must hold three numbers, one a colour channel; found {value!r}")
+    for number in value:
+        check_number(name, number, 0.0 if positive else -math.inf, open_low=positive)
+
+
+def _height_width(name: str, size: object) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ConfigError(f"{name} must be an int or a pair (height, width); found {size!r}")
+    for side in pair:
+        check_int(name, side, 1, 16384)
+    return pair[0], pair[1]
+
+
+@dataclass(frozen=True)
+class MultiMix:
+    """K ordered interpolations of each sample pair (arXiv 2406.01417).
+
+    For a pair (x, y), (x', y') with weights `lam_1 >= ... >= lam_K` drawn from Beta(alpha, alpha):
+
+        x_k = lam_k * x + (1 - lam_k) * x'        y_k = lam_k * y + (1 - lam_k) * y'
+
+    `lam` weights the row's own sample; K = 1 is plain mixup.
+
+    >>> MultiMix(k=5, alpha=1.0, sampling="stratified")
+    MultiMix(k=5, alpha=1.0, method='mixup', sampling='stratified', lam_per='pair', pairing='derangement', prob=1.0)
+    """
+
+    k: int = 5
+    """Interpolations of each pair, 1..1024."""
+    alpha: float = 1.0
+    """Both parameters of the Beta distribution, in (0, 1000]; 1 is uniform, towards 0 the weights go to the ends."""
+    method: str = "mixup"
+    """How two images become one; `MultiMix.methods()` lists the names."""
+    sampling: Sampling = "iid"
+    """"iid": K independent weights, sorted. "stratified": weight k from the k-th of K equal slices of probability."""
+    lam_per: LamPer = "pair"
+    """"pair": own weights for each pair. "batch": one set for the whole batch."""
+    pairing: Pairing = "derangement"
+    """Who is mixed with whom: a random cycle through the batch, the row before ("roll"), the batch reversed ("flip")."""
+    prob: float = 1.0
+    """Probability that a pair (with lam_per="batch": a batch) is mixed; otherwise its K weights are 1."""
+
+    def __post_init__(self) -> None:
+        check_int("MultiMix.k", self.k, 1, 1024)
+        check_number("MultiMix.alpha", self.alpha, 0.0, 1000.0, open_low=True)
+        check_choice("MultiMix.method", self.method, METHODS)
+        check_choice("MultiMix.sampling", self.sampling, get_args(Sampling))
+        check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
+        check_choice("MultiMix.pairing", self.pairing, get_args(Pairing))
+        check_number("MultiMix.prob", self.prob, 0.0, 1.0)
+
+    @staticmethod
+    def methods() -> tuple[str, ...]:
+        """The names that `method` takes."""
+        return METHODS
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop and horizontal flip, then `(pixel / 255 - mean) / std`.
+
+    The crop is that of torchvision's RandomResizedCrop: ten tries of an area in `scale` (a part of the image's area) and
+    an aspect ratio log-uniform in `ratio` (width over height), else the largest centred window within `ratio`.
+    """
+
+    size: int | tuple[int, int] = 224
+    """Height and width of the result, in pixels; an int for a square."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Bounds of the window's area as a part of the image's, in (0, 1]."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Bounds of the window's width over its height."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    antialias: bool = True
+    """Bilinear with antialias, as torchvision and Pillow do it; False is plain linear interpolation, the faster one."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Subtracted from each channel, for pixels in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Divides each channel, for pixels in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        _height_width("TrainTransform.size", self.size)
+        _check_range("TrainTransform.scale", self.scale, 1.0)
+        _check_range("TrainTransform.ratio", self.ratio, 1000.0)
+        check_number("TrainTransform.flip", self.flip, 0.0, 1.0)
+        _check_channels("TrainTransform.mean", self.mean, positive=False)
+        _check_channels("TrainTransform.std", self.std, positive=True)
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Output size as (height, width)."""
+        return _height_width("TrainTransform.size", self.size)
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize of the shorter side to `resize`, centre crop of `size`, then `(pixel / 255 - mean) / std`.
+
+    With the defaults this is torchvision's Resize(256), CenterCrop(224). An image whose resized sides are smaller than
+    `size` is stretched to fill it (torchvision pads with black there).
+    """
+
+    size: int | tuple[int, int] = 224
+    """Height and width of the result, in pixels; an int for a square."""
+    resize: int = 256
+    """Length of the shorter side before the crop, in pixels."""
+    antialias: bool = True
+    """As in TrainTransform; evaluate with the setting that you trained with."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        _height_width("EvalTransform.size", self.size)
+        check_int("EvalTransform.resize", self.resize, 1, 16384)
+        _check_channels("EvalTransform.mean", self.mean, positive=False)
+        _check_channels("EvalTransform.std", self.std, positive=True)
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Output size as (height, width)."""
+        return _height_width("EvalTransform.size", self.size)
+
+
+Transform = TrainTransform | EvalTransform
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Every decision of `open_loader` but the shards themselves; its docstring explains the fields."""
+
+    batch_size: int
+    num_classes: int
+    mix: MultiMix | None
+    transform: Transform
+    shuffle: Shuffle
+    last_batch: LastBatch
+    seed: int = 0
+    backend: Backend = "auto"
+    device: str = "auto"
+    dtype: DType = "float32"
+    channels_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    on_bad_sample: OnBadSample = "raise"
+    max_bad: int | None = None
+    num_threads: int = 1
+    prefetch: int = 2
+    targets: Targets = "rows"
+    label: str = "cls"
+    exif: bool = False
+    expand: bool = True
+    exclude: Keys | None = None
+    samples: Keys | None = None
+    weights: Any = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        check_int("batch_size", self.batch_size, 1)
+        check_int("num_classes", self.num_classes, 1)
+        if self.mix is not None and not isinstance(self.mix, MultiMix):
+            raise ConfigError(f"mix must be a MultiMix or None; found {self.mix!r}")
+        if not isinstance(self.transform, (TrainTransform, EvalTransform)):
+            raise ConfigError(f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}")
+        check_choice("shuffle", self.shuffle, get_args(Shuffle))
+        check_choice("last_batch", self.last_batch, get_args(LastBatch))
+        check_int("seed", self.seed, 0, 2**64 - 1)
+        check_choice("backend", self.backend, get_args(Backend))
+        check_choice("dtype", self.dtype, get_args(DType))
+        check_int("world_size", self.world_size, 1)
+        check_int("rank", self.rank, 0, self.world_size - 1)
+        check_choice("on_bad_sample", self.on_bad_sample, get_args(OnBadSample))
+        if self.max_bad is not None:
+            check_int("max_bad", self.max_bad, 0)
+        check_int("num_threads", self.num_threads, 1, 1024)
+        check_int("prefetch", self.prefetch, 1, 64)
+        check_choice("targets", self.targets, get_args(Targets))
+        if self.label != "cls" and not (self.label.startswith("json:") and len(self.label) > 5):
+            raise ConfigError(
+                f'label must be "cls" or "json:KEY" (KEY: a field of the sample\'s json); found {self.label!r}'
+            )
+        if not self.expand and self.mix is None:
+            raise ConfigError(
+                "expand=False hands out the mixing plan beside plain images; it needs mix=MultiMix(...), found None"
+            )
+        if self.targets == "pairs" and self.mix is None:
+            raise ConfigError('targets="pairs" needs mix=MultiMix(...); found mix=None')

@@ -1,0 +1,8 @@
+"""The DALI backend, and multi-mix as a stage for any DALI pipeline. The only folder that imports nvidia.dali.
+
+>>> from multimix_pipe.dali import class_id, multi_mix
+"""
+
+from multimix_pipe.dali.stage import class_id, multi_mix
+
+__all__ = ["class_id", "multi_mix"]

@@ -1,0 +1,232 @@
+"""Executes step plans with a DALI pipeline.
+
+Threads of the host read a step's bytes ahead of DALI and parse each header with DALI's own parser: bytes that it might choke
+on never enter. On a GPU the multi-mix stage runs in the graph. On a CPU the graph ends with the normalised batch and the torch
+kernel mixes it: DALI's arithmetic takes about five times as long there (bench/mixing.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline
+from nvidia.nvimgcodec import CodeStream
+from torch import Tensor
+
+from multimix_pipe.buffers import BufferPool
+from multimix_pipe.dali.graph import Graph
+from multimix_pipe.errors import MultiMixError
+from multimix_pipe.execution import Job
+from multimix_pipe.mixing.blend import blend
+from multimix_pipe.plan import StepPlan
+
+READERS = 4
+"""Threads that read ahead: disks answer several requests at once, decoding needs none of them."""
+
+Encoded = NDArray[np.uint8]
+
+
+@dataclass(eq=False)
+class _Work:
+    """A step on its way through DALI, with what is needed to feed it once more."""
+
+    step: StepPlan
+    encoded: list[Encoded]
+    attempts: list[int]
+    """Replacements that each row has had."""
+
+
+class DaliExecutor:
+    """The DALI backend."""
+
+    def __init__(self, job: Job) -> None:
+        config = job.config
+        on_gpu = job.device.type == "cuda"
+        self._job = job
+        self._mixes_on_host = job.mixes and not on_gpu
+        self._graph = Graph(
+            batch_size=config.batch_size,
+            device_id=job.device.index if on_gpu else None,
+            num_threads=config.num_threads,
+            prefetch=config.prefetch,
+            transform=config.transform,
+            exif=config.exif,
+            half=config.dtype == "float16" and not self._mixes_on_host,
+            channels_last=config.channels_last,
+            mixes=job.mixes and on_gpu,
+        )
+        self._buffers = BufferPool()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="multimix-read")
+        self._pipeline: Pipeline | None = None
+        self._started = False  # the pipeline's first schedule_run has been called
+        self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
+
+    def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, Tensor], None, None]:
+        """See `Executor.run`."""
+        self._drop_unwanted()
+        remaining = iter(steps)
+        reads: deque[Future[_Work]] = deque()
+        failure: Exception | None = None
+        try:
+            while True:
+                while failure is None and len(self._in_flight) < self._graph.prefetch:
+                    reads.extend(
+                        self._readers.submit(self._read, step) for step in islice(remaining, READERS - len(reads))
+                    )
+                    if not reads:
+                        break
+                    try:
+                        self._feed(reads.popleft().result())
+                    except MultiMixError as error:  # raised at its step: after what is in flight
+                        failure = error
+                if not self._in_flight or self._in_flight[0] is None:
+                    if failure is not None:
+                        raise failure
+                    return
+                yield self._take(self._in_flight[0])
+        finally:
+            for read in reads:
+                read.cancel()
+            self._in_flight = deque([None] * len(self._in_flight))
+
+    def close(self) -> None:
+        """Free the pipeline and the reading threads."""
+        self._readers.shutdown(cancel_futures=True)
+        self._discard_pipeline()
+
+    def _read(self, step: StepPlan) -> _Work:
+        """The bytes of all rows, with replacements for samples that must not enter DALI."""
+        work = _Work(step, [], [0] * len(step))
+        # in the order of the shards, rows as they are: neighbours in a file are read one after the other
+        encoded: dict[int, Encoded] = {}
+        for row in np.argsort(step.sample, kind="stable").tolist():
+            encoded[row] = self._read_row(work, row)
+        work.encoded = [encoded[row] for row in range(len(step))]
+        return work
+
+    def _read_row(self, work: _Work, row: int) -> Encoded:
+        while True:
+            sample = int(work.step.sample[row])
+            reason = self._job.known_problem(sample)
+            if reason is None:
+                encoded = self._buffers.take(int(self._job.index.size[sample]))
+                self._job.reader.read_into(sample, encoded)
+                reason = self._problem(sample, work.step.window[row], encoded)
+                if reason is None:
+                    return encoded
+            self._replace(work, row, reason)
+
+    def _replace(self, work: _Work, row: int, reason: str) -> None:
+        self._job.bad_samples.report(int(work.step.sample[row]), reason, work.attempts[row])
+        work.attempts[row] += 1
+        self._job.plan.redraw_row(work.step, row, work.attempts[row])
+
+    def _problem(self, sample: int, window: NDArray[np.float32], encoded: Encoded) -> str | None:
+        """Why these bytes must not enter DALI, whose pipeline does not survive a header or a window that is wrong."""
+        try:
+            stream = CodeStream(encoded)
+            height, width = int(stream.height), int(stream.width)
+        except Exception as error:  # the parser's errors are plain RuntimeErrors and more
+            return f"no header that DALI can parse: {error}".strip()
+        indexed = int(self._job.index.height[sample]), int(self._job.index.width[sample])
+        if (height, width) != indexed:
+            return f"its header says {width}x{height} pixels, its index {indexed[1]}x{indexed[0]}"
+        if self._job.orientation(sample) >= 5:
+            height, width = width, height
+        y, x, window_height, window_width = window.tolist()
+        inside = y >= 0 and x >= 0 and y + window_height <= height + 0.01 and x + window_width <= width + 0.01
+        return None if inside else f"its window {window.tolist()} is outside its {width}x{height} pixels"
+
+    def _feed(self, work: _Work) -> None:
+        """Give a step to DALI, which starts on it."""
+        if self._pipeline is None:
+            self._pipeline, self._started = self._graph.build(), False
+        self._feed_inputs(self._pipeline, work)
+        self._in_flight.append(work)
+        if self._started:
+            self._pipeline.schedule_run()
+        elif len(self._in_flight) == self._graph.prefetch:
+            self._pipeline.schedule_run()  # the first one runs as often as the queue is deep
+            self._started = True
+
+    def _feed_inputs(self, pipeline: Pipeline, work: _Work) -> None:
+        pipeline.feed_input("encoded", work.encoded)
+        for name, array in self._graph.inputs(work.step).items():
+            pipeline.feed_input(name, array)
+
+    def _take(self, work: _Work) -> tuple[StepPlan, Tensor]:
+        """The results of the first step in flight."""
+        assert self._pipeline is not None
+        while not self._started:  # fewer steps than the queue is deep: fill it up with what nobody wants
+            self._feed(work)
+            self._in_flight[-1] = None
+        try:
+            images = self._outputs(self._pipeline)
+        except RuntimeError:
+            # the pipeline is lost, and the error may be of a later step: find out, then start again behind this one
+            behind = [later for later in list(self._in_flight)[1:] if later is not None]
+            self._discard_pipeline()
+            images = self._run_alone(work)
+            for later in behind:
+                self._feed(later)
+        else:
+            self._in_flight.popleft()
+        return work.step, self._finish(work.step, images)
+
+    def _run_alone(self, work: _Work) -> Tensor:
+        """Execute one step in a pipeline of its own, with other samples in the place of those that DALI cannot decode."""
+        while True:
+            pipeline = replace(self._graph, prefetch=1).build()
+            self._feed_inputs(pipeline, work)
+            pipeline.schedule_run()
+            try:
+                return self._outputs(pipeline)
+            except RuntimeError as error:
+                named = re.search(r"decode sample #(\d+)", str(error))
+                if named is None:
+                    raise
+                row = int(named[1])
+                self._replace(work, row, "DALI cannot decode this window of it")
+                work.encoded[row] = self._read_row(work, row)
+
+    def _outputs(self, pipeline: Pipeline) -> Tensor:
+        stream = torch.cuda.current_stream(self._job.device) if self._job.device.type == "cuda" else None
+        (images,) = pipeline.outputs(cuda_stream=stream)
+        tensor: Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
+        return tensor
+
+    def _finish(self, step: StepPlan, images: Tensor) -> Tensor:
+        """What is left to do after the graph: mix on the host, types that DALI lacks, the order of dimensions."""
+        if self._mixes_on_host:
+            shape = (len(step), step.lam.shape[1], *images.shape[1:])
+            out = torch.from_numpy(self._buffers.take(int(np.prod(shape)) * self._job.dtype.itemsize)).view(
+                self._job.dtype
+            )
+            images = blend(images, torch.from_numpy(step.partner), torch.from_numpy(step.lam), out.view(shape))
+        if self._job.mixes:
+            images = images.flatten(0, 1)
+        images = images.to(self._job.dtype)
+        return images.permute(0, 3, 1, 2) if self._job.config.channels_last else images
+
+    def _drop_unwanted(self) -> None:
+        """Take the results that an earlier iteration left behind."""
+        try:
+            while self._in_flight and self._started:
+                self._in_flight.popleft()
+                self._outputs(self._pipeline)
+        except RuntimeError:  # an error that nobody will see
+            self._discard_pipeline()
+        if self._in_flight:  # fed and never started
+            self._discard_pipeline()
+
+    def _discard_pipeline(self) -> None:
+        self._pipeline, self._started = None, False
+        self._in_flight.clear()

@@ -1,0 +1,121 @@
+"""The DALI graph of a loader: encoded bytes and a step's plan in, cropped, normalised and mixed images out.
+
+One definition for CPU and GPU; everything random comes in through the inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
+from nvidia.dali.data_node import DataNode
+
+from multimix_pipe.config import TrainTransform, Transform
+from multimix_pipe.dali.stage import blend
+from multimix_pipe.plan import StepPlan
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What distinguishes one graph from another; `build` makes the pipeline."""
+
+    batch_size: int
+    device_id: int | None
+    """A GPU's number, or None to run on the CPU alone."""
+    num_threads: int
+    prefetch: int
+    transform: Transform
+    exif: bool
+    half: bool
+    """Hand out float16, not float32."""
+    channels_last: bool
+    mixes: bool
+    """Whether the multi-mix stage is in the graph: outputs (B, K, ...), else (B, ...)."""
+
+    def build(self) -> Pipeline:
+        """A built pipeline whose inputs are those of `inputs`."""
+        pipeline = Pipeline(
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=self.prefetch,
+        )
+        with pipeline:
+            pipeline.set_outputs(self._define())
+        pipeline.build()
+        return pipeline
+
+    def inputs(self, step: StepPlan) -> dict[str, NDArray[np.generic]]:
+        """A step's values of all inputs but "encoded", arrays of B rows."""
+        corner, extent = step.window[:, :2], step.window[:, 2:]
+        arrays: dict[str, NDArray[np.generic]]
+        if self._trains:
+            arrays = {
+                "corner": corner.astype(np.int32),
+                "extent": extent.astype(np.int32),
+                "flip": step.flip.astype(np.int32),
+            }
+        else:
+            arrays = {"corner": np.ascontiguousarray(corner), "end": corner + extent}
+        if self.mixes:
+            arrays |= {"partner": step.partner.astype(np.int32), "lam": np.ascontiguousarray(step.lam)}
+        return arrays
+
+    @property
+    def _trains(self) -> bool:
+        return isinstance(self.transform, TrainTransform)
+
+    def _define(self) -> DataNode:
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        images = self._random_crop(encoded) if self._trains else self._centre_crop(encoded)
+        images = self._normalise(images)
+        if not self.mixes:
+            return images
+        partner = fn.external_source(name="partner", dtype=types.INT32, ndim=0)
+        lam = fn.external_source(name="lam", dtype=types.FLOAT, ndim=1)
+        mixed = blend(images, partner, lam, ndim=3)
+        return fn.cast(mixed, dtype=types.FLOAT16) if self.half else mixed
+
+    def _random_crop(self, encoded: DataNode) -> DataNode:
+        images = fn.decoders.image_slice(
+            encoded,
+            start=fn.external_source(name="corner", dtype=types.INT32, ndim=1),
+            shape=fn.external_source(name="extent", dtype=types.INT32, ndim=1),
+            axes=[0, 1],
+            **self._decoding,
+        )
+        return fn.resize(images, **self._resizing)
+
+    def _centre_crop(self, encoded: DataNode) -> DataNode:
+        # a window that cuts through pixels is the resampler's to take: a decoder's would be rounded
+        return fn.resize(
+            fn.decoders.image(encoded, **self._decoding),
+            roi_start=fn.external_source(name="corner", dtype=types.FLOAT, ndim=1),
+            roi_end=fn.external_source(name="end", dtype=types.FLOAT, ndim=1),
+            **self._resizing,
+        )
+
+    def _normalise(self, images: DataNode) -> DataNode:
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0) if self._trains else 0,
+            mean=[255 * value for value in self.transform.mean],
+            std=[255 * value for value in self.transform.std],
+            output_layout="HWC" if self.channels_last else "CHW",
+            dtype=types.FLOAT16 if self.half and not self.mixes else types.FLOAT,
+        )
+
+    @property
+    def _decoding(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": self.exif}
+        if self.device_id is None:
+            return {"device": "cpu", **options}
+        return {"device": "mixed", "jpeg_fancy_upsampling": True, **options}  # chroma as on the CPU
+
+    @property
+    def _resizing(self) -> dict[str, Any]:
+        size = [float(side) for side in self.transform.height_width]
+        return {"size": size, "interp_type": types.INTERP_LINEAR, "antialias": self.transform.antialias}

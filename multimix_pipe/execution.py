@@ -1,0 +1,63 @@
+"""What a backend is: an executor of step plans. The two implementations are `dali.executor` and `native.executor`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from multimix_pipe.config import LoaderConfig
+from multimix_pipe.plan import Plan, StepPlan
+from multimix_pipe.shards.bad_samples import BadSamples
+from multimix_pipe.shards.index import PROBLEMS, Index
+from multimix_pipe.shards.reader import ShardReader
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """All that an executor needs to know: where the bytes are, what to do with them, and for whom."""
+
+    index: Index
+    plan: Plan
+    reader: ShardReader
+    bad_samples: BadSamples
+    config: LoaderConfig
+    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the images handed out."""
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the executor forms the K mixed rows of each pair."""
+        return self.config.mix is not None and self.config.expand
+
+    def known_problem(self, sample: int) -> str | None:
+        """What indexing found wrong with a sample; None if it may be decoded."""
+        code = int(self.index.problem[sample])
+        return PROBLEMS[code] if code else None
+
+    def orientation(self, sample: int) -> int:
+        """The EXIF orientation to apply, 1..8: 1 (none) unless exif=True."""
+        return int(self.index.orientation[sample]) if self.config.exif else 1
+
+
+class Executor(Protocol):
+    """Executes step plans, some steps ahead of its consumer."""
+
+    def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, torch.Tensor], None, None]:
+        """Yield each step with its images, in order: (B*K, C, H, W) mixed rows, or (B, C, H, W) where nothing is mixed.
+
+        The step handed back is the one that was executed: bad samples are replaced in it. The error of a step is raised at
+        that step, after the batches before it. Closing the iterator drops what ran ahead.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free threads, files and device memory."""
+        ...

@@ -1,0 +1,5 @@
+"""Decisions: everything random, drawn before anything is decoded. NumPy and SciPy only."""
+
+from multimix_pipe.plan.step import Plan, Samples, Schedule, StepPlan, draw_mixing
+
+__all__ = ["Plan", "Samples", "Schedule", "StepPlan", "draw_mixing"]

@@ -1,0 +1,182 @@
+"""A step's decisions, complete: which samples, which windows, which flips, which partners, which weights.
+
+`Plan.step` is a pure function of (seed, epoch, position); a backend only executes what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multimix_pipe.config import LastBatch, MultiMix, Shuffle, TrainTransform, Transform
+from multimix_pipe.plan import crops, mixing, order
+from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """One process's batch: B rows, positions [start, start + B) of the epoch."""
+
+    epoch: int
+    start: int
+    """Position of row 0 in the epoch, counted over all processes."""
+    sample: NDArray[np.int64]
+    """(B,) number of each row's sample in the index."""
+    window: NDArray[np.float32]
+    """(B, 4) y, x, height, width in pixels of the upright image; whole numbers for training."""
+    flip: NDArray[np.bool_]
+    """(B,) whether the row is mirrored left to right."""
+    partner: NDArray[np.int64]
+    """(B,) row that each row is mixed with."""
+    lam: NDArray[np.float32]
+    """(B, K) weight of the row's own sample, non-increasing along k."""
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def rows(self, rows: slice) -> StepPlan:
+        """Some consecutive rows; `partner` still numbers rows of the whole."""
+        columns = {name: getattr(self, name)[rows] for name in ("sample", "window", "flip", "partner", "lam")}
+        return StepPlan(self.epoch, self.start + rows.start, **columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The samples that an epoch shows: columns over the (sub)set, in stored order."""
+
+    number: NDArray[np.int64]
+    """(N,) number in the index."""
+    shard: NDArray[np.int32]
+    width: NDArray[np.int32]
+    """(N,) of the upright image: after EXIF where that is honoured."""
+    height: NDArray[np.int32]
+    weights: NDArray[np.float64] | None = None
+    """(N,) to draw with replacement by; None: each sample once an epoch."""
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+
+class Plan:
+    """All decisions of a run, as functions of (epoch, position)."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        transform: Transform,
+        mix: MultiMix | None,
+        shuffle: Shuffle,
+        seed: int,
+        order_batch_size: int,
+    ) -> None:
+        self.samples = samples
+        self.order_batch_size = order_batch_size
+        """The batch size that a window order is made for; another one from a resumed state keeps that run's order."""
+        self._transform = transform
+        self._mix = mix
+        self._shuffle = shuffle
+        self._seed = seed
+        # an order is 10 MB at ImageNet's size: keep this epoch's and the last one's
+        self._cached_order = lru_cache(maxsize=2)(self._make_order)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """(N,) which of `samples` each position of an epoch shows."""
+        return self._cached_order(epoch, self.order_batch_size)
+
+    def _make_order(self, epoch: int, batch_size: int) -> NDArray[np.int64]:
+        samples = self.samples
+        if samples.weights is not None:
+            return order.weighted_order(samples.weights, self._seed, epoch)
+        if self._shuffle == "global":
+            return order.global_order(len(samples), self._seed, epoch)
+        if self._shuffle == "window":
+            return order.window_order(samples.shard, batch_size, self._seed, epoch)
+        return order.stored_order(len(samples))
+
+    def step(self, epoch: int, start: int, stop: int) -> StepPlan:
+        """The batch of positions [start, stop); a position beyond the last shows the samples from the first on again."""
+        member = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
+        window, flip = self._crops(member, epoch, start)
+        partner, lam = draw_mixing(self._mix, self._seed, epoch, start, len(member))
+        return StepPlan(epoch, start, self.samples.number[member], window, flip, partner, lam)
+
+    def redraw_row(self, step: StepPlan, row: int, attempt: int) -> None:
+        """Put another sample into `row` of `step`, drawn for (position, attempt >= 1); partners and weights stay."""
+        position = step.start + row
+        word = draw_words(self._seed, Stream.REPLACEMENT, step.epoch, position, 1, 1, attempt=attempt)[:, 0]
+        if self.samples.weights is None:
+            member = integers(word, len(self.samples))
+        else:
+            member = order.by_weight(uniform(word), self.samples.weights)
+        window, flip = self._crops(member, step.epoch, position, attempt=attempt)
+        step.sample[row], step.window[row], step.flip[row] = self.samples.number[member[0]], window[0], flip[0]
+
+    def _crops(
+        self, member: NDArray[np.int64], epoch: int, start: int, attempt: int = 0
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        # a sample whose header could not be read has size 0: it never reaches a decoder, but its row needs some window
+        width = np.maximum(self.samples.width[member], 1).astype(np.int64)
+        height = np.maximum(self.samples.height[member], 1).astype(np.int64)
+        if not isinstance(self._transform, TrainTransform):
+            return crops.centre_windows(width, height, self._transform), np.zeros(len(member), dtype=np.bool_)
+        words = draw_words(self._seed, Stream.CROP, epoch, start, len(member), crops.WORDS_PER_CROP, attempt=attempt)
+        window = crops.random_windows(words, width, height, self._transform)
+        return window, crops.random_flips(words, self._transform.flip)
+
+
+def draw_mixing(
+    mix: MultiMix | None, seed: int, epoch: int, start: int, rows: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Partners (rows,) and weights (rows, K) of a batch at positions [start, start + rows).
+
+    Without mixing: each row with itself, weight 1. A row that has no other row to mix with (rows = 1) has weight 1 too.
+    """
+    if mix is None:
+        return np.arange(rows, dtype=np.int64), np.ones((rows, 1), dtype=np.float32)
+    partner = mixing.draw_partners(draw_words(seed, Stream.PARTNER, epoch, start, rows, 1)[:, 0], mix.pairing)
+    draws = 1 if mix.lam_per == "batch" else rows
+    words = draw_words(seed, Stream.LAM, epoch, start, draws, mixing.words_per_position(mix))
+    lam = np.broadcast_to(mixing.ordered_weights(words, mix), (rows, mix.k))
+    return partner, np.where((partner == np.arange(rows))[:, None], np.float32(1.0), lam)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the positions of an epoch are dealt to processes: step s of process r is batch s*W + r, counted from `start`."""
+
+    count: int
+    """Samples of an epoch, N."""
+    batch_size: int
+    world_size: int
+    rank: int
+    last_batch: LastBatch
+    start: int = 0
+    """First position, counted over all processes: 0, or where an epoch is resumed."""
+
+    def __len__(self) -> int:
+        """Steps of this process."""
+        left = max(0, self.count - self.start)
+        a_round = self.batch_size * self.world_size
+        if self.last_batch == "wrap":
+            return -(-left // a_round)
+        if self.last_batch == "drop":
+            return left // a_round
+        batches = -(-left // self.batch_size)
+        return max(0, -(-(batches - self.rank) // self.world_size))
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """Positions [first, past) of this process's batch of a step."""
+        first = self.start + (step * self.world_size + self.rank) * self.batch_size
+        past = first + self.batch_size
+        return first, min(past, self.count) if self.last_batch == "partial" else past
+
+    def position_after(self, steps: int) -> int:
+        """The first position that no process has been handed after so many steps."""
+        return self.start + steps * self.world_size * self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return (self.bounds(step) for step in range(len(self)))

@@ -1,0 +1,109 @@
+"""Building index files, many shards in parallel in processes of their own.
+
+The workers are `python -m multimix_pipe.shards.build`, started by subprocess: a user's script needs no `__main__`
+guard, and nothing is forked from a process that may hold threads and a GPU. A worker reads one JSON line a job (shard,
+label, index file) and answers each with one JSON line (null, or the ShardError's message).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+
+from multimix_pipe.errors import ShardError
+from multimix_pipe.shards.scan import scan_shard
+from multimix_pipe.shards.store import save_table
+
+Job = tuple[Path, str, Path]
+"""Shard, label, index file."""
+
+MIN_SHARDS, MIN_BYTES = 8, 64 * 2**20  # below either, workers take longer to start than they save
+
+
+def build_indexes(jobs: Sequence[Job], *, workers: int | None, done: Callable[[], object]) -> None:
+    """Build the index file of each job; `done` is called after each. The first ShardError ends the work."""
+    count = min(workers or usable_cores(), len(jobs))
+    if count == 1 or len(jobs) < MIN_SHARDS or sum(shard.stat().st_size for shard, _, _ in jobs) < MIN_BYTES:
+        for job in jobs:
+            _build_one(*job)
+            done()
+        return
+    idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+    started: list[subprocess.Popen[str]] = []
+    pool = ThreadPoolExecutor(count)
+    try:
+        for _ in range(count):
+            started.append(_start_worker())
+            idle.put(started[-1])
+        for future in as_completed([pool.submit(_build_remote, job, idle) for job in jobs]):
+            future.result()
+            done()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in started:
+            worker.kill()  # idle, or at work on what nobody wants after an error; index files are replaced whole
+        pool.shutdown()
+        for worker in started:
+            worker.communicate()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _build_one(shard: Path, label: str, target: Path) -> None:
+    save_table(target, scan_shard(shard, label), label)
+
+
+def _start_worker() -> subprocess.Popen[str]:
+    root = str(Path(__file__).resolve().parents[2])  # the worker imports this very package, installed or not
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "multimix_pipe.shards.build"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def _build_remote(job: Job, idle: SimpleQueue[subprocess.Popen[str]]) -> None:
+    worker = idle.get()
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    try:
+        worker.stdin.write(json.dumps([str(part) for part in job]) + "\n")
+        worker.stdin.flush()
+        answer = worker.stdout.readline()
+    except OSError:
+        answer = ""
+    idle.put(worker)
+    if not answer:
+        raise ShardError(f"the process that indexed {job[0]} ended ({worker.wait()}); its own message is above")
+    message = json.loads(answer)
+    if message is not None:
+        raise ShardError(message)
+
+
+def _serve() -> None:
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # whatever else prints must not pass for an answer
+    for line in sys.stdin:
+        shard, label, target = json.loads(line)
+        message = None
+        try:
+            _build_one(Path(shard), label, Path(target))
+        except ShardError as error:
+            message = str(error)
+        print(json.dumps(message), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

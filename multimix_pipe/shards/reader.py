@@ -1,0 +1,91 @@
+"""Bytes of samples, read by position: `os.pread` over a bounded set of open files.
+
+Shards are not memory-mapped: a file that shrinks would kill the process, here it is an error with a name.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multimix_pipe.errors import ShardError
+from multimix_pipe.shards.index import Index
+
+OPEN_FILES = 128
+"""Descriptors kept open; more only while more threads than this read at once."""
+
+
+class ShardReader:
+    """Reads encoded samples of an index. Thread-safe; every thread may read at once."""
+
+    def __init__(self, index: Index, open_files: int = OPEN_FILES) -> None:
+        self._index = index
+        self._limit = open_files
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[int, list[int]] = OrderedDict()  # shard -> its descriptors that nobody reads from
+
+    def read(self, sample: int) -> NDArray[np.uint8]:
+        """The encoded bytes of one sample. Raises ShardError where the shard does not hold them."""
+        data = np.empty(self._index.size[sample], dtype=np.uint8)
+        self.read_into(sample, data)
+        return data
+
+    def read_into(self, sample: int, data: NDArray[np.uint8]) -> None:
+        """Fill `data`, uint8 of exactly the sample's size."""
+        shard = int(self._index.shard[sample])
+        view, offset = data.data, int(self._index.offset[sample])
+        try:
+            with self._descriptor(shard) as descriptor:
+                while view:
+                    got = os.preadv(descriptor, [view], offset)
+                    if not got:
+                        break
+                    view, offset = view[got:], offset + got
+        except OSError as error:
+            raise ShardError(
+                f"{self._index.name(sample)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
+            ) from error
+        if view:
+            raise ShardError(
+                f"{self._index.name(sample)}: needs {len(data)} bytes at offset {self._index.offset[sample]}, the file ends "
+                f"{len(view)} bytes early: it changed after it was indexed. Restore it, or index it again"
+            )
+
+    @contextmanager
+    def _descriptor(self, shard: int) -> Iterator[int]:
+        with self._lock:
+            idle = self._idle.get(shard)
+            descriptor = idle.pop() if idle else None
+            if idle is not None and not idle:
+                del self._idle[shard]
+        if descriptor is None:
+            descriptor = os.open(self._index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            self._keep(shard, descriptor)
+
+    def _keep(self, shard: int, descriptor: int) -> None:
+        with self._lock:
+            self._idle.setdefault(shard, []).append(descriptor)
+            self._idle.move_to_end(shard)
+            surplus: list[int] = []
+            while sum(map(len, self._idle.values())) > self._limit:
+                surplus += self._idle.popitem(last=False)[1]
+        for old in surplus:
+            os.close(old)
+
+    def close(self) -> None:
+        """Close all files. Reading opens them again."""
+        with self._lock:
+            idle, self._idle = self._idle, OrderedDict()
+        for descriptors in idle.values():
+            for descriptor in descriptors:
+                with suppress(OSError):
+                    os.close(descriptor)

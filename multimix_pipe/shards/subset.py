@@ -1,0 +1,67 @@
+"""Subsets of a data set by key: `samples=` keeps, `exclude=` leaves out."""
+
+from __future__ import annotations
+
+import logging
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multimix_pipe.config import Keys
+from multimix_pipe.errors import ConfigError
+from multimix_pipe.shards.index import Index
+
+logger = logging.getLogger("multimix_pipe")
+
+
+def select(index: Index, samples: Keys | None, exclude: Keys | None) -> NDArray[np.int64]:
+    """Numbers of the samples to use, int64, in stored order.
+
+    A key is a sample's `__key__`, or `shard.tar : key` where several shards have the same; a str or path names a text file of
+    them, one a line. Raises ConfigError for a key in `samples` that no sample has, and where nothing is left.
+    """
+    kept = np.ones(len(index), dtype=np.bool_)
+    if samples is not None or exclude is not None:
+        numbers = _numbers_by_key(index)
+        if samples is not None:
+            wanted = _read_keys("samples", samples)
+            unknown = [key for key in wanted if key not in numbers]
+            if unknown:
+                raise ConfigError(
+                    f"samples must be keys of the data set; {len(unknown)} are not, the first: {unknown[0]!r}"
+                )
+            kept[:] = False
+            kept[[number for key in wanted for number in numbers[key]]] = True
+        if exclude is not None:
+            unwanted = _read_keys("exclude", exclude)
+            unknown = [key for key in unwanted if key not in numbers]
+            if unknown:
+                logger.warning("exclude: %d keys are not in this data set, the first: %r", len(unknown), unknown[0])
+            kept[[number for key in unwanted for number in numbers.get(key, [])]] = False
+    chosen = np.flatnonzero(kept).astype(np.int64)
+    if not len(chosen):
+        raise ConfigError(
+            f"at least one sample is required; the shards hold {len(index)}, samples= and exclude= leave none"
+        )
+    return chosen
+
+
+def _numbers_by_key(index: Index) -> dict[str, list[int]]:
+    numbers: dict[str, list[int]] = {}
+    for number in range(len(index)):
+        for name in (index.key(number), index.name(number)):
+            numbers.setdefault(name, []).append(number)
+    return numbers
+
+
+def _read_keys(argument: str, keys: Keys) -> list[str]:
+    if not isinstance(keys, (str, PathLike)):
+        return list(keys)
+    path = Path(keys)
+    if not path.is_file():
+        raise ConfigError(
+            f"{argument} must be a list of keys or a text file of them, one a line; there is no file {str(path)!r}"
+        )
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]

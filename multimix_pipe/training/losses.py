@@ -1,0 +1,111 @@
+"""Cross-entropy over K-fold mixed targets."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from multimix_pipe.config import check_choice, check_number
+from multimix_pipe.errors import ConfigError
+from multimix_pipe.training.targets import MixedTargets, Pairs, target_form
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+class MultiMixLoss(nn.Module):
+    """Cross-entropy of mixed samples; its mean runs over all B*K rows, so over all K interpolations of each pair.
+
+    With target rows t, log-probabilities log p, class weights w (1 without), label smoothing e and C classes:
+
+        loss_i = sum_c w_c * ((1 - e) * t_ic + e / C) * -log p_ic
+        mean   = sum_i loss_i / sum_i sum_c w_c * t_ic          "sum", "none": sum_i loss_i, loss_i
+
+    This is the formula of `F.cross_entropy` for class ids, carried on to soft rows: one-hot rows give its result, and
+    scaling `weight` changes nothing in the mean. `F.cross_entropy` itself divides soft rows by N, not by their
+    weight, so with class weights its losses of mixed and of plain batches are on different scales.
+
+    `forward` takes logits (N, C) and targets in any form that a Batch has; all forms of one target give one loss:
+
+        rows    (B*K, C) floating, each summing to 1
+        pairs   (labels (B,), partner labels (B,), lam (B, K)): no dense rows are made
+        ids     (N,) int64, where nothing is mixed: F.cross_entropy, so that one object serves training and evaluation
+
+    It computes in float32 for 16-bit logits. Smoothing is applied here, once: targets must not be smoothed already.
+
+    >>> loss = MultiMixLoss()
+    >>> loss(torch.zeros(4, 3), (torch.tensor([0, 2]), torch.tensor([2, 0]), torch.tensor([[0.9, 0.4], [0.7, 0.1]])))
+    tensor(1.0986)
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self, weight: Tensor | None = None, label_smoothing: float = 0.0, reduction: Reduction = "mean"
+    ) -> None:
+        """`weight`: (C,), a finite number >= 0 for each class. `label_smoothing`: in [0, 1]."""
+        super().__init__()
+        check_number("label_smoothing", label_smoothing, 0.0, 1.0)
+        check_choice("reduction", reduction, get_args(Reduction))
+        if weight is not None:
+            _check_weight(weight)
+        self.register_buffer("weight", weight)
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, targets: MixedTargets) -> Tensor:
+        """Loss of logits (N, C): 0-dim, or (N,) with reduction="none". ConfigError where the shapes do not fit."""
+        form = target_form(logits, targets)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        weight = None if self.weight is None else self.weight.to(logits)
+        if weight is not None and weight.shape[0] != logits.shape[1]:
+            raise ConfigError(f"weight must hold a number for each of {logits.shape[1]} classes; found {len(weight)}")
+        if form == "ids":
+            assert isinstance(targets, Tensor)
+            return F.cross_entropy(
+                logits, targets, weight=weight, reduction=self.reduction, label_smoothing=self.label_smoothing
+            )
+        weighted = logits.log_softmax(1).neg()
+        if weight is not None:
+            weighted = weighted * weight
+        loss, mass = (
+            _pairs(weighted, targets, weight) if isinstance(targets, tuple) else _rows(weighted, targets, weight)
+        )
+        if self.label_smoothing:
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * weighted.mean(1)
+        if self.reduction == "none":
+            return loss
+        return loss.sum() / mass if self.reduction == "mean" else loss.sum()
+
+    def extra_repr(self) -> str:
+        weight = None if self.weight is None else f"({len(self.weight)} classes)"
+        return f"weight={weight}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+
+
+def _rows(weighted: Tensor, rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """Loss (N,) of dense rows before smoothing, and the mean's divisor; `weighted` is `w_c * -log p_ic`."""
+    rows = rows.to(weighted.dtype)
+    return (rows * weighted).sum(1), len(rows) if weight is None else (rows * weight).sum()
+
+
+def _pairs(weighted: Tensor, pairs: Pairs, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
+    """As `_rows`, reading only the two classes of each pair."""
+    own, other, lam = pairs
+    lam = lam.to(weighted.dtype)
+    at_own = weighted.gather(1, own.repeat_interleave(lam.shape[1])[:, None]).view_as(lam)
+    at_other = weighted.gather(1, other.repeat_interleave(lam.shape[1])[:, None]).view_as(lam)
+    loss = (lam * at_own + (1 - lam) * at_other).flatten()
+    if weight is None:
+        return loss, len(loss)
+    return loss, (lam * weight[own][:, None] + (1 - lam) * weight[other][:, None]).sum()
+
+
+def _check_weight(weight: Tensor) -> None:
+    if weight.ndim != 1 or not weight.is_floating_point():
+        raise ConfigError(f"weight must be a floating (C,) tensor; found {weight.dtype} of shape {tuple(weight.shape)}")
+    if not bool(((weight >= 0) & weight.isfinite()).all()):
+        raise ConfigError(
+            f"weight must hold finite numbers >= 0; found {weight.min().item():g}..{weight.max().item():g}"
+        )
