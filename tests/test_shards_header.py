@@ -81,11 +81,13 @@ def test_no_prefix_of_an_image_crashes_or_gives_another_size() -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         data = encode((30, 17), kind=kind)
         for end in range(len(data)):
-            header = read_header(data[:end], lambda end=end: data[:end])
+            header = read_header(data[:end], lambda cut=data[:end]: cut)
             assert header is None or header[:2] == (30, 17)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe1\0\0", b"\xff" * 4000, b"GIF89a", b"\0" * 99])
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"\xff\xd8", b"\xff\xd8\xff\xe1\0\0", b"\xff" * 4000, b"GIF89a", b"\0" * 99]
+)
 def test_what_is_no_image_gives_none(data: bytes) -> None:
     assert header_of(data) is None
 

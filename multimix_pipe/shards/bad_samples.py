@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 
 from multimix_pipe.config import OnBadSample
 from multimix_pipe.errors import BadSampleError
@@ -16,38 +15,41 @@ MAX_ATTEMPTS = 100
 
 
 class BadSamples:
-    """The policy of `on_bad_sample`, and the record of what it met. Thread-safe."""
+    """The policy of `on_bad_sample`, and the record of what it met."""
 
     def __init__(self, index: Index, policy: OnBadSample, max_bad: int | None) -> None:
         self._index = index
         self._policy = policy
         self._max_bad = max_bad
-        self._lock = threading.Lock()
         self._reasons: dict[int, str] = {}
 
     @property
     def reasons(self) -> dict[str, str]:
-        """The bad samples met so far: `shard.tar : key` -> what is wrong."""
-        with self._lock:
-            return {self._index.name(sample): reason for sample, reason in self._reasons.items()}
+        """The bad samples replaced so far: `shard.tar : key` -> what is wrong."""
+        return {self._index.name(sample): reason for sample, reason in self._reasons.items()}
 
-    def report(self, sample: int, reason: str, attempt: int) -> None:
-        """Record a bad sample. Raises BadSampleError under "raise", past `max_bad`, and after MAX_ATTEMPTS in a row."""
+    def check_replaceable(self, sample: int, reason: str, attempt: int) -> None:
+        """Raise BadSampleError under "raise", and where a position has had MAX_ATTEMPTS bad samples in a row."""
         name = self._index.name(sample)
         if self._policy == "raise":
             raise BadSampleError(
                 f'{name}: {reason}. Leave it out with exclude=["{self._index.key(sample)}"], or train on others in the '
                 'place of bad samples with on_bad_sample="replace"'
             )
-        with self._lock:
-            new = sample not in self._reasons
-            self._reasons.setdefault(sample, reason)
-            count = len(self._reasons)
-        if new:
-            logger.warning("bad sample replaced: %s: %s", name, reason)
-        if self._max_bad is not None and count > self._max_bad:
-            raise BadSampleError(
-                f"{count} bad samples met, max_bad={self._max_bad} allowed; the last one: {name}: {reason}"
-            )
         if attempt + 1 >= MAX_ATTEMPTS:
-            raise BadSampleError(f"{MAX_ATTEMPTS} replacements in a row are bad too; the last one: {name}: {reason}")
+            raise BadSampleError(f"{MAX_ATTEMPTS} samples in a row are bad; the last one: {name}: {reason}")
+
+    def record(self, sample: int, reason: str) -> None:
+        """Count a sample that was replaced. Raises BadSampleError past `max_bad` different ones.
+
+        Called when its batch is handed out: what runs ahead in threads must not decide at which step a run ends.
+        """
+        if sample in self._reasons:
+            return
+        self._reasons[sample] = reason
+        name = self._index.name(sample)
+        logger.warning("bad sample replaced: %s: %s", name, reason)
+        if self._max_bad is not None and len(self._reasons) > self._max_bad:
+            raise BadSampleError(
+                f"{len(self._reasons)} bad samples met, max_bad={self._max_bad} allowed; the last one: {name}: {reason}"
+            )

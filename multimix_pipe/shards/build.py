@@ -1,8 +1,7 @@
 """Building index files, many shards in parallel in processes of their own.
 
-The workers are `python -m multimix_pipe.shards.build`, started by subprocess: a user's script needs no `__main__`
-guard, and nothing is forked from a process that may hold threads and a GPU. A worker reads one JSON line a job (shard,
-label, index file) and answers each with one JSON line (null, or the ShardError's message).
+The workers are `python -m multimix_pipe.shards.worker`, started by subprocess: a user's script needs no `__main__`
+guard, and nothing is forked from a process that may hold threads and a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def build_indexes(jobs: Sequence[Job], *, workers: int | None, done: Callable[[]
     count = min(workers or usable_cores(), len(jobs))
     if count == 1 or len(jobs) < MIN_SHARDS or sum(shard.stat().st_size for shard, _, _ in jobs) < MIN_BYTES:
         for job in jobs:
-            _build_one(*job)
+            build_one(*job)
             done()
         return
     idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
@@ -58,7 +57,8 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _build_one(shard: Path, label: str, target: Path) -> None:
+def build_one(shard: Path, label: str, target: Path) -> None:
+    """Index `shard` into the file `target`, in this process."""
     save_table(target, scan_shard(shard, label), label)
 
 
@@ -66,10 +66,11 @@ def _start_worker() -> subprocess.Popen[str]:
     root = str(Path(__file__).resolve().parents[2])  # the worker imports this very package, installed or not
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", "multimix_pipe.shards.build"],
+        [sys.executable, "-m", "multimix_pipe.shards.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends them in silence
         env={**os.environ, "PYTHONPATH": path},
     )
 
@@ -90,20 +91,3 @@ def _build_remote(job: Job, idle: SimpleQueue[subprocess.Popen[str]]) -> None:
     message = json.loads(answer)
     if message is not None:
         raise ShardError(message)
-
-
-def _serve() -> None:
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever else prints must not pass for an answer
-    for line in sys.stdin:
-        shard, label, target = json.loads(line)
-        message = None
-        try:
-            _build_one(Path(shard), label, Path(target))
-        except ShardError as error:
-            message = str(error)
-        print(json.dumps(message), file=answers, flush=True)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -106,7 +106,7 @@ def open_index(
     tables = {shard: None if rebuild else load_table(shard, label) for shard in shards}
     missing = [shard for shard, table in tables.items() if table is None]
     with tqdm(total=len(missing), desc="indexing", unit="shard", disable=not progress or not missing) as bar:
-        for folder, group in groupby(sorted(missing), key=lambda shard: shard.parent):
+        for folder, group in groupby(sorted(missing, key=lambda shard: shard.parent), key=lambda shard: shard.parent):
             tables.update(_build_folder(folder, list(group), label, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
     index = _join(shards, found)

@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from multimix_pipe.shards.imagefolder import Image, ImageFolder, open_image_fold
 CLASSES = "classes.json"
 RUN = "pack.json"
 PARTIAL = ".part"
+IMAGES_DIGEST = "sha256_of_classes_names_and_sizes"
 DEFAULT_QUALITY = 90  # of JPEG, where only max_side is asked for
 
 _ORIENTATION_TAG = 0x0112
@@ -119,12 +121,13 @@ def _pack_set(
 ) -> PackReport:
     images = [image for image in folder.images if image.split == split]
     keys = _unique_keys(images)
+    run = _run_description(folder, images, settings)
     if settings.shuffle_seed is not None:
         # raw words and a stable sort: NumPy promises those bits for ever, not what Generator.permutation makes of them
         words = np.random.Philox(key=settings.shuffle_seed).random_raw(len(images))
         order = np.argsort(words, kind="stable").tolist()
         images, keys = [images[i] for i in order], [keys[i] for i in order]
-    _claim(out, _run_description(folder, images, settings))
+    _claim(out, run)
     ids = {name: i for i, name in enumerate(folder.classes)}
     kept: list[str] = []
     with (
@@ -140,7 +143,7 @@ def _pack_set(
             if not fine:
                 kept.append(image.path)
             bar.update()
-    _write_whole(out / CLASSES, json.dumps(dict(enumerate(folder.classes)), indent=0, ensure_ascii=False).encode())
+    _write_whole(out / CLASSES, json.dumps(dict(enumerate(folder.classes)), indent=0).encode())
     size = sum(shard.stat().st_size for shard in shards.done)
     return PackReport(tuple(shards.done), folder.classes, len(images), size, folder.skipped, tuple(kept))
 
@@ -161,7 +164,7 @@ def _unique_keys(images: Sequence[Image]) -> list[str]:
 
 def _run_description(folder: ImageFolder, images: Sequence[Image], settings: _Settings) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps([folder.classes, images]).encode()).hexdigest()
-    return {"source": folder.source.name, "images": len(images), "sha256_of_names_and_sizes": digest, **vars(settings)}
+    return {"source": folder.source.name, "images": len(images), IMAGES_DIGEST: digest, **vars(settings)}
 
 
 def _claim(out: Path, run: dict[str, Any]) -> None:
@@ -186,7 +189,10 @@ def _difference(path: Path, run: dict[str, Any]) -> str:
     try:
         before = json.loads(path.read_bytes())
         changed = [name for name, value in run.items() if before[name] != value]
-        return ", ".join(f"{name} was {before[name]}, is {run[name]}" for name in changed)
+        return ", ".join(
+            "other images" if name == IMAGES_DIGEST else f"{name} was {before[name]}, is {run[name]}"
+            for name in changed
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return f"it has no {RUN} that `pack` wrote"
 
@@ -228,9 +234,14 @@ class _Shards:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._finish()
-        elif self._file is not None:
-            self._file.close()
+            try:
+                self._finish()
+            except OSError as error:
+                raise ShardError(f"{self._out}: the last shard cannot be written: {error}") from error
+        elif self._tar is not None and self._file is not None:
+            with suppress(OSError):  # of a full disk: the error that brought us here is the one to see
+                self._tar.close()
+                self._file.close()
             Path(self._file.name).unlink(missing_ok=True)
 
     def _start(self) -> None:
@@ -245,6 +256,8 @@ class _Shards:
         if self._tar is None or self._file is None:
             return
         self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())  # else a power cut could leave the name without the bytes
         self._file.close()
         partial = Path(self._file.name)
         os.replace(partial, partial.with_suffix(""))

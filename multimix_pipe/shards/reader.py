@@ -33,11 +33,6 @@ class ShardReader:
     def read(self, sample: int) -> NDArray[np.uint8]:
         """The encoded bytes of one sample. Raises ShardError where the shard does not hold them."""
         data = np.empty(self._index.size[sample], dtype=np.uint8)
-        self.read_into(sample, data)
-        return data
-
-    def read_into(self, sample: int, data: NDArray[np.uint8]) -> None:
-        """Fill `data`, uint8 of exactly the sample's size."""
         shard = int(self._index.shard[sample])
         view, offset = data.data, int(self._index.offset[sample])
         try:
@@ -56,6 +51,7 @@ class ShardReader:
                 f"{self._index.name(sample)}: needs {len(data)} bytes at offset {self._index.offset[sample]}, the file ends "
                 f"{len(view)} bytes early: it changed after it was indexed. Restore it, or index it again"
             )
+        return data
 
     @contextmanager
     def _descriptor(self, shard: int) -> Iterator[int]:
@@ -80,6 +76,9 @@ class ShardReader:
                 surplus += self._idle.popitem(last=False)[1]
         for old in surplus:
             os.close(old)
+
+    def __del__(self) -> None:
+        self.close()  # a loader that is dropped without close() must not keep 128 files open
 
     def close(self) -> None:
         """Close all files. Reading opens them again."""

@@ -64,4 +64,6 @@ def _read_keys(argument: str, keys: Keys) -> list[str]:
         raise ConfigError(
             f"{argument} must be a list of keys or a text file of them, one a line; there is no file {str(path)!r}"
         )
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return [
+        line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if line.strip()
+    ]

@@ -51,7 +51,7 @@ def read_members(file: BinaryIO, path: Path) -> Iterator[Member]:
     _check_magic(file, path, size)
     try:
         tar = tarfile.TarFile(fileobj=file, mode="r", encoding="utf-8", errors="surrogateescape")
-        while (info := tar.next()) is not None:
+        for info in tar:
             tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all; a shard may hold a million
             if not info.isreg():
                 continue
