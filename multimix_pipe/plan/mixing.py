@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from multimix_pipe.config import MultiMix, Pairing
+from multimix_pipe.plan.beta import inverse_beta
 from multimix_pipe.plan.seeding import Words, permutation, uniform
 
 
@@ -32,9 +32,7 @@ def ordered_weights(words: Words, mix: MultiMix) -> NDArray[np.float32]:
     u = uniform(words[:, 1:])
     if mix.sampling == "stratified":
         u = (np.arange(mix.k - 1, -1, -1) + u) / mix.k
-    lam = u if mix.alpha == 1.0 else betaincinv(mix.alpha, mix.alpha, u)
-    # float32 hides the last bits, in which machines differ; sorted after the rounding, so ties stay in order
-    lam = -np.sort(-lam.astype(np.float32), axis=1)
+    lam = -np.sort(-inverse_beta(mix.alpha, u).astype(np.float32), axis=1)
     mixed = uniform(words[:, :1]) < mix.prob
     return np.where(mixed, lam, np.float32(1.0))
 

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,7 +41,8 @@ def by_weight(u: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[n
     """For each u in (0, 1) the sample whose part of the summed weights it falls into."""
     cumulative = np.cumsum(weights)
     last = np.flatnonzero(weights)[-1]  # rounding must not reach a sample of weight 0 at the end
-    return np.minimum(np.searchsorted(cumulative, u * cumulative[-1], side="right"), last).astype(np.int64)
+    sample: NDArray[np.int64] = np.searchsorted(cumulative, u * cumulative[-1], side="right").clip(max=last)
+    return sample
 
 
 def window_order(shard: NDArray[np.integer], batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -81,11 +84,13 @@ def _lane_sequences(shard: NDArray[np.integer], seed: int, epoch: int) -> list[N
         lane_of[number], window_of[number] = lane, dealt[lane] // SHARDS_PER_WINDOW
         load[lane] += sizes[number]
         dealt[lane] += 1
-    words = draw_sequence(seed, Stream.SAMPLE, epoch, len(shard))
-    order = np.lexsort((words, window_of[shard_number], lane_of[shard_number]))
-    return np.split(order, np.cumsum(load)[:-1])
+    group = lane_of * (1 + dealt.max() // SHARDS_PER_WINDOW) + window_of
+    group = group.astype(np.min_scalar_type(group.max()))[shard_number]  # up to 16 bits NumPy sorts in linear time
+    shuffled = permutation(draw_sequence(seed, Stream.SAMPLE, epoch, len(shard)))
+    return np.split(shuffled[np.argsort(group[shuffled], kind="stable")], np.cumsum(load)[:-1])
 
 
+@lru_cache(maxsize=LANES)
 def _nearest_lanes(lane: int) -> list[int]:
     """All lanes, `lane` first, then by how many low bits they share with it."""
     return sorted(range(LANES), key=lambda other: -_shared_low_bits(lane, other))

@@ -37,7 +37,10 @@ def draw_words(
     number of blocks of four words.
     """
     blocks = -(-per_position // _WORDS_PER_BLOCK)
-    generator = np.random.Philox(key=[seed, int(stream)], counter=[start * blocks, attempt, epoch, 0])
+    # typed arrays: NumPy makes a list with an int of 2**63 or more a list of floats, which merges seeds
+    key = np.array([seed, int(stream)], dtype=np.uint64)
+    counter = np.array([start * blocks, attempt, epoch, 0], dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=counter)
     words = generator.random_raw(count * blocks * _WORDS_PER_BLOCK)
     return words.reshape(count, blocks * _WORDS_PER_BLOCK)[:, :per_position]
 

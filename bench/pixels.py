@@ -1,0 +1,62 @@
+"""How far apart are the pixels of the two backends? Same plan, other decoder and resampler.
+
+    python bench/pixels.py [--shards FOLDER] [--device cuda]
+
+Differences are of 0..255 values, over all pixels of one epoch at 224x224.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from data import generated_shards
+from harness import parser, report
+
+from multimix_pipe import EvalTransform, TrainTransform, open_loader
+from multimix_pipe.config import IMAGENET_STD
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument(
+        "--shards", type=Path, help="a folder of shards with classes.json; default: generated photos"
+    )
+    arguments.add_argument("--device", default="cpu")
+    args = arguments.parse_args()
+    folder = args.shards or generated_shards()
+    num_classes = len(json.loads((folder / "classes.json").read_text()))
+    scale = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
+    results = {}
+    for transform in (
+        *(TrainTransform(antialias=True), TrainTransform(antialias=False)),
+        *(EvalTransform(antialias=True), EvalTransform(antialias=False)),
+    ):
+        loaders = [
+            open_loader(
+                folder,
+                batch_size=50,
+                num_classes=num_classes,
+                mix=None,
+                transform=transform,
+                last_batch="partial",
+                backend=backend,
+                device=args.device,
+            )
+            for backend in ("dali", "torch")
+        ]
+        differences = []
+        for (ours, _), (theirs, _) in zip(*loaders, strict=True):
+            differences.append(((ours - theirs).cpu().abs() * scale).numpy().ravel())
+        every = np.concatenate(differences)
+        name = f"{type(transform).__name__}(antialias={transform.antialias})"
+        worst = [float(np.percentile(every, part)) for part in (99, 99.9)]
+        results[name] = {"mean": float(every.mean()), "p99": worst[0], "p99.9": worst[1], "max": float(every.max())}
+        print(f"{name:34}", "  ".join(f"{key} {value:6.2f}" for key, value in results[name].items()))
+    report(__doc__.splitlines()[0], {"device": args.device, "difference": results}, args.json)
+
+
+if __name__ == "__main__":
+    main()
