@@ -7,9 +7,7 @@ round. Medians over the rounds are printed with the lowest and the highest.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
 import platform
 import statistics
 import sys
@@ -21,45 +19,13 @@ from typing import Any
 
 import torch
 
-PACKAGES = [
-    "torch",
-    "numpy",
-    "scipy",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "webdataset",
-    "simplejpeg",
-    "pillow",
-]
+from multimix_pipe.cli.machine import describe_machine, package_versions
 
 
 def machine() -> dict[str, Any]:
     """Processor, cores, GPU and versions: what a figure must be quoted with."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "cpu": _cpu_name(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(terse=True),
-        "python": platform.python_version(),
-        "versions": versions,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    described = {"python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+    return {**describe_machine(), **described, "versions": package_versions()}
 
 
 @dataclass

@@ -77,7 +77,7 @@ def main() -> None:
     results["training"] = run("training", *device, *rounds, *batch, *shards, *repeat)
 
     described = machine()
-    name = re.sub(r"[^a-z0-9]+", "-", str(described["gpu"] or described["cpu"]).lower()).strip("-")
+    name = re.sub(r"[^a-z0-9]+", "-", str(described.get("gpu", described["cpu"])).lower()).strip("-")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"{name}-{described['date']}.json"
     path.write_text(json.dumps(results, indent=1) + "\n")

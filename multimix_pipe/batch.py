@@ -45,16 +45,16 @@ class Batch:
         return iter((self.images, self.targets))
 
     def chunks(self, n: int) -> Iterator[Batch]:
-        """Split into n micro-batches of whole pairs (fewer where there are fewer pairs), as views.
+        """Split into n micro-batches of whole pairs (fewer where there are fewer pairs), as views; sizes differ by one at most.
 
         The chunks' `plan.partner` still numbers rows of the whole batch.
         """
         check_int("n", n, 1)
         pairs = len(self.plan)
         k = len(self.images) // max(pairs, 1)
-        size = -(-pairs // n)
-        for first in range(0, pairs, max(size, 1)):
-            yield self._pairs(slice(first, min(first + size, pairs)), k)
+        parts = min(n, pairs)
+        for part in range(parts):
+            yield self._pairs(slice(part * pairs // parts, (part + 1) * pairs // parts), k)
 
     def _pairs(self, pairs: slice, k: int) -> Batch:
         rows = slice(pairs.start * k, pairs.stop * k)
@@ -74,8 +74,8 @@ class Batch:
 
 
 def to_device(array: object, device: torch.device) -> Tensor:
-    """A NumPy array as a tensor on `device`, without waiting for a copy."""
-    return torch.as_tensor(array).to(device, non_blocking=True)
+    """A NumPy array as a tensor on `device`; on CUDA without waiting for the copy."""
+    return torch.as_tensor(array).to(device, non_blocking=device.type == "cuda")
 
 
 def mix_batch(

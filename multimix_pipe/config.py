@@ -51,11 +51,11 @@ def check_number(name: str, value: object, low: float, high: float = math.inf, *
         raise ConfigError(f"{name} must be a finite number in {bracket}{low:g}, {high:g}]; found {value!r}")
 
 
-def _check_range(name: str, value: object, high: float) -> None:
+def _check_range(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, Sequence) or len(value) != 2:
         raise ConfigError(f"{name} must be a pair (low, high); found {value!r}")
     for bound in value:
-        check_number(name, bound, 0.0, high, open_low=True)
+        check_number(name, bound, low, high, open_low=low == 0.0)
     if value[0] > value[1]:
         raise ConfigError(f"{name} must be a pair (low, high) with low <= high; found {value!r}")
 
@@ -133,7 +133,7 @@ class TrainTransform:
     scale: tuple[float, float] = (0.08, 1.0)
     """Bounds of the window's area as a part of the image's, in (0, 1]."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Bounds of the window's width over its height."""
+    """Bounds of the window's width over its height, in [0.001, 1000]."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     antialias: bool = True
@@ -145,8 +145,8 @@ class TrainTransform:
 
     def __post_init__(self) -> None:
         _height_width("TrainTransform.size", self.size)
-        _check_range("TrainTransform.scale", self.scale, 1.0)
-        _check_range("TrainTransform.ratio", self.ratio, 1000.0)
+        _check_range("TrainTransform.scale", self.scale, 0.0, 1.0)
+        _check_range("TrainTransform.ratio", self.ratio, 0.001, 1000.0)
         check_number("TrainTransform.flip", self.flip, 0.0, 1.0)
         _check_channels("TrainTransform.mean", self.mean, positive=False)
         _check_channels("TrainTransform.std", self.std, positive=True)

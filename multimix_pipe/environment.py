@@ -7,6 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from multimix_pipe.config import LoaderConfig
 from multimix_pipe.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
 def default_threads() -> int:
     """Usable cores, shared between the processes of this machine."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // _environment_int("LOCAL_WORLD_SIZE", 1))
+    return max(1, usable // max(1, _environment_int("LOCAL_WORLD_SIZE", 1)))
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -52,6 +53,23 @@ def choose_device(device: str | torch.device) -> torch.device:
     if chosen.type not in ("cpu", "mps"):
         raise ConfigError(f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps"; found {name!r}')
     return chosen
+
+
+def check_batch_fits(config: LoaderConfig, device: torch.device) -> None:
+    """Raise ConfigError where one batch alone is larger than the device's memory."""
+    height, width = config.transform.height_width
+    k = config.mix.k if config.mix is not None and config.expand else 1
+    element: torch.dtype = getattr(torch, config.dtype)
+    needed = config.batch_size * k * 3 * height * width * element.itemsize
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ConfigError(
+            f"a batch must fit the memory of {device}, {memory / 1e9:.3g} GB; batch_size={config.batch_size} times k={k} images "
+            f"of {height}x{width} in {config.dtype} take {needed / 1e9:.3g} GB. Lower batch_size or k"
+        )
 
 
 def _environment_int(name: str, default: int) -> int:

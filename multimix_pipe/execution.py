@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -45,6 +46,29 @@ class Job:
     def orientation(self, sample: int) -> int:
         """The EXIF orientation to apply, 1..8: 1 (none) unless exif=True."""
         return int(self.index.orientation[sample]) if self.config.exif else 1
+
+
+@dataclass(frozen=True, eq=False)
+class Replacements:
+    """The bad samples of one step. Several threads may replace rows of a step, each row by one thread."""
+
+    job: Job
+    step: StepPlan
+    _attempts: Counter[int] = field(default_factory=Counter)
+    _met: list[tuple[int, str]] = field(default_factory=list)
+
+    def replace(self, row: int, reason: str) -> None:
+        """Put another sample in the place of one that cannot be used. Raises BadSampleError where that is not allowed."""
+        sample = int(self.step.sample[row])
+        self.job.bad_samples.check_replaceable(sample, reason, self._attempts[row])
+        self._met.append((sample, reason))
+        self._attempts[row] += 1
+        self.job.plan.redraw_row(self.step, row, self._attempts[row])
+
+    def record(self) -> None:
+        """Count them, as the step is handed out. Raises BadSampleError where they are too many."""
+        for sample, reason in sorted(self._met):
+            self.job.bad_samples.record(sample, reason)
 
 
 class Executor(Protocol):

@@ -32,12 +32,12 @@ from multimix_pipe.config import (
     TrainTransform,
     Transform,
 )
-from multimix_pipe.environment import choose_device, default_threads, rank_and_world
-from multimix_pipe.errors import ConfigError, MissingBackendError, StateMismatchError
+from multimix_pipe.environment import check_batch_fits, choose_device, default_threads, rank_and_world
+from multimix_pipe.errors import BadSampleError, ConfigError, MissingBackendError, StateMismatchError
 from multimix_pipe.execution import Executor, Job
 from multimix_pipe.plan import Plan, Samples, Schedule, StepPlan
 from multimix_pipe.shards.bad_samples import BadSamples
-from multimix_pipe.shards.index import Index, open_index
+from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 from multimix_pipe.shards.reader import ShardReader
 from multimix_pipe.shards.subset import select
 from multimix_pipe.training.targets import mix_targets, pair_targets
@@ -112,6 +112,8 @@ def open_loader(
 
     Raises:
         ConfigError: an argument, or a combination, that cannot work.
+        BadSampleError: under on_bad_sample="raise", a sample that the index knows to be bad. Others come to light as they
+            are decoded: at their step, after the batches before it.
         ShardError: shards that are missing or damaged.
         MissingBackendError: backend="dali" where DALI does not import.
     """
@@ -159,6 +161,7 @@ class Loader:
         self._pid = os.getpid()
         device = choose_device(config.device)
         self._backend = _choose_backend(config.backend, device)
+        check_batch_fits(config, device)
         samples = _choose_samples(index, config)
         self._plan = Plan(samples, config.transform, config.mix, config.shuffle, config.seed, config.batch_size)
         self._bad_samples = BadSamples(index, config.on_bad_sample, config.max_bad)
@@ -211,9 +214,10 @@ class Loader:
         return self._running
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next one to be iterated: from its start, or, if a loaded state is in it, from that state's position."""
+        """Make `epoch` the next to be iterated: from its start, or, if a loaded state is in it, from that state's position."""
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
             raise ConfigError(f"epoch must be an int >= 0; found {epoch!r}")
+        self._check_process()
         self._stop_running()
         if not (self._restored and epoch == self._epoch):
             self._enter(epoch)
@@ -258,9 +262,14 @@ class Loader:
         self._plan.order_batch_size = state["order_batch_size"]
 
     def close(self) -> None:
-        """Stop threads and free files and device memory. Iterating again opens them again."""
+        """Stop threads and free files and device memory. Iterating again opens them again.
+
+        In a forked child it does nothing: the threads to stop are its parent's.
+        """
+        if os.getpid() != self._pid:
+            return
         self._stop_running()
-        if self._executor is not None and os.getpid() == self._pid:
+        if self._executor is not None:
             self._executor.close()
             self._reader.close()
         self._executor = None
@@ -296,9 +305,9 @@ class Loader:
         steps = (self._plan.step(epoch, first, past) for first, past in self._schedule())
         with closing(self._executor.run(steps)) as executed:
             for step, images in executed:
-                self._check_process()
                 self._handed += 1
                 yield self._batch(step, images)
+                self._check_process()  # before anything waits for threads that a forked child does not have
         self._enter(epoch + 1)
 
     def _batch(self, step: StepPlan, images: torch.Tensor) -> Batch:
@@ -374,15 +383,21 @@ def _make_executor(backend: str, job: Job) -> Executor:
 
 def _choose_samples(index: Index, config: LoaderConfig) -> Samples:
     number = select(index, config.samples, config.exclude)
-    usable = number[index.problem[number] == 0]
+    good = index.problem[number] == 0
+    usable, bad = number[good], number[~good]
+    if len(bad) and config.on_bad_sample == "raise":
+        first = int(bad[0])
+        raise BadSampleError(
+            f"{index.name(first)}: {PROBLEMS[int(index.problem[first])]}. {len(bad)} of {len(number)} samples cannot be used, "
+            "this is the first; `multimix-pipe verify` names all. Leave them out with exclude=, or train on others in their "
+            'place with on_bad_sample="replace"'
+        )
     if not len(usable):
         raise ConfigError(
             "at least one usable sample is required; `multimix-pipe verify` says what is wrong with these"
         )
-    if len(usable) < len(number):
-        logger.warning(
-            "%d of %d samples cannot be used; `multimix-pipe verify` names them", len(number) - len(usable), len(number)
-        )
+    if len(bad):
+        logger.warning("%d of %d samples cannot be used; `multimix-pipe verify` names them", len(bad), len(number))
     outside = usable[(index.label[usable] < 0) | (index.label[usable] >= config.num_classes)]
     if len(outside):
         first = int(outside[0])

@@ -24,7 +24,7 @@ from torch import Tensor
 from multimix_pipe.buffers import BufferPool
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
-from multimix_pipe.execution import Job
+from multimix_pipe.execution import Job, Replacements
 from multimix_pipe.mixing.blend import blend
 from multimix_pipe.plan import StepPlan
 
@@ -39,9 +39,8 @@ class _Work:
     """A step on its way through DALI, with what is needed to feed it once more."""
 
     step: StepPlan
+    replacements: Replacements
     encoded: list[Encoded]
-    attempts: list[int]
-    """Replacements that each row has had."""
 
 
 class DaliExecutor:
@@ -104,7 +103,7 @@ class DaliExecutor:
 
     def _read(self, step: StepPlan) -> _Work:
         """The bytes of all rows, with replacements for samples that must not enter DALI."""
-        work = _Work(step, [], [0] * len(step))
+        work = _Work(step, Replacements(self._job, step), [])
         # in the order of the shards, rows as they are: neighbours in a file are read one after the other
         encoded: dict[int, Encoded] = {}
         for row in np.argsort(step.sample, kind="stable").tolist():
@@ -117,17 +116,11 @@ class DaliExecutor:
             sample = int(work.step.sample[row])
             reason = self._job.known_problem(sample)
             if reason is None:
-                encoded = self._buffers.take(int(self._job.index.size[sample]))
-                self._job.reader.read_into(sample, encoded)
+                encoded = self._job.reader.read(sample)
                 reason = self._problem(sample, work.step.window[row], encoded)
                 if reason is None:
                     return encoded
-            self._replace(work, row, reason)
-
-    def _replace(self, work: _Work, row: int, reason: str) -> None:
-        self._job.bad_samples.report(int(work.step.sample[row]), reason, work.attempts[row])
-        work.attempts[row] += 1
-        self._job.plan.redraw_row(work.step, row, work.attempts[row])
+            work.replacements.replace(row, reason)
 
     def _problem(self, sample: int, window: NDArray[np.float32], encoded: Encoded) -> str | None:
         """Why these bytes must not enter DALI, whose pipeline does not survive a header or a window that is wrong."""
@@ -159,7 +152,7 @@ class DaliExecutor:
 
     def _feed_inputs(self, pipeline: Pipeline, work: _Work) -> None:
         pipeline.feed_input("encoded", work.encoded)
-        for name, array in self._graph.inputs(work.step).items():
+        for name, array in self._graph.inputs(work.step, self._job.index).items():
             pipeline.feed_input(name, array)
 
     def _take(self, work: _Work) -> tuple[StepPlan, Tensor]:
@@ -179,6 +172,7 @@ class DaliExecutor:
                 self._feed(later)
         else:
             self._in_flight.popleft()
+        work.replacements.record()
         return work.step, self._finish(work.step, images)
 
     def _run_alone(self, work: _Work) -> Tensor:
@@ -194,7 +188,7 @@ class DaliExecutor:
                 if named is None:
                     raise
                 row = int(named[1])
-                self._replace(work, row, "DALI cannot decode this window of it")
+                work.replacements.replace(row, "DALI cannot decode this window of it")
                 work.encoded[row] = self._read_row(work, row)
 
     def _outputs(self, pipeline: Pipeline) -> Tensor:

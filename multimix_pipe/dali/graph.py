@@ -14,8 +14,10 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
 from multimix_pipe.config import TrainTransform, Transform
+from multimix_pipe.dali.orientation import stored_sizes, stored_windows, turns
 from multimix_pipe.dali.stage import blend
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.shards.index import Index
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,14 @@ class Graph:
         pipeline.build()
         return pipeline
 
-    def inputs(self, step: StepPlan) -> dict[str, NDArray[np.generic]]:
+    def inputs(self, step: StepPlan, index: Index) -> dict[str, NDArray[np.generic]]:
         """A step's values of all inputs but "encoded", arrays of B rows."""
-        corner, extent = step.window[:, :2], step.window[:, 2:]
+        window, turning = step.window, {}
+        if self.exif:
+            turned, size = index.orientation[step.sample], self.transform.height_width
+            window = stored_windows(window, turned, index.height[step.sample], index.width[step.sample])
+            turning = {"size": stored_sizes(turned, *size), "turn": turns(turned, *size)}
+        corner, extent = window[:, :2], window[:, 2:]
         arrays: dict[str, NDArray[np.generic]]
         if self._trains:
             arrays = {
@@ -62,7 +69,7 @@ class Graph:
             arrays = {"corner": np.ascontiguousarray(corner), "end": corner + extent}
         if self.mixes:
             arrays |= {"partner": step.partner.astype(np.int32), "lam": np.ascontiguousarray(step.lam)}
-        return arrays
+        return arrays | turning
 
     @property
     def _trains(self) -> bool:
@@ -71,6 +78,8 @@ class Graph:
     def _define(self) -> DataNode:
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
         images = self._random_crop(encoded) if self._trains else self._centre_crop(encoded)
+        if self.exif:
+            images = self._turn(images)
         images = self._normalise(images)
         if not self.mixes:
             return images
@@ -87,16 +96,27 @@ class Graph:
             axes=[0, 1],
             **self._decoding,
         )
-        return fn.resize(images, **self._resizing)
+        return self._resize(images)
 
     def _centre_crop(self, encoded: DataNode) -> DataNode:
         # a window that cuts through pixels is the resampler's to take: a decoder's would be rounded
-        return fn.resize(
+        return self._resize(
             fn.decoders.image(encoded, **self._decoding),
             roi_start=fn.external_source(name="corner", dtype=types.FLOAT, ndim=1),
             roi_end=fn.external_source(name="end", dtype=types.FLOAT, ndim=1),
-            **self._resizing,
         )
+
+    def _resize(self, images: DataNode, **roi: DataNode) -> DataNode:
+        size = [float(side) for side in self.transform.height_width]
+        if self.exif:
+            size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
+        return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=self.transform.antialias, **roi)
+
+    def _turn(self, images: DataNode) -> DataNode:
+        # mirrors and swaps of axes take whole pixels to whole pixels: the nearest one is exact
+        turn = fn.external_source(name="turn", dtype=types.FLOAT, ndim=2)
+        size = [float(side) for side in self.transform.height_width]
+        return fn.warp_affine(images, turn, size=size, inverse_map=True, interp_type=types.INTERP_NN)
 
     def _normalise(self, images: DataNode) -> DataNode:
         return fn.crop_mirror_normalize(
@@ -110,12 +130,7 @@ class Graph:
 
     @property
     def _decoding(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": self.exif}
+        options: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
         if self.device_id is None:
             return {"device": "cpu", **options}
         return {"device": "mixed", "jpeg_fancy_upsampling": True, **options}  # chroma as on the CPU
-
-    @property
-    def _resizing(self) -> dict[str, Any]:
-        size = [float(side) for side in self.transform.height_width]
-        return {"size": size, "interp_type": types.INTERP_LINEAR, "antialias": self.transform.antialias}

@@ -73,13 +73,15 @@ def multi_mix(
         ndim=[0, 1],
     )
     one_hot = fn.one_hot(fn.reshape(labels, shape=[]), num_classes=num_classes, dtype=types.FLOAT)
+    # DALI's arithmetic knows no float16 on a CPU, and float64 would stay float64
+    images = fn.cast(images, dtype=types.FLOAT)
     return blend(images, partner, lam, ndim=3), blend(one_hot, partner, lam, ndim=1)
 
 
 def blend(samples: DataNode, partner: DataNode, lam: DataNode, ndim: int) -> DataNode:
     """lam_k * x + (1 - lam_k) * x' for each sample x: (K, *shape) float32.
 
-    samples: of `ndim` dimensions; partner: CPU int scalars, a row of the batch each; lam: CPU float32 (K,).
+    samples: float32 of `ndim` dimensions; partner: CPU int scalars, a row of the batch each; lam: CPU float32 (K,).
     """
     weight = fn.reshape(lam, shape=[-1] + [1] * ndim)
     rest = np.float32(1) - weight

@@ -59,6 +59,6 @@ class _Pairs:
         np.multiply(self._images[pair], self._weight[pair], out=own)
         own += self._images[self._partner[pair]] * self._rest[pair]
         if rounds:
-            total = torch.from_numpy(own).view(-1)
-            for part, rounded in zip(total.split(_SERIAL), out.view(-1).split(_SERIAL), strict=True):
-                rounded.copy_(part)
+            total, rounded = torch.from_numpy(own).view(-1), out.view(-1)
+            for start in range(0, len(total), _SERIAL):
+                rounded[start : start + _SERIAL] = total[start : start + _SERIAL]

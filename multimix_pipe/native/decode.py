@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from multimix_pipe.shards.header import FORMATS
+
 Pixels = NDArray[np.uint8]
 
 _TRANSPOSED: dict[int, Callable[[Pixels], Pixels]] = {
@@ -43,11 +45,11 @@ def decode_rgb(data: NDArray[np.uint8]) -> Pixels:
 
 def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
     try:
-        with Image.open(io.BytesIO(data.tobytes())) as image:
+        with Image.open(io.BytesIO(data.tobytes()), formats=FORMATS) as image:
             if image.mode.startswith("I"):  # 16 bits of gray, which convert() would clip
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
             opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of P with transparency to RGB
-            return np.asarray(opaque.convert("RGB"))
+            return np.array(opaque.convert("RGB"))  # a copy: torch warns of memory that cannot be written
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
         raise UndecodableError(f"{type(error).__name__}: {error}") from error
 
@@ -67,7 +69,8 @@ def resize(image: Pixels, height: int, width: int, antialias: bool) -> Pixels:
     """Bilinear to uint8 (height, width, 3); with antialias as Pillow does it."""
     if image.shape[:2] == (height, width):
         return image
-    planes = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    # copy(), not ascontiguousarray(): that lets a mirrored row of one pixel keep its negative stride, which torch refuses
+    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=antialias)
     return resized[0].permute(1, 2, 0).numpy()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from multimix_pipe.buffers import BufferPool
 from multimix_pipe.config import TrainTransform
-from multimix_pipe.execution import Job
+from multimix_pipe.execution import Job, Replacements
 from multimix_pipe.mixing.blend import blend
 from multimix_pipe.native import decode
 from multimix_pipe.native.decode import UndecodableError
@@ -29,6 +29,7 @@ from multimix_pipe.plan import StepPlan
 @dataclass(frozen=True, eq=False)
 class _Pending:
     step: StepPlan
+    replacements: Replacements
     pixels: Tensor
     """(B, H, W, 3) uint8 on the host, filled once `rows` are done."""
     rows: list[Future[None]]
@@ -60,13 +61,16 @@ class NativeExecutor:
                 first = pending.popleft()
                 try:
                     images = self._finish(first)
+                    first.replacements.record()
                 except BaseException:
                     pending.append(first)
                     raise
                 yield first.step, images
         finally:
             for unused in pending:
-                for task in unused.rows:  # a finisher that waits for them ends with them
+                if unused.images is not None:
+                    unused.images.cancel()  # one that runs already, and waits for rows, ends with them
+                for task in unused.rows:
                     task.cancel()
 
     def close(self) -> None:
@@ -82,21 +86,22 @@ class NativeExecutor:
             pixels = self._host_buffer(shape, torch.uint8)
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small
         chunk = max(1, len(step) // (4 * self._job.config.num_threads))
+        replacements, array = Replacements(self._job, step), pixels.numpy()
         rows = [
-            self._threads.submit(self._fill_rows, step, pixels.numpy(), range(first, min(first + chunk, len(step))))
+            self._threads.submit(self._fill_rows, replacements, array, range(first, min(first + chunk, len(step))))
             for first in range(0, len(step), chunk)
         ]
         images = (
             self._finisher.submit(self._finish_on_cpu, step, pixels, rows) if self._job.device.type == "cpu" else None
         )
-        return _Pending(step, pixels, rows, images)
+        return _Pending(step, replacements, pixels, rows, images)
 
     def _finish(self, pending: _Pending) -> Tensor:
         if pending.images is not None:
             return pending.images.result()
         for task in pending.rows:
             task.result()
-        pixels = pending.pixels.to(self._job.device, non_blocking=True)
+        pixels = pending.pixels.to(self._job.device, non_blocking=pending.pixels.is_pinned())
         return self._mix(pending.step, self._normaliser.normalise(pixels), out=None)
 
     def _finish_on_cpu(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> Tensor:
@@ -124,13 +129,10 @@ class NativeExecutor:
         memory = self._buffers.take(int(np.prod(shape)) * dtype.itemsize)
         return torch.from_numpy(memory).view(dtype).view(shape)
 
-    def _fill_rows(self, step: StepPlan, pixels: NDArray[np.uint8], rows: range) -> None:
+    def _fill_rows(self, replacements: Replacements, pixels: NDArray[np.uint8], rows: range) -> None:
         for row in rows:
-            attempt = 0
-            while (reason := self._fill_row(step, pixels, row)) is not None:
-                self._job.bad_samples.report(int(step.sample[row]), reason, attempt)
-                attempt += 1
-                self._job.plan.redraw_row(step, row, attempt)
+            while (reason := self._fill_row(replacements.step, pixels, row)) is not None:
+                replacements.replace(row, reason)
 
     def _fill_row(self, step: StepPlan, pixels: NDArray[np.uint8], row: int) -> str | None:
         """Decode one row into its place; what is wrong with the sample, if anything is."""

@@ -1,0 +1,237 @@
+"""The demo's training: one recipe, run with multi-mix and without.
+
+Held equal in both runs: the network and its initial weights, the number of optimiser steps, the rows in each step, the
+learning rate at each step, crops and flips, the evaluation. A step of multi-mix shows K rows of each of B pairs, so it decodes B
+images; a step without mixing decodes B*K images, each shown once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from multimix_pipe.batch import Batch
+from multimix_pipe.cli.demo_data import DemoData
+from multimix_pipe.cli.small_net import small_net
+from multimix_pipe.config import Backend, EvalTransform, MultiMix, TrainTransform
+from multimix_pipe.loader import Loader, open_loader
+from multimix_pipe.training.losses import MultiMixLoss
+
+ROWS_PER_STEP = 160
+MAX_LR = 0.1
+WEIGHT_DECAY = 5e-4
+SCALE = (0.5, 1.0)
+ECE_BINS = 15
+EVAL_BATCH = 250
+SLOWEST = 1.15
+"""A measured rate may be too good by this: a budget of minutes is planned with what remains."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what a run computes, but its data."""
+
+    mix: MultiMix
+    size: int
+    seed: int
+    backend: Backend
+
+    @property
+    def pairs(self) -> int:
+        """B of multi-mix."""
+        return max(2, round(ROWS_PER_STEP / self.mix.k))
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step, with mixing and without."""
+        return self.pairs * self.mix.k
+
+    @property
+    def train_transform(self) -> TrainTransform:
+        return TrainTransform(size=self.size, scale=SCALE)
+
+    def steps(self, epochs: float, count: int) -> int:
+        """Steps in which the network sees epochs * count rows."""
+        return max(1, round(epochs * count / self.rows))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics on the test set."""
+
+    accuracy: float
+    nll: float
+    """Mean negative log-likelihood, in nats."""
+    ece: float
+    """Expected calibration error, 15 bins of equal width."""
+
+
+@dataclass
+class Run:
+    """What came out of one training."""
+
+    name: str
+    steps: int
+    images_decoded: int
+    seconds: float = 0.0
+    """Of training and evaluation together."""
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def last(self) -> dict[str, float]:
+        return self.history[-1]
+
+
+def open_training(recipe: Recipe, data: DemoData, mixed: bool) -> Loader:
+    """B mixed pairs a step, or B*K plain images."""
+    return open_loader(
+        data.train,
+        batch_size=recipe.pairs if mixed else recipe.rows,
+        num_classes=len(data.classes),
+        mix=recipe.mix if mixed else None,
+        transform=recipe.train_transform,
+        exclude=data.held_out,
+        backend=recipe.backend,
+        seed=recipe.seed,
+        channels_last=True,
+    )
+
+
+def open_evaluation(recipe: Recipe, data: DemoData) -> Loader:
+    """The test set in stored order, unmixed."""
+    return open_loader(
+        data.test,
+        batch_size=min(EVAL_BATCH, data.test_count),
+        num_classes=len(data.classes),
+        transform=EvalTransform(size=recipe.size, resize=recipe.size),
+        samples=data.held_out,
+        backend=recipe.backend,
+        channels_last=True,
+    )
+
+
+def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Loader) -> Run:
+    """Train for `epochs` times as many rows as there are training images, and evaluate after each of these epochs."""
+    steps = recipe.steps(epochs, data.train_count)
+    name = f"multi-mix, K = {recipe.mix.k}" if mixed else "no mixing"
+    run = Run(name, steps, steps * (recipe.pairs if mixed else recipe.rows))
+    evaluate_after = {recipe.steps(epoch, data.train_count) for epoch in range(1, int(epochs) + 1)} | {steps}
+    with open_training(recipe, data, mixed) as loader, tqdm(total=steps, desc=f"{name:16}", unit="step") as bar:
+        trainer = Trainer(recipe, len(data.classes), loader.device, steps)
+        started, losses = time.perf_counter(), torch.zeros((), device=loader.device)
+        last = 0
+        for step, batch in zip(range(1, steps + 1), endless(loader), strict=False):
+            losses += trainer.step(batch)
+            bar.update()
+            if step in evaluate_after:
+                metrics = evaluate(trainer.net, test)
+                epoch, loss = step * recipe.rows / data.train_count, losses.item() / (step - last)
+                run.history.append({"step": step, "epoch": epoch, "train_loss": loss, **asdict(metrics)})
+                bar.set_postfix_str(f"loss {loss:.3f}, test accuracy {metrics.accuracy:.1%}")
+                losses.zero_()
+                last = step
+        run.seconds = time.perf_counter() - started
+    return run
+
+
+class Trainer:
+    """The network, SGD with Nesterov momentum, and one rise and fall of the learning rate over `steps`."""
+
+    def __init__(self, recipe: Recipe, num_classes: int, device: torch.device, steps: int) -> None:
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
+            torch.manual_seed(recipe.seed)
+            net = small_net(num_classes)
+        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._loss = MultiMixLoss()
+        self._optimiser = torch.optim.SGD(
+            self.net.parameters(), lr=MAX_LR, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY
+        )
+        self._lr = one_cycle(steps)
+        self._done = 0
+
+    def step(self, batch: Batch) -> Tensor:
+        """Train on a batch; returns its loss, detached."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = MAX_LR * self._lr(self._done)
+        self.net.train()
+        loss: Tensor = self._loss(self.net(batch.images), batch.targets)
+        self._optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self._optimiser.step()
+        self._done += 1
+        return loss.detach()
+
+
+def one_cycle(steps: int) -> Callable[[int], float]:
+    """Factor of the learning rate at step 0..steps-1: up to 1 in the first fifth, then down towards 0, both linear."""
+    rise = max(1, steps // 5)
+    return lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise + 1), 1.0)
+
+
+def endless(loader: Loader) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+@torch.inference_mode()
+def evaluate(net: nn.Module, test: Loader) -> Evaluation:
+    """Accuracy, NLL and ECE of the network on all of `test`."""
+    net.eval()
+    outputs = [(net(batch.images).log_softmax(1), batch.labels) for batch in test]
+    log_p, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+    confidence, predicted = log_p.exp().max(1)
+    right = (predicted == labels).float()
+    return Evaluation(
+        accuracy=right.mean().item(),
+        nll=F.nll_loss(log_p, labels).item(),
+        ece=calibration_error(confidence, right),
+    )
+
+
+def calibration_error(confidence: Tensor, right: Tensor) -> float:
+    """sum over bins of |share of samples in the bin| * |accuracy - mean confidence|; both inputs (N,), in [0, 1]."""
+    number = (confidence * ECE_BINS).long().clamp(max=ECE_BINS - 1)
+    gap = torch.zeros(ECE_BINS, device=confidence.device).index_add_(0, number, right - confidence)
+    return gap.abs().sum().item() / len(confidence)
+
+
+def epochs_within(minutes: float, recipe: Recipe, data: DemoData, test: Loader, seconds: float = 6.0) -> float:
+    """How many epochs both runs can have in `minutes`, from the rate of the first steps of each.
+
+    It trains throw-away networks, and the loaders' draws depend on positions alone: measuring changes no result.
+    """
+    per_step = sum(_seconds_per_step(recipe, data, mixed, seconds) for mixed in (True, False))
+    net = Trainer(recipe, len(data.classes), test.device, 1).net
+    started, evaluated = time.perf_counter(), 0
+    net.eval()
+    with torch.inference_mode():
+        for batch in test:
+            net(batch.images)
+            evaluated += len(batch.labels)
+            if time.perf_counter() - started > seconds / 3:
+                break
+    per_evaluation = (time.perf_counter() - started) / evaluated * data.test_count
+    per_epoch = per_step * data.train_count / recipe.rows + 2 * per_evaluation
+    epochs = 60 * minutes / (per_epoch * SLOWEST)
+    return max(round(epochs, 1), 0.1)
+
+
+def _seconds_per_step(recipe: Recipe, data: DemoData, mixed: bool, seconds: float) -> float:
+    with open_training(recipe, data, mixed) as loader:
+        trainer = Trainer(recipe, len(data.classes), loader.device, 10**6)
+        started, done = 0.0, -3  # three steps to warm up
+        for batch in endless(loader):
+            trainer.step(batch).item()
+            done += 1
+            if done == 0:
+                started = time.perf_counter()
+            elif done >= 5 and time.perf_counter() - started > seconds:
+                break
+        return (time.perf_counter() - started) / done

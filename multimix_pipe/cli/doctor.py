@@ -1,0 +1,214 @@
+"""multimix-pipe doctor: what is installed, what `auto` takes, and a decode and a mix that really run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from multimix_pipe.config import Backend, MultiMix, TrainTransform
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from multimix_pipe.loader import Loader
+
+PAIRS, K, CLASSES = 10, 5, 10
+
+CPU_TOLERANCE, GPU_TOLERANCE = 1e-6, 1e-5
+"""Largest difference allowed between a backend's mix and the reference, of normalised pixels."""
+DECODER_TOLERANCE = 2.0
+"""Mean difference allowed between the backends' pixels 0..255: they have different decoders and resamplers."""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `doctor`."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="say what is installed, and try each backend",
+        description="Say what is installed and which backend `auto` takes, then pack a few images and let each backend "
+        "decode and mix them. Exit status 1 if something fails.",
+    )
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print versions, then OK and FAIL lines."""
+    _print_versions()
+    with tempfile.TemporaryDirectory() as folder, _quiet_loaders():
+        shards = _make_shards(Path(folder))
+        return 0 if _try_backends(shards) else 1
+
+
+def _print_versions() -> None:
+    from multimix_pipe import __version__
+    from multimix_pipe.cli.machine import describe_machine, package_versions
+
+    print(f"multimix_pipe {__version__}, Python {platform.python_version()} ({sys.executable})")
+    print(", ".join(f"{name}: {value}" for name, value in describe_machine().items()))
+    for name, version in package_versions().items():
+        print(f"{name:22} {version or _advice(name)}")
+
+
+def _advice(name: str) -> str:
+    if name == "DALI":
+        return "not installed: pip install 'multimix-pipe[dali]' (CUDA 13, and CPUs) or 'multimix-pipe[dali-cuda12]'"
+    return f"not installed: pip install {name}"
+
+
+def _try_backends(shards: str) -> bool:
+    """Run every backend on every device that is here; whether all that was tried is right."""
+    import torch
+
+    from multimix_pipe.environment import choose_device
+
+    print(f"CUDA: {_cuda()}; MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
+    device = choose_device("auto")
+    dali_error = _import_error("multimix_pipe.dali.executor")
+    taken: Backend = "dali" if dali_error is None and device.type != "mps" else "torch"
+    why = "DALI imports" if dali_error is None else f"DALI does not import: {dali_error}"
+    if device.type == "mps":
+        why = "DALI has no MPS"
+    print(f"auto takes backend {taken} on {device}: {why}\n")
+    with _open(shards, "auto", "auto") as loader:
+        good = _say(
+            (loader.backend, loader.device) == (taken, device), f"auto opens {loader.backend} on {loader.device}"
+        )
+    devices = ["cpu"] if device.type == "cpu" else ["cpu", str(device)]
+    backends: list[Backend] = ["torch", "dali"] if dali_error is None else ["torch"]
+    seen: list[_Seen] = []
+    for backend in backends:
+        for name in devices:
+            if backend == "dali" and name == "mps":
+                continue
+            try:
+                found = _mix(shards, backend, name)
+            except Exception as error:  # whatever it is, it is what the user came to learn
+                good &= _say(False, f"{backend} on {name}: {type(error).__name__}: {' '.join(str(error).split())}")
+                continue
+            good &= _check(found, seen)
+            seen.append(found)
+    return good
+
+
+def _cuda() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return "none that torch sees" if torch.version.cuda else "this torch is built without it"
+
+
+def _import_error(module: str) -> str | None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+class _Seen:
+    """The first batch of a backend on a device: plain, mixed, and mixed by the reference."""
+
+    def __init__(self, name: str, plain: Loader, mixed: Loader) -> None:
+        from multimix_pipe.mixing import mixup
+
+        a, b = next(iter(plain)), next(iter(mixed))
+        self.name, self.gpu = name, mixed.device.type != "cpu"
+        self.plain, self.mixed = a.images.cpu().numpy(), b.images.cpu().numpy()
+        self.keys, self.targets, self.lam = b.keys, _array(b.targets), b.plan.lam
+        labels = b.labels.cpu().numpy()
+        self.wanted = mixup.mix_images(self.plain, b.plan.partner, b.plan.lam)
+        self.wanted_targets = mixup.mix_targets(labels, b.plan.partner, b.plan.lam, CLASSES)
+
+
+def _array(tensor: object) -> NDArray[np.float32]:
+    import torch
+
+    assert isinstance(tensor, torch.Tensor)
+    array: NDArray[np.float32] = tensor.cpu().numpy()
+    return array
+
+
+def _mix(shards: str, backend: Backend, device: str) -> _Seen:
+    with _open(shards, backend, device, expand=False) as plain, _open(shards, backend, device) as mixed:
+        return _Seen(f"{backend} on {device}", plain, mixed)
+
+
+def _check(found: _Seen, before: list[_Seen]) -> bool:
+    import numpy as np
+
+    off = float(np.abs(found.mixed - found.wanted).max())
+    off_targets = float(np.abs(found.targets - found.wanted_targets).max())
+    allowed = GPU_TOLERANCE if found.gpu else CPU_TOLERANCE
+    good = _say(
+        found.mixed.shape == found.wanted.shape and max(off, off_targets) <= allowed,
+        f"{found.name}: decodes {PAIRS} images and mixes them {K} ways; greatest difference from the reference "
+        f"{off:.1e} in images, {off_targets:.1e} in targets",
+    )
+    for other in before:
+        same = found.keys == other.keys and np.array_equal(found.lam, other.lam)
+        same &= np.allclose(found.targets, other.targets, rtol=0, atol=allowed)
+        std = np.asarray(TrainTransform().std, np.float32)[:, None, None]
+        apart = float((np.abs(found.plain - other.plain) * std).mean() * 255)
+        good &= _say(
+            same and apart <= DECODER_TOLERANCE,
+            f"{found.name} = {other.name}: {'the same' if same else 'NOT the same'} order, weights and targets; pixels "
+            f"{apart:.2f} of 255 apart on average (other decoder and resampler; at most {DECODER_TOLERANCE:g})",
+        )
+    return good
+
+
+def _say(good: bool, what: str) -> bool:
+    print(f"{'OK  ' if good else 'FAIL'} {what}", flush=True)
+    return good
+
+
+def _open(shards: str, backend: Backend, device: str, expand: bool = True) -> Loader:
+    from multimix_pipe.loader import open_loader
+
+    return open_loader(
+        shards,
+        batch_size=PAIRS,
+        num_classes=CLASSES,
+        mix=MultiMix(k=K),
+        transform=TrainTransform(size=64),
+        backend=backend,
+        device=device,
+        rank=0,
+        world_size=1,
+        expand=expand,
+    )
+
+
+def _make_shards(folder: Path) -> str:
+    from multimix_pipe.cli.shapes import write_shapes
+    from multimix_pipe.shards.index import open_index
+    from multimix_pipe.shards.pack import pack
+
+    write_shapes(folder / "images", 1, 0, progress=False)
+    pack(folder / "images", folder / "shards", progress=False)
+    shards = os.path.join(folder, "shards", "train")
+    open_index(shards, progress=False)
+    return shards
+
+
+@contextmanager
+def _quiet_loaders() -> Iterator[None]:
+    """Loaders tell what they opened; here the lines of the checks say that."""
+    logger = logging.getLogger("multimix_pipe")
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING) if before > logging.DEBUG else before)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

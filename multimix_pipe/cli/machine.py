@@ -1,0 +1,44 @@
+"""What a result was made with: versions of packages, and the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+
+PACKAGES = ("torch", "webdataset", "numpy", "scipy", "simplejpeg", "pillow")
+DALI_PREFIX = "nvidia-dali-cuda"  # followed by the CUDA version: 130, 120
+
+
+def package_versions() -> dict[str, str | None]:
+    """Version by distribution name, None where it is not installed; DALI under the name that it is installed by."""
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    names = {dist.metadata["Name"]: dist.version for dist in distributions()}
+    dali = [name for name in names if name and name.lower().startswith(DALI_PREFIX)]
+    return {**found, **{name: names[name] for name in dali}, **({} if dali else {"DALI": None})}
+
+
+def describe_machine() -> dict[str, str | int]:
+    """CPU model, usable cores and platform, and the GPU where torch sees one."""
+    import torch
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine: dict[str, str | int] = {"cpu": _cpu_model(), "cores": usable, "platform": platform.platform()}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

@@ -1,0 +1,103 @@
+"""multimix-pipe preview: a picture of pairs and of the K interpolations between them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from multimix_pipe.config import Backend, MultiMix, Sampling, TrainTransform
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command `preview`."""
+    parser = subparsers.add_parser(
+        "preview",
+        help="draw pairs and the K interpolations between them",
+        description="Draw what a model gets: a row for each pair, from x (left) to x' (right), with the weight of x under "
+        "each image. The images come from the loader itself, with its crops and flips.",
+    )
+    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or http(s) URL")
+    parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, as grid.png")
+    parser.add_argument("--pairs", type=int, default=6, metavar="N", help="rows; default: %(default)s")
+    parser.add_argument("--k", type=int, default=5, help="interpolations of each pair; default: %(default)s")
+    parser.add_argument("--alpha", type=float, default=1.0, help="of Beta(alpha, alpha); default: %(default)s")
+    parser.add_argument("--sampling", choices=get_args(Sampling), default="iid", help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=160, metavar="PIXELS", help="of an image; default: %(default)s")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        nargs=2,
+        default=(0.08, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="part of an image's area that a crop takes; default: 0.08 1.0, as TrainTransform",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all draws; default: %(default)s")
+    parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
+    parser.add_argument("--label", default="cls", help="cls, or json:KEY; default: %(default)s")
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="where shards from URLs are kept")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the first pairs of epoch 0."""
+    mix = MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling)
+    write_preview(
+        args.source,
+        Path(args.out),
+        pairs=args.pairs,
+        mix=mix,
+        transform=TrainTransform(size=args.size, scale=tuple(args.scale)),
+        seed=args.seed,
+        backend=args.backend,
+        label=args.label,
+        cache_dir=args.cache_dir,
+    )
+    print(
+        f"{args.out}: {args.pairs} pairs, K = {mix.k}, weights from Beta({mix.alpha:g}, {mix.alpha:g}), {mix.sampling}"
+    )
+    return 0
+
+
+def write_preview(
+    source: list[str],
+    out: Path,
+    *,
+    pairs: int,
+    mix: MultiMix,
+    transform: TrainTransform,
+    seed: int,
+    backend: Backend,
+    label: str = "cls",
+    cache_dir: str | None = None,
+) -> None:
+    """Draw the loader's first `pairs` pairs into the picture `out`."""
+    from multimix_pipe.cli.classes import class_names
+    from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
+    from multimix_pipe.config import check_int
+    from multimix_pipe.loader import open_loader
+    from multimix_pipe.shards.index import open_index
+
+    check_int("--pairs", pairs, 1, 1000)
+    names = class_names(open_index(source, label=label, cache_dir=cache_dir))
+    with open_loader(
+        source,
+        batch_size=max(2, pairs),  # one alone would have nobody to be mixed with
+        num_classes=len(names),
+        mix=mix,
+        transform=transform,
+        backend=backend,
+        device="cpu",
+        seed=seed,
+        label=label,
+        cache_dir=cache_dir,
+    ) as loader:
+        batch = next(iter(loader))
+        tiles = to_pixels(batch.images.numpy(), transform).reshape(max(2, pairs), mix.k, *transform.height_width, 3)
+        lam, labels = batch.plan.lam, batch.labels.numpy()
+        others = labels[batch.plan.partner]
+        rows = [Row(tiles[b], lam[b], names[labels[b]], names[others[b]]) for b in range(pairs)]
+        title = (
+            f"K = {mix.k} interpolations of each pair, weights from Beta({mix.alpha:g}, {mix.alpha:g}), {mix.sampling}"
+        )
+        save_picture(draw_grid(rows, title), out)

@@ -1,0 +1,271 @@
+"""A bad sample is an error that names it, at its step; or it is replaced, counted, and the same batches come again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Open, encoded, folder_from_environment, picture, same_batch, write_shards
+
+from multimix_pipe import (
+    BadSampleError,
+    Batch,
+    ConfigError,
+    EvalTransform,
+    Loader,
+    MultiMix,
+    ShardError,
+    TrainTransform,
+)
+from multimix_pipe.shards import PROBLEMS
+
+Samples = list[tuple[str, str, bytes]]
+
+N = 24
+BATCH = 4
+WHOLE = TrainTransform(size=16, scale=(1.0, 1.0), ratio=(0.2, 5.0))
+"""Windows that reach to the last line of an image, so that a cut one cannot be decoded by any backend."""
+
+
+def good(number: int) -> bytes:
+    return encoded(picture(number, 64 + number, 48), "JPEG", quality=95)
+
+
+def cut(data: bytes) -> bytes:
+    """A JPEG with a good header and 70% of its data."""
+    return data[: len(data) * 7 // 10]
+
+
+def without_scan(data: bytes) -> bytes:
+    """A JPEG whose header is all there is."""
+    return data[: data.index(b"\xff\xda") + 14]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "cut at 70%": cut,
+    "no scan data": without_scan,
+    "broken header": lambda data: data[2:],
+    "cut in the header": lambda data: data[:100],
+    "not an image": lambda data: b"hello " * 200,
+    "zero bytes": lambda data: b"",
+}
+KNOWN = ("broken header", "cut in the header", "not an image", "zero bytes")
+"""What the index finds out already."""
+
+
+def shards_with(folder: Path, bad: dict[int, str], count: int = N) -> Path:
+    """One shard of `count` samples in stored order, those in `bad` damaged so."""
+    samples: Samples = []
+    for number in range(count):
+        data = good(number)
+        samples.append((f"s{number:02d}", "jpg", DAMAGE[bad[number]](data) if number in bad else data))
+    return write_shards(folder, samples, shards=1)
+
+
+def open_in_order(opened: Open, folder: Path, backend: str, **options: object) -> Loader:
+    settings: dict[str, object] = {"batch_size": BATCH, "shuffle": "none", "transform": WHOLE, "mix": MultiMix(k=2)}
+    return opened(folder, backend=backend, **settings | options)
+
+
+def run_to_error(loader: Loader) -> tuple[list[Batch], Exception | None]:
+    batches: list[Batch] = []
+    try:
+        for batch in loader:
+            batches.append(batch)
+    except (BadSampleError, ShardError) as error:
+        return batches, error
+    return batches, None
+
+
+# on_bad_sample="raise"
+
+
+@pytest.mark.parametrize("damage", KNOWN)
+def test_what_the_index_knows_is_an_error_at_the_opening(
+    opened: Open, tmp_path: Path, backend: str, damage: str
+) -> None:
+    folder = shards_with(tmp_path, {5: damage, 7: damage})
+    with pytest.raises(BadSampleError, match=r"^set-000.tar : s05: .* 2 of 24 samples cannot be used"):
+        open_in_order(opened, folder, backend)
+    left = open_in_order(opened, folder, backend, exclude=["s05", "s07"], last_batch="partial")
+    assert sum(len(batch.labels) for batch in left) == N - 2
+
+
+@pytest.mark.parametrize("bad", [0, 9, 23])
+@pytest.mark.parametrize("damage", ["cut at 70%", "no scan data"])
+def test_a_decoding_error_names_its_sample_at_its_step(
+    opened: Open, tmp_path: Path, backend: str, damage: str, bad: int
+) -> None:
+    loader = open_in_order(opened, shards_with(tmp_path, {bad: damage}), backend, prefetch=3)
+    batches, error = run_to_error(loader)
+    assert isinstance(error, BadSampleError)
+    assert str(error).startswith(f"set-000.tar : s{bad:02d}: ")
+    assert f'exclude=["s{bad:02d}"]' in str(error)
+    assert len(batches) == bad // BATCH, "the batches before it come first"
+    assert loader.state_dict()["steps"] == len(batches)
+
+
+def test_after_an_error_a_loader_can_be_used_again(opened: Open, tmp_path: Path, backend: str) -> None:
+    loader = open_in_order(opened, shards_with(tmp_path, {9: "cut at 70%"}), backend)
+    for epoch in range(3):
+        batches, error = run_to_error(loader)
+        assert error is not None
+        assert [batch.plan.start for batch in batches] == [0, 4]
+        assert all(batch.plan.epoch == epoch for batch in batches)
+
+
+# on_bad_sample="replace"
+
+CASES: dict[str, dict[int, str]] = {
+    "first step": {1: "cut at 70%"},
+    "last step": {22: "cut at 70%"},
+    "consecutive steps": {6: "cut at 70%", 9: "no scan data"},
+    "several rows of a step": {8: "cut at 70%", 9: "cut at 70%", 11: "no scan data"},
+    "everywhere and of every kind": {2 * i: damage for i, damage in enumerate(list(DAMAGE) * 2)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replaced_samples_are_counted_and_the_same_every_time(
+    opened: Open, tmp_path: Path, backend: str, case: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = CASES[case]
+    folder = shards_with(tmp_path, bad)
+    options: dict[str, object] = {"on_bad_sample": "replace", "prefetch": 3}
+    loader = open_in_order(opened, folder, backend, **options)
+    states, batches = [], []
+    with caplog.at_level(logging.WARNING, "multimix_pipe"):
+        for _ in range(2):
+            for batch in loader:
+                batches.append(batch)
+                states.append(loader.state_dict())
+    assert len(batches) == 12
+    bad_keys = {f"s{number:02d}" for number in bad}
+    assert not bad_keys & {key for batch in batches for key in batch.keys}
+    assert {name.split(" : ")[1] for name in loader.bad_samples} == bad_keys
+    for name in loader.bad_samples:
+        assert caplog.text.count(f"bad sample replaced: {name}") == 1
+
+    second = open_in_order(opened, folder, backend, num_threads=1, **options | {"prefetch": 1})
+    assert all(map(same_batch, [*second, *second], batches))
+    for step in (1, 3, 7):
+        second.load_state_dict(json.loads(json.dumps(states[step])))
+        assert same_batch(next(iter(second)), batches[step + 1])
+
+
+def test_good_rows_of_a_step_with_bad_ones_keep_their_samples(opened: Open, tmp_path: Path, backend: str) -> None:
+    settings: dict[str, object] = {"mix": None, "transform": WHOLE, "on_bad_sample": "replace"}
+    damaged = open_in_order(opened, shards_with(tmp_path / "a", {9: "cut at 70%"}), backend, **settings)
+    whole = open_in_order(opened, shards_with(tmp_path / "b", {}), backend, **settings)
+    for found, expected in zip(damaged, whole, strict=True):
+        for row, key in enumerate(expected.keys):
+            if key != "s09":
+                assert found.keys[row] == key
+                assert found.images[row].equal(expected.images[row])
+
+
+def test_labels_and_targets_are_those_of_the_replacement(opened: Open, tmp_path: Path, backend: str) -> None:
+    folder = shards_with(tmp_path, {number: "cut at 70%" for number in range(0, N, 2)})
+    loader = open_in_order(opened, folder, backend, on_bad_sample="replace", mix=None)
+    for batch in loader:
+        assert [int(key[1:]) % 7 for key in batch.keys] == batch.labels.tolist()
+        assert batch.labels.equal(batch.targets)  # type: ignore[arg-type]
+
+
+def test_past_max_bad_the_run_ends_at_that_step(opened: Open, tmp_path: Path, backend: str) -> None:
+    folder = shards_with(tmp_path, {1: "cut at 70%", 10: "cut at 70%", 18: "cut at 70%"})
+    loader = open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=2, prefetch=5)
+    batches, error = run_to_error(loader)
+    assert len(batches) == 4
+    assert "3 bad samples met, max_bad=2 allowed; the last one: set-000.tar : s18" in str(error)
+    assert run_to_error(open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=3))[1] is None
+
+
+@pytest.mark.parametrize("damage", ["cut at 70%", "zero bytes"])
+def test_where_all_samples_are_bad_the_run_ends(opened: Open, tmp_path: Path, backend: str, damage: str) -> None:
+    folder = shards_with(tmp_path, dict.fromkeys(range(3), damage), count=3)
+    if damage == "zero bytes":
+        with pytest.raises(ConfigError, match="at least one usable sample is required"):
+            open_in_order(opened, folder, backend, on_bad_sample="replace")
+    else:
+        _, error = run_to_error(open_in_order(opened, folder, backend, batch_size=1, on_bad_sample="replace"))
+        assert "100 samples in a row are bad" in str(error)
+
+
+def test_a_missing_label_is_an_error_or_replaced(opened: Open, own_shards: Path, backend: str) -> None:
+    with pytest.raises(BadSampleError, match=f"set-000.tar : .*: {PROBLEMS[3]}. 100 of 100"):
+        opened(own_shards, backend=backend, label="json:class")
+    with pytest.raises(ConfigError, match="at least one usable sample"):
+        opened(own_shards, backend=backend, label="json:class", on_bad_sample="replace")
+
+
+# shards that change behind the loader's back
+
+
+def test_a_shard_cut_after_indexing_is_a_shard_error_at_its_step(opened: Open, tmp_path: Path, backend: str) -> None:
+    folder = shards_with(tmp_path, {})
+    loader = open_in_order(opened, folder, backend, on_bad_sample="replace")
+    os.truncate(folder / "set-000.tar", int(loader.index.offset[9]) + 100)
+    batches, error = run_to_error(loader)
+    assert isinstance(error, ShardError)
+    assert "set-000.tar : s09: needs" in str(error)
+    assert "changed after it was indexed" in str(error)
+    assert len(batches) == 2
+
+
+def test_a_shard_deleted_after_indexing_is_a_shard_error(opened: Open, tmp_path: Path, backend: str) -> None:
+    folder = shards_with(tmp_path, {})
+    loader = open_in_order(opened, folder, backend, on_bad_sample="replace")
+    (folder / "set-000.tar").unlink()
+    batches, error = run_to_error(loader)
+    assert isinstance(error, ShardError)
+    assert "the shard must be readable; No such file" in str(error)
+    assert not batches
+
+
+@pytest.mark.parametrize("transform", [WHOLE, EvalTransform(size=16, resize=18)], ids=["train", "eval"])
+def test_an_image_replaced_after_indexing_does_not_enter_with_a_wrong_window(
+    opened: Open, tmp_path: Path, backend: str, transform: TrainTransform | EvalTransform
+) -> None:
+    folder = shards_with(tmp_path, {})
+    loader = open_in_order(opened, folder, backend, on_bad_sample="replace", mix=None, transform=transform)
+    other = encoded(picture(1, 20, 20), "JPEG", quality=50)
+    size = int(loader.index.size[9])
+    with open(folder / "set-000.tar", "r+b") as shard:
+        shard.seek(int(loader.index.offset[9]))
+        shard.write(other.ljust(size, b"\0"))
+    batches, error = run_to_error(loader)
+    assert error is None
+    assert len(batches) == 6
+    (reason,) = loader.bad_samples.values()
+    assert "20x20 pixels" in reason
+    assert "73x48" in reason
+
+
+# real odd images
+
+
+@pytest.mark.parametrize("exif", [False, True], ids=["as stored", "upright"])
+@pytest.mark.parametrize(
+    "transform", [TrainTransform(size=32), EvalTransform(size=32, resize=36)], ids=["train", "eval"]
+)
+def test_a_zoo_of_odd_images_ends_no_run(
+    opened: Open, tmp_path: Path, backend: str, transform: TrainTransform | EvalTransform, exif: bool
+) -> None:
+    zoo = folder_from_environment("MULTIMIX_ODD", "a folder of odd and broken images")
+    samples = [
+        (path.name.replace(".", "_"), path.suffix[1:] if path.suffix in (".png", ".jpeg", ".webp") else "jpg", data)
+        for path in sorted(zoo.iterdir())
+        if path.suffix != ".tsv" and (data := path.read_bytes()) is not None
+    ]
+    folder = write_shards(tmp_path, samples, shards=3)
+    settings: dict[str, object] = {"batch_size": 16, "transform": transform, "exif": exif, "shuffle": "global"}
+    settings |= {"on_bad_sample": "replace", "last_batch": "wrap", "backend": backend}
+    first, second = opened(folder, **settings), opened(folder, **settings)
+    for _ in range(2):
+        assert all(map(same_batch, first, second))
+    assert 10 < len(first.bad_samples) < len(samples) // 2

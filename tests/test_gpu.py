@@ -1,0 +1,179 @@
+"""What only a GPU can show: parity with the CPU, and that no memory is used again while a kernel still reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, Open, needs_dali, same_batch
+from test_bad_samples import WHOLE, shards_with
+from test_parity import a_step, run_graph
+from torch import Tensor
+
+from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
+from multimix_pipe.mixing import mixup
+from multimix_pipe.mixing.blend import blend
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that torch can use")
+
+BLEND_TOLERANCE = 1e-6
+"""Float32 arithmetic on a GPU, for values of a few units: its compilers may fuse a product and a sum."""
+
+
+def a_batch(rows: int = 6, k: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    lam = -np.sort(-rng.random((rows, k), dtype=np.float32), axis=1)
+    return rng.standard_normal((rows, 3, 17, 19), dtype=np.float32), np.roll(np.arange(rows), 1), lam
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_torch_kernel_is_the_oracle_and_one_weight_gives_its_row(dtype: torch.dtype) -> None:
+    arrays = a_batch()
+    images, partner, lam = (torch.from_numpy(array).cuda() for array in arrays)
+    five = blend(images, partner, lam, images.new_empty((6, 5, *images.shape[1:]), dtype=dtype))
+    oracle = torch.from_numpy(mixup.mix_images(*arrays)).unflatten(0, (6, 5))
+    tolerance = BLEND_TOLERANCE if dtype == torch.float32 else torch.finfo(dtype).eps
+    assert torch.allclose(five.cpu().float(), oracle.to(dtype).float(), rtol=tolerance, atol=BLEND_TOLERANCE)
+    for k in range(5):
+        one = blend(images, partner, lam[:, k : k + 1], images.new_empty((6, 1, *images.shape[1:]), dtype=dtype))
+        assert one[:, 0].equal(five[:, k])
+
+
+@needs_dali
+def test_the_dali_stage_is_the_oracle_on_the_gpu() -> None:
+    from dali_pipelines import stage_on
+
+    images, labels = a_batch()[0], np.arange(6) % CLASSES
+    on_cpu, on_gpu = (
+        next(stage_on(images, labels, device=device, num_classes=CLASSES, k=5)) for device in ("cpu", "gpu")
+    )
+    for expected, found in zip(on_cpu, on_gpu, strict=True):
+        assert found.is_cuda
+        assert torch.allclose(found.cpu(), expected, rtol=0, atol=BLEND_TOLERANCE)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_gpu_batch_is_the_cpus(opened: Open, backend: str, dtype: str, channels_last: bool) -> None:
+    settings: dict[str, object] = {"backend": backend, "mix": MultiMix(k=3), "channels_last": channels_last}
+    found = next(iter(opened(device="cuda", dtype=dtype, **settings)))
+    expected = next(iter(opened(device="cpu", **settings)))
+    assert found.images.is_cuda
+    assert found.images.dtype == getattr(torch, dtype)
+    assert found.images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    assert found.keys == expected.keys
+    assert found.targets.cpu().equal(expected.targets)  # type: ignore[union-attr, arg-type]
+    # nvJPEG is not libjpeg-turbo: a value of 0..255 may differ by one or two
+    assert (found.images.cpu().float() - expected.images).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize(
+    "transform", [TrainTransform(size=24), EvalTransform(size=24, resize=28)], ids=["train", "eval"]
+)
+@pytest.mark.parametrize("exif", [False, True])
+def test_two_runs_on_a_gpu_are_the_same(opened: Open, backend: str, transform: TrainTransform, exif: bool) -> None:
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "transform": transform, "exif": exif}
+    first, second = opened(**settings), opened(**settings)
+    assert all(map(same_batch, first, second))
+
+
+@needs_dali
+def test_the_dali_graph_is_the_oracle_and_one_weight_gives_its_row(shards: Path) -> None:
+    lam, transform = a_batch()[2], TrainTransform(size=16)
+    step = a_step(lam)
+    plain = run_graph(shards, step, transform, mixes=False, gpu=0)
+    five = run_graph(shards, step, transform, mixes=True, gpu=0)
+    oracle = torch.from_numpy(mixup.mix_images(plain.cpu().numpy(), step.partner, lam))
+    assert five.is_cuda
+    assert torch.allclose(five.flatten(0, 1).cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
+    for k in range(5):
+        one = run_graph(shards, a_step(np.ascontiguousarray(lam[:, k : k + 1])), transform, mixes=True, gpu=0)
+        assert one[:, 0].equal(five[:, k])
+
+
+def slowly(images: Tensor) -> Tensor:
+    """A sum over the batch that a stream computes some tens of milliseconds later."""
+    torch.cuda._sleep(100_000_000)
+    return images.double().sum((1, 2, 3))
+
+
+def reference_sums(opened: Open, **settings: object) -> list[Tensor]:
+    sums = []
+    for batch in opened(**settings):
+        torch.cuda.synchronize()
+        sums.append(batch.images.double().sum((1, 2, 3)))
+        torch.cuda.synchronize()
+    return sums
+
+
+@pytest.mark.parametrize("mix", [None, MultiMix(k=2)], ids=["plain", "mixed"])
+def test_a_batch_dropped_while_a_kernel_is_pending_is_not_overwritten(
+    opened: Open, backend: str, mix: MultiMix | None
+) -> None:
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "mix": mix}
+    sums = []
+    for batch in opened(**settings):
+        sums.append(slowly(batch.images))
+        del batch
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, sums, reference_sums(opened, **settings)))
+
+
+def test_a_consumer_on_another_stream_sees_whole_batches(opened: Open, backend: str) -> None:
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "mix": MultiMix(k=2)}
+    side, sums, kept = torch.cuda.Stream(), [], []
+    for batch in opened(**settings):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            sums.append(slowly(batch.images))
+        kept.append(batch)  # the contract of another stream: it waits, and keeps the batch
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, sums, reference_sums(opened, **settings)))
+
+
+def test_a_loop_inside_another_stream_works(opened: Open, backend: str) -> None:
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "mix": MultiMix(k=2)}
+    with torch.cuda.stream(torch.cuda.Stream()):
+        sums = [slowly(batch.images) for batch in opened(**settings)]
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, sums, reference_sums(opened, **settings)))
+
+
+def test_a_kept_batch_never_changes(opened: Open, backend: str) -> None:
+    kept: list[Batch] = list(opened(backend=backend, device="cuda", prefetch=1))
+    assert all(map(same_batch, kept, opened(backend=backend, device="cuda", prefetch=4)))
+
+
+def test_bad_samples_are_replaced_on_the_gpu_too(opened: Open, backend: str, tmp_path: Path) -> None:
+    folder = shards_with(tmp_path, {1: "cut at 70%", 9: "no scan data", 10: "cut at 70%", 12: "zero bytes"})
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "on_bad_sample": "replace", "transform": WHOLE}
+    first, second = opened(folder, **settings), opened(folder, **settings)
+    assert all(map(same_batch, first, second))
+    assert len(first.bad_samples) >= 1
+
+
+def test_a_training_step_under_autocast(opened: Open, backend: str) -> None:
+    loader = opened(backend=backend, device="cuda", dtype="float16", channels_last=True, mix=MultiMix(k=2))
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    model.append(torch.nn.Linear(8, CLASSES))
+    model.cuda().to(memory_format=torch.channels_last)
+    loss_function, optimiser = MultiMixLoss(), torch.optim.SGD(model.parameters(), lr=0.01)
+    for images, targets in loader:
+        with torch.autocast("cuda"):
+            logits = model(images)
+        loss = loss_function(logits, targets)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        assert loss.isfinite()
+
+
+def test_mix_batch_stays_on_the_gpu() -> None:
+    images, labels = torch.rand(6, 3, 4, 4), torch.arange(6)
+    found = mix_batch(images.cuda(), labels.cuda(), MultiMix(k=3), num_classes=6)
+    expected = mix_batch(images, labels, MultiMix(k=3), num_classes=6)
+    assert found.images.is_cuda
+    assert torch.allclose(found.images.cpu(), expected.images, rtol=0, atol=BLEND_TOLERANCE)
+    assert found.targets.cpu().equal(expected.targets)  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,104 @@
+"""Subsets, weights, and arguments that cannot work."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, N, Open, keys, resumed
+
+from multimix_pipe import ConfigError, MultiMix, StateMismatchError
+
+
+def test_samples_and_exclude_choose_by_key_or_file(opened: Open, tmp_path: Path) -> None:
+    options = {"backend": "torch", "mix": None, "last_batch": "partial", "transform": TINY}
+    wanted = ["420-000", "444-001", "set-003.tar : gray-003"]
+    listed = tmp_path / "keys.txt"
+    listed.write_text("\n".join(wanted) + "\n")
+    for samples in (wanted, listed, str(listed), iter(wanted)):
+        assert sorted(keys(opened(samples=samples, **options))) == ["420-000", "444-001", "gray-003"]
+    assert keys(opened(samples=wanted, exclude=wanted[:1], shuffle="none", **options)) == ["444-001", "gray-003"]
+    assert len(keys(opened(exclude=wanted, **options))) == N - 3
+
+
+def test_wrong_keys_are_named(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError, match="1 are not, the first: 'nobody'"):
+        opened(backend="torch", samples=["420-000", "nobody"])
+    with pytest.raises(ConfigError, match="there is no file 'nobody'"):
+        opened(backend="torch", samples="nobody")
+    with pytest.raises(ConfigError, match="leave none"):
+        opened(backend="torch", samples=["420-000"], exclude=["420-000"])
+    with caplog.at_level(logging.WARNING, "multimix_pipe"):
+        opened(backend="torch", exclude=["nobody"])
+    assert "exclude: 1 keys are not in this data set, the first: 'nobody'" in caplog.text
+
+
+def test_weights_draw_by_weight_and_resume(opened: Open) -> None:
+    weights = np.zeros(N)
+    weights[[3, 50]] = [1, 3]
+    options = {"backend": "torch", "weights": weights, "transform": TINY, "mix": None}
+    loader = opened(**options)
+    iterator, state = iter(loader), loader.state_dict()
+    drawn = Counter(key for batch in iterator for key in batch.keys)
+    assert set(drawn) == set(loader.index.keys([3, 50]))
+    assert 55 <= drawn[loader.index.key(50)] <= 95
+    assert Counter(keys(resumed(opened, state, **options))) == drawn
+    with pytest.raises(StateMismatchError, match=r"^subset: "):
+        opened(**options | {"weights": np.ones(N)}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [(np.ones(5), "each of the 100 samples"), (-np.ones(N), "finite and >= 0"), (np.zeros(N), "not all 0")],
+)
+def test_weights_that_cannot_work_are_refused(opened: Open, weights: np.ndarray, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        opened(backend="torch", weights=weights)
+
+
+def test_weights_need_a_global_shuffle(opened: Open) -> None:
+    with pytest.raises(ConfigError, match='needs shuffle="global"'):
+        opened(backend="torch", weights=np.ones(N), shuffle="window")
+
+
+def test_labels_must_fit_num_classes(opened: Open) -> None:
+    with pytest.raises(
+        ConfigError, match=r"labels must lie in \[0, num_classes=6\); 14 do not, .*set-00\d.tar : .* has 6"
+    ):
+        opened(backend="torch", num_classes=6)
+
+
+def test_a_batch_larger_than_the_memory_is_refused(opened: Open) -> None:
+    with pytest.raises(ConfigError, match=r"batch_size=4000000 times k=1024 images of 24x24 .* Lower batch_size or k"):
+        opened(backend="torch", batch_size=4_000_000, mix=MultiMix(k=1024))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be an int >= 1"),
+        ({"rank": 2, "world_size": 2}, r"rank must be an int in \[0, 1\]"),
+        ({"rank": 0, "world_size": None}, "must be given together"),
+        ({"device": "tpu"}, "device must be"),
+        ({"device": "cuda:99"}, "GPU"),
+        ({"mix": None, "targets": "pairs"}, "needs mix"),
+        ({"mix": None, "expand": False}, "needs mix"),
+        ({"dtype": "float64"}, "dtype must be one of"),
+        ({"label": "txt"}, 'label must be "cls"'),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(opened: Open, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        opened(backend="torch", **options)
+
+
+def test_rank_and_world_come_from_torchrun(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert "rank 1 of 3" in repr(opened(backend="torch", rank=None, world_size=None))
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    with pytest.raises(ConfigError, match="WORLD_SIZE must be a whole number; found 'x'"):
+        opened(backend="torch", rank=None, world_size=None)

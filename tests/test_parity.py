@@ -1,0 +1,293 @@
+"""Oracle = torch = DALI: the same plan gives the same batch, to the bit where it is arithmetic, closely where it is pixels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PLAN_COLUMNS, TRANSFORM, Open, encoded, needs_dali, picture, with_orientation, write_shards
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+from multimix_pipe import Batch, EvalTransform, MultiMix, TrainTransform
+from multimix_pipe.config import Transform
+from multimix_pipe.mixing import mixup
+from multimix_pipe.mixing.blend import blend
+from multimix_pipe.plan import StepPlan, draw_mixing
+from multimix_pipe.shards import open_index
+from multimix_pipe.shards.reader import ShardReader
+
+ROWS, K = 6, 5
+GENERATED_BOUND = 0.3
+"""Mean absolute difference of an image's 0..255 values between the backends, formats but CMYK; about 0.2 is measured."""
+CMYK_BOUND = 1.3
+"""CMYK to RGB is a formula; the backends' round differently."""
+
+
+def pixels(images: Tensor, transform: Transform) -> Tensor:
+    """Normalised images back to 0..255."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
+    return (images.float() * std + mean) * 255
+
+
+def a_batch(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Images (rows, 3, 9, 10), labels, a cycle of partners, ordered weights with exact 1 and 0 among them."""
+    rng = np.random.default_rng(7)
+    lam = -np.sort(-rng.random((rows, K), dtype=np.float32), axis=1)
+    lam[0], lam[1] = 1.0, 0.0
+    images = rng.standard_normal((rows, 3, 9, 10), dtype=np.float32)
+    return images, rng.integers(0, 7, rows), np.roll(np.arange(rows), -1), lam
+
+
+def ulps(a: Tensor, b: Tensor) -> int:
+    """The largest distance of two 16-bit float tensors, in representable numbers."""
+
+    def ordered(x: Tensor) -> Tensor:
+        bits = x.contiguous().view(torch.int16).int()
+        return torch.where(bits < 0, -(bits & 0x7FFF), bits)
+
+    return int((ordered(a) - ordered(b)).abs().max())
+
+
+def test_the_torch_kernel_is_the_oracle_to_the_bit() -> None:
+    images, _, partner, lam = a_batch()
+    out = torch.empty(ROWS, K, *images.shape[1:])
+    blend(torch.from_numpy(images), torch.from_numpy(partner), torch.from_numpy(lam), out)
+    assert np.array_equal(out.flatten(0, 1).numpy(), mixup.mix_images(images, partner, lam))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bit_results_are_the_rounded_oracle(dtype: torch.dtype) -> None:
+    images, _, partner, lam = a_batch()
+    out = torch.empty(ROWS, K, *images.shape[1:], dtype=dtype)
+    blend(torch.from_numpy(images), torch.from_numpy(partner), torch.from_numpy(lam), out)
+    assert out.flatten(0, 1).equal(torch.from_numpy(mixup.mix_images(images, partner, lam)).to(dtype))
+
+
+@needs_dali
+def test_the_dali_stage_is_the_oracle() -> None:
+    from dali_pipelines import stage_on
+
+    images, labels, _, _ = a_batch()
+    stage = stage_on(images, labels.astype(np.int32), num_classes=7, k=K, alpha=0.4, seed=11)
+    for iteration, (mixed, targets) in zip(range(3), stage, strict=False):
+        partner, lam = draw_mixing(MultiMix(k=K, alpha=0.4), 11, 0, iteration * ROWS, ROWS)
+        oracle = torch.from_numpy(mixup.mix_images(images, partner, lam))
+        assert torch.allclose(mixed.flatten(0, 1), oracle, rtol=0, atol=1e-6)
+        oracle = torch.from_numpy(mixup.mix_targets(labels, partner, lam, 7))
+        assert torch.allclose(targets.flatten(0, 1), oracle, rtol=0, atol=1e-6)
+
+
+def run_graph(
+    shards: Path, step: StepPlan, transform: Transform, *, mixes: bool, half: bool = False, gpu: int | None = None
+) -> Tensor:
+    """One step through the loader's DALI graph, with the mixing in the graph or without any."""
+    from multimix_pipe.dali.graph import Graph
+
+    index = open_index(shards, progress=False)
+    reader = ShardReader(index)
+    graph = Graph(len(step), gpu, 1, 1, transform, exif=False, half=half, channels_last=False, mixes=mixes)
+    pipeline = graph.build()
+    pipeline.feed_input("encoded", [reader.read(int(sample)) for sample in step.sample])
+    for name, array in graph.inputs(step, index).items():
+        pipeline.feed_input(name, array)
+    pipeline.schedule_run()
+    (images,) = pipeline.outputs()
+    return torch.from_dlpack(images.as_tensor()).clone()
+
+
+def a_step(lam: np.ndarray) -> StepPlan:
+    """Rows of the generated set that are at least 20x20, whole windows of which are used, half of them mirrored."""
+    window = np.tile(np.array([1, 2, 18, 17], dtype=np.float32), (ROWS, 1))
+    partner = np.roll(np.arange(ROWS), -1)
+    return StepPlan(0, 0, np.arange(ROWS), window, np.arange(ROWS) % 2 == 0, partner, lam)
+
+
+@needs_dali
+def test_the_dali_graph_is_the_oracle_of_its_own_batch(shards: Path) -> None:
+    step, transform = a_step(a_batch()[3]), TrainTransform(size=16)
+    plain = run_graph(shards, step, transform, mixes=False).numpy()
+    oracle = torch.from_numpy(mixup.mix_images(plain, step.partner, step.lam))
+    mixed = run_graph(shards, step, transform, mixes=True).flatten(0, 1)
+    assert torch.allclose(mixed, oracle, rtol=0, atol=1e-6)
+    half = run_graph(shards, step, transform, mixes=True, half=True).flatten(0, 1)
+    assert half.dtype == torch.float16
+    assert ulps(half, oracle.half()) <= 1
+
+
+@needs_dali
+def test_in_the_dali_graph_one_weight_gives_its_row_of_five(shards: Path) -> None:
+    lam, transform = a_batch()[3], TrainTransform(size=16)
+    five = run_graph(shards, a_step(lam), transform, mixes=True)
+    for k in range(K):
+        one = run_graph(shards, a_step(np.ascontiguousarray(lam[:, k : k + 1])), transform, mixes=True)
+        assert one[:, 0].equal(five[:, k])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_in_the_torch_kernel_one_weight_gives_its_row_of_five(dtype: torch.dtype) -> None:
+    images, partner, lam = (torch.from_numpy(array) for array in (a_batch()[0], a_batch()[2], a_batch()[3]))
+    five = blend(images, partner, lam, torch.empty(ROWS, K, *images.shape[1:], dtype=dtype))
+    for k in range(K):
+        one = blend(images, partner, lam[:, k : k + 1], torch.empty(ROWS, 1, *images.shape[1:], dtype=dtype))
+        assert one[:, 0].equal(five[:, k])
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_loaders_batch_is_the_oracle_of_its_plain_batch(
+    opened: Open, backend: str, dtype: str, channels_last: bool
+) -> None:
+    settings = {"backend": backend, "channels_last": channels_last, "mix": MultiMix(k=3)}
+    mixed = next(iter(opened(dtype=dtype, **settings)))
+    plain = next(iter(opened(expand=False, **settings)))
+    oracle = torch.from_numpy(mixup.mix_images(plain.images.contiguous().numpy(), plain.plan.partner, plain.plan.lam))
+    assert mixed.images.dtype == getattr(torch, dtype)
+    assert mixed.images.shape == (24, 3, 24, 24)
+    assert mixed.images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if dtype == "float32":
+        assert torch.allclose(mixed.images, oracle, rtol=0, atol=1e-6)
+    else:
+        assert ulps(mixed.images, oracle.to(mixed.images.dtype)) <= 1
+    targets = mixup.mix_targets(plain.labels.numpy(), plain.plan.partner, plain.plan.lam, 7)
+    assert isinstance(mixed.targets, Tensor)
+    assert np.allclose(mixed.targets.numpy(), targets, rtol=0, atol=1e-6)
+    assert torch.allclose(mixed.targets.sum(1), torch.ones(24), rtol=0, atol=1e-6)
+
+
+@needs_dali
+def test_both_backends_execute_the_same_plan(opened: Open) -> None:
+    torch_loader, dali_loader = (opened(backend=name, shuffle="window", batch_size=16) for name in ("torch", "dali"))
+    for epoch in range(2):
+        pairs = list(zip(torch_loader, dali_loader, strict=True))
+        assert len(pairs) == 7
+        for a, b in pairs:
+            assert a.plan.epoch == b.plan.epoch == epoch
+            assert a.plan.start == b.plan.start
+            for name in PLAN_COLUMNS:
+                assert np.array_equal(getattr(a.plan, name), getattr(b.plan, name))
+            assert a.keys == b.keys
+            assert a.labels.equal(b.labels)
+            assert a.targets.equal(b.targets)  # type: ignore[union-attr, arg-type]
+
+
+TRANSFORMS = {
+    "train": TrainTransform(size=48),
+    "train, no antialias": TrainTransform(size=48, antialias=False),
+    "eval": EvalTransform(size=48, resize=54),
+    "eval, no antialias": EvalTransform(size=48, resize=54, antialias=False),
+}
+
+
+def differences(open_: Open, transform: Transform, source: Path | None = None, **options: object) -> dict[str, float]:
+    """Mean absolute difference of 0..255 values between the backends, for each key."""
+    settings = {"transform": transform, "mix": None, "last_batch": "partial", "num_classes": 1000, **options}
+    loaders = [
+        open_(*([] if source is None else [source]), backend=name, batch_size=20, **settings)
+        for name in ("torch", "dali")
+    ]
+    found: dict[str, float] = {}
+    for a, b in zip(*loaders, strict=True):
+        apart = (pixels(a.images, transform) - pixels(b.images, transform)).abs().mean((1, 2, 3))
+        found |= dict(zip(a.keys, apart.tolist(), strict=True))
+    return found
+
+
+@needs_dali
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+@pytest.mark.parametrize("exif", [False, True], ids=["as stored", "upright"])
+def test_backends_agree_on_every_format(opened: Open, transform: Transform, exif: bool) -> None:
+    found = differences(opened, transform, exif=exif)
+    assert len(found) == 100
+    for key, difference in found.items():
+        assert difference < (CMYK_BOUND if key.startswith("cmyk") else GENERATED_BOUND), key
+
+
+@needs_dali
+@pytest.mark.parametrize(
+    "transform",
+    [TrainTransform(), TrainTransform(antialias=False), EvalTransform(), EvalTransform(antialias=False)],
+    ids=TRANSFORMS.keys(),
+)
+def test_backends_agree_on_photos(opened: Open, photos: Path, transform: Transform) -> None:
+    found = differences(opened, transform, photos)
+    assert np.mean(list(found.values())) < 0.3, "mean over all photos"
+    assert max(found.values()) < 0.5, "worst photo"
+
+
+def upright_reference(data: bytes) -> np.ndarray:
+    """What Pillow shows of an image whose EXIF it honours."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "transform", [TrainTransform(size=(20, 18), flip=0.0), EvalTransform(size=(20, 18), resize=40)]
+)
+def test_with_exif_windows_lie_in_the_upright_image(
+    opened: Open, backend: str, tmp_path: Path, transform: Transform
+) -> None:
+    images = {f"o{o}": with_orientation(picture(o, 61, 40), o) for o in range(1, 9)}
+    folder = write_shards(tmp_path, [(key, "jpg", data) for key, data in images.items()], shards=1)
+    batch = next(iter(opened(folder, backend=backend, transform=transform, mix=None, exif=True)))
+    height, width = transform.height_width
+    for key, image, window in zip(batch.keys, pixels(batch.images, transform), batch.plan.window, strict=True):
+        y, x, h, w = (float(value) for value in window)
+        whole = Image.fromarray(upright_reference(images[key]).astype(np.uint8))
+        if isinstance(transform, TrainTransform):
+            whole, box = whole.crop((int(x), int(y), int(x + w), int(y + h))), None
+        else:
+            box = (x, y, min(x + w, whole.width), min(y + h, whole.height))
+        expected = np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1)
+        assert np.abs(image.numpy() - expected).mean() < 0.6, key
+
+
+def test_backends_agree_on_malformed_exif(opened: Open, backend: str, tmp_path: Path) -> None:
+    plain, turned = (with_orientation(picture(1, 61, 40), orientation) for orientation in (1, 6))
+    exif_segments = []
+    for data in (plain, turned):
+        at = data.index(b"\xff\xe1")
+        exif_segments.append(data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
+    text = PngImagePlugin.PngInfo()
+    raw = exif_segments[1][4:]
+    text.add_text("Raw profile type exif", f"\nexif\n      {len(raw)}\n{raw.hex()}\n")
+    samples = [
+        ("two-segments", "jpg", plain[:2] + exif_segments[1] + plain[2:]),
+        ("other-order", "jpg", turned[:2] + exif_segments[0] + turned[2:]),
+        ("png-text", "png", encoded(picture(1, 61, 40), "PNG", pnginfo=text)),
+    ]
+    folder = write_shards(tmp_path, samples, shards=1)
+    loader = opened(
+        folder, backend=backend, exif=True, mix=None, batch_size=3, transform=TrainTransform(size=20, flip=0.0)
+    )
+    assert loader.index.orientation.tolist() == [6, 1, 6]
+    for batch in (next(iter(loader)) for _ in range(3)):
+        for key, image, (y, x, h, w) in zip(
+            batch.keys, pixels(batch.images, TRANSFORM), batch.plan.window, strict=True
+        ):
+            whole = picture(1, 61, 40)
+            if key != "other-order":
+                whole = whole.transpose(Image.Transpose.ROTATE_270)
+            crop = whole.crop((int(x), int(y), int(x + w), int(y + h))).resize((20, 20), Image.Resampling.BILINEAR)
+            assert np.abs(image.numpy() - np.asarray(crop).transpose(2, 0, 1)).mean() < 1.5, key
+
+
+def test_a_constant_colour_comes_out_as_its_target_says(opened: Open, backend: str, tmp_path: Path) -> None:
+    grays = [int(255 * label / 6) for label in range(7)]
+    flat = [Image.new("RGB", (30, 30), (gray,) * 3) for gray in grays]
+    members = [(f"flat-{label}", "png", encoded(image, "PNG")) for label, image in enumerate(flat)]
+    loader = opened(write_shards(tmp_path, members, shards=1), backend=backend, batch_size=7, mix=MultiMix(k=4))
+    batch = next(iter(loader))
+    brightness = pixels(batch.images, TrainTransform()).mean((1, 2, 3))
+    assert isinstance(batch.targets, Tensor)
+    assert torch.allclose(brightness, batch.targets @ torch.tensor(grays, dtype=torch.float32), rtol=0, atol=1e-2)
+
+
+def test_lam_one_gives_the_plain_sample(opened: Open, backend: str) -> None:
+    mixed: Batch = next(iter(opened(backend=backend, mix=MultiMix(k=2, prob=0.0))))
+    plain: Batch = next(iter(opened(backend=backend, mix=None)))
+    assert mixed.images.unflatten(0, (8, 2))[:, 0].equal(plain.images)
+    assert mixed.images.unflatten(0, (8, 2))[:, 1].equal(plain.images)
