@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import logging
@@ -33,13 +32,13 @@ from multimix_pipe.config import (
     Transform,
 )
 from multimix_pipe.environment import check_batch_fits, choose_device, default_threads, rank_and_world
-from multimix_pipe.errors import BadSampleError, ConfigError, MissingBackendError, StateMismatchError
+from multimix_pipe.errors import ConfigError, MissingBackendError, StateMismatchError
 from multimix_pipe.execution import Executor, Job
-from multimix_pipe.plan import Plan, Samples, Schedule, StepPlan
+from multimix_pipe.plan import LANES, Plan, Schedule, StepPlan
+from multimix_pipe.samples import choose_samples
 from multimix_pipe.shards.bad_samples import BadSamples
-from multimix_pipe.shards.index import PROBLEMS, Index, open_index
+from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.reader import ShardReader
-from multimix_pipe.shards.subset import select
 from multimix_pipe.training.targets import mix_targets, pair_targets
 
 logger = logging.getLogger("multimix_pipe")
@@ -112,10 +111,10 @@ def open_loader(
 
     Raises:
         ConfigError: an argument, or a combination, that cannot work.
-        BadSampleError: under on_bad_sample="raise", a sample that the index knows to be bad. Others come to light as they
-            are decoded: at their step, after the batches before it.
         ShardError: shards that are missing or damaged.
         MissingBackendError: backend="dali" where DALI does not import.
+
+    Iterating raises BadSampleError at the step of a bad sample, after the batches before it.
     """
     trains = isinstance(transform, TrainTransform)
     rank, world_size = rank_and_world(rank, world_size)
@@ -162,7 +161,7 @@ class Loader:
         device = choose_device(config.device)
         self._backend = _choose_backend(config.backend, device)
         check_batch_fits(config, device)
-        samples = _choose_samples(index, config)
+        samples = choose_samples(index, config)
         self._plan = Plan(samples, config.transform, config.mix, config.shuffle, config.seed, config.batch_size)
         self._bad_samples = BadSamples(index, config.on_bad_sample, config.max_bad)
         self._reader = ShardReader(index)
@@ -339,7 +338,7 @@ class Loader:
         c = self._config
         identity = {
             "data": self._index.fingerprint,
-            "subset": _digest(self._plan.samples),
+            "subset": self._plan.samples.digest(),
             "seed": c.seed,
             "batch_size": c.batch_size,
             "shuffle": c.shuffle,
@@ -347,7 +346,8 @@ class Loader:
             "exif": c.exif,
             "on_bad_sample": c.on_bad_sample,
             "mix": None if c.mix is None else asdict(c.mix),
-            "transform": {"kind": type(c.transform).__name__, **asdict(c.transform)},
+            "transform": {"kind": type(c.transform).__name__, **asdict(c.transform), "size": c.transform.height_width},
+            "lanes": LANES,
         }
         return cast("dict[str, Any]", json.loads(json.dumps(identity)))
 
@@ -379,56 +379,3 @@ def _make_executor(backend: str, job: Job) -> Executor:
     from multimix_pipe.native.executor import NativeExecutor
 
     return NativeExecutor(job)
-
-
-def _choose_samples(index: Index, config: LoaderConfig) -> Samples:
-    number = select(index, config.samples, config.exclude)
-    good = index.problem[number] == 0
-    usable, bad = number[good], number[~good]
-    if len(bad) and config.on_bad_sample == "raise":
-        first = int(bad[0])
-        raise BadSampleError(
-            f"{index.name(first)}: {PROBLEMS[int(index.problem[first])]}. {len(bad)} of {len(number)} samples cannot be used, "
-            "this is the first; `multimix-pipe verify` names all. Leave them out with exclude=, or train on others in their "
-            'place with on_bad_sample="replace"'
-        )
-    if not len(usable):
-        raise ConfigError(
-            "at least one usable sample is required; `multimix-pipe verify` says what is wrong with these"
-        )
-    if len(bad):
-        logger.warning("%d of %d samples cannot be used; `multimix-pipe verify` names them", len(bad), len(number))
-    outside = usable[(index.label[usable] < 0) | (index.label[usable] >= config.num_classes)]
-    if len(outside):
-        first = int(outside[0])
-        raise ConfigError(
-            f"labels must lie in [0, num_classes={config.num_classes}); {len(outside)} do not, the first: "
-            f"{index.name(first)} has {index.label[first]}. Raise num_classes, or leave these samples out"
-        )
-    width, height = index.width[number], index.height[number]
-    if config.exif:
-        turned = index.orientation[number] >= 5
-        width, height = np.where(turned, height, width), np.where(turned, width, height)
-    return Samples(number, index.shard[number], width, height, _check_weights(config, len(number)))
-
-
-def _check_weights(config: LoaderConfig, count: int) -> NDArray[np.float64] | None:
-    if config.weights is None:
-        return None
-    if config.shuffle != "global":
-        raise ConfigError(f'weights draws samples at random; it needs shuffle="global", found {config.shuffle!r}')
-    weights = np.asarray(config.weights, dtype=np.float64)
-    if weights.shape != (count,):
-        raise ConfigError(
-            f"weights must hold a number for each of the {count} samples used; found shape {weights.shape}"
-        )
-    if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise ConfigError("weights must be finite and >= 0, and not all 0")
-    return weights
-
-
-def _digest(samples: Samples) -> str:
-    digest = hashlib.sha256(samples.number.tobytes())
-    if samples.weights is not None:
-        digest.update(samples.weights.tobytes())
-    return digest.hexdigest()[:16]

@@ -85,13 +85,17 @@ def run_to_error(loader: Loader) -> tuple[list[Batch], Exception | None]:
 
 
 @pytest.mark.parametrize("damage", KNOWN)
-def test_what_the_index_knows_is_an_error_at_the_opening(
-    opened: Open, tmp_path: Path, backend: str, damage: str
+def test_what_the_index_knows_is_logged_at_the_opening_and_an_error_at_its_step(
+    opened: Open, tmp_path: Path, backend: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = shards_with(tmp_path, {5: damage, 7: damage})
-    with pytest.raises(BadSampleError, match=r"^set-000.tar : s05: .* 2 of 24 samples cannot be used"):
-        open_in_order(opened, folder, backend)
-    left = open_in_order(opened, folder, backend, exclude=["s05", "s07"], last_batch="partial")
+    folder = shards_with(tmp_path, {9: damage, 17: damage})
+    loader = open_in_order(opened, folder, backend)
+    assert "2 of 24 samples cannot be used, the first: set-000.tar : s09: " in caplog.text
+    batches, error = run_to_error(loader)
+    assert isinstance(error, BadSampleError)
+    assert str(error).startswith("set-000.tar : s09: ")
+    assert len(batches) == 9 // BATCH, "the batches before it come first"
+    left = open_in_order(opened, folder, backend, exclude=["s09", "s17"], last_batch="partial")
     assert sum(len(batch.labels) for batch in left) == N - 2
 
 
@@ -196,11 +200,13 @@ def test_where_all_samples_are_bad_the_run_ends(opened: Open, tmp_path: Path, ba
         assert "100 samples in a row are bad" in str(error)
 
 
-def test_a_missing_label_is_an_error_or_replaced(opened: Open, own_shards: Path, backend: str) -> None:
-    with pytest.raises(BadSampleError, match=f"set-000.tar : .*: {PROBLEMS[3]}. 100 of 100"):
-        opened(own_shards, backend=backend, label="json:class")
-    with pytest.raises(ConfigError, match="at least one usable sample"):
-        opened(own_shards, backend=backend, label="json:class", on_bad_sample="replace")
+@pytest.mark.parametrize("policy", ["raise", "replace"])
+def test_where_no_sample_has_a_label_the_opening_says_so(
+    opened: Open, own_shards: Path, backend: str, policy: str
+) -> None:
+    wanted = f"at least one usable sample is required; 100 of 100 samples cannot be used, .*: {PROBLEMS[3]}"
+    with pytest.raises(ConfigError, match=wanted):
+        opened(own_shards, backend=backend, label="json:class", on_bad_sample=policy)
 
 
 # shards that change behind the loader's back

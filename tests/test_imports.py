@@ -23,7 +23,7 @@ LAYERS = [
     {"errors"},
     {"config"},
     {"plan", "mixing", "shards", "buffers", "environment"},
-    {"training", "execution"},
+    {"training", "execution", "samples"},
     {"dali", "native"},
     {"batch"},
     {"loader"},

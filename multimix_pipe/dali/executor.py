@@ -1,8 +1,8 @@
 """Executes step plans with a DALI pipeline.
 
 Threads of the host read a step's bytes ahead of DALI and parse each header with DALI's own parser: bytes that it might choke
-on never enter. On a GPU the multi-mix stage runs in the graph. On a CPU the graph ends with the normalised batch and the torch
-kernel mixes it: DALI's arithmetic takes about five times as long there (bench/mixing.py).
+on never enter. On a GPU the multi-mix stage runs in the graph. On a CPU the graph ends with the normalised batch and `blend`
+mixes it: DALI's arithmetic takes more than twice as long there (bench/mixing_dali.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from multimix_pipe.buffers import BufferPool
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.mixing.blend import blend
+from multimix_pipe.mixing.blend import MIXERS, blend
 from multimix_pipe.plan import StepPlan
 
 READERS = 4
@@ -64,6 +64,7 @@ class DaliExecutor:
         )
         self._buffers = BufferPool()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="multimix-read")
+        self._mixers = ThreadPoolExecutor(min(MIXERS, config.num_threads), thread_name_prefix="multimix-mix")
         self._pipeline: Pipeline | None = None
         self._started = False  # the pipeline's first schedule_run has been called
         self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
@@ -99,6 +100,7 @@ class DaliExecutor:
     def close(self) -> None:
         """Free the pipeline and the reading threads."""
         self._readers.shutdown(cancel_futures=True)
+        self._mixers.shutdown(cancel_futures=True)
         self._discard_pipeline()
 
     def _read(self, step: StepPlan) -> _Work:
@@ -201,10 +203,10 @@ class DaliExecutor:
         """What is left to do after the graph: mix on the host, types that DALI lacks, the order of dimensions."""
         if self._mixes_on_host:
             shape = (len(step), step.lam.shape[1], *images.shape[1:])
-            out = torch.from_numpy(self._buffers.take(int(np.prod(shape)) * self._job.dtype.itemsize)).view(
-                self._job.dtype
-            )
-            images = blend(images, torch.from_numpy(step.partner), torch.from_numpy(step.lam), out.view(shape))
+            memory = self._buffers.take(int(np.prod(shape)) * self._job.dtype.itemsize)
+            out = torch.from_numpy(memory).view(self._job.dtype).view(shape)
+            partner, lam = torch.from_numpy(step.partner), torch.from_numpy(step.lam)
+            images = blend(images, partner, lam, out, self._mixers)
         if self._job.mixes:
             images = images.flatten(0, 1)
         images = images.to(self._job.dtype)

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+MIXERS = 4
+"""Threads that are of use: mixing on a CPU moves memory, and a few cores move all that there is."""
+
 _SERIAL = 16384  # elements; torch does not wake its own threads for so few
 
 

@@ -1,7 +1,7 @@
 """Executes step plans with threads and torch: decode and crop on the host, normalise and mix on the device.
 
-A step is cut into tasks of a few rows. Each row is read, decoded, cropped and mirrored into the step's uint8 batch. On a CPU one
-more thread normalises and mixes, so that batches are ready before they are asked for. On an accelerator the uint8 batch lies in
+A step is cut into tasks of a few rows. Each row is read, decoded, cropped and mirrored into the step's uint8 batch. On a CPU
+more threads normalise and mix, so that batches are ready before they are asked for. On an accelerator the uint8 batch lies in
 pinned memory, crosses when it is asked for, and the device does the rest.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from multimix_pipe.buffers import BufferPool
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.mixing.blend import blend
+from multimix_pipe.mixing.blend import MIXERS, blend
 from multimix_pipe.native import decode
 from multimix_pipe.native.decode import UndecodableError
 from multimix_pipe.plan import StepPlan
@@ -46,7 +46,8 @@ class NativeExecutor:
         self._normaliser = Normaliser(job)
         self._buffers = BufferPool()
         self._threads = ThreadPoolExecutor(job.config.num_threads, thread_name_prefix="multimix-decode")
-        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="multimix-mix")
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
+        self._mixers = ThreadPoolExecutor(min(MIXERS, job.config.num_threads), thread_name_prefix="multimix-mix")
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, Tensor], None, None]:
         """See `Executor.run`."""
@@ -77,6 +78,7 @@ class NativeExecutor:
         """Stop the threads, after the rows that they are at."""
         self._threads.shutdown(cancel_futures=True)
         self._finisher.shutdown(cancel_futures=True)
+        self._mixers.shutdown(cancel_futures=True)
 
     def _start(self, step: StepPlan) -> _Pending:
         shape = (len(step), self._height, self._width, 3)
@@ -120,7 +122,7 @@ class NativeExecutor:
             partner, lam = (torch.from_numpy(array).to(images.device) for array in (step.partner, step.lam))
             if out is None:
                 out = images.new_empty((len(step), step.lam.shape[1], *images.shape[1:]), dtype=self._job.dtype)
-            images = blend(images, partner, lam, out).flatten(0, 1)
+            images = blend(images, partner, lam, out, self._mixers).flatten(0, 1)
         else:
             images = images.to(self._job.dtype)
         return images.permute(0, 3, 1, 2) if self._job.config.channels_last else images

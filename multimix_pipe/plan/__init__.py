@@ -1,5 +1,6 @@
 """Decisions: everything random, drawn before anything is decoded. NumPy and SciPy only."""
 
+from multimix_pipe.plan.order import LANES
 from multimix_pipe.plan.step import Plan, Samples, Schedule, StepPlan, draw_mixing
 
-__all__ = ["Plan", "Samples", "Schedule", "StepPlan", "draw_mixing"]
+__all__ = ["LANES", "Plan", "Samples", "Schedule", "StepPlan", "draw_mixing"]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,6 +60,13 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.number)
+
+    def digest(self) -> str:
+        """Hex digest of the choice of samples and of their weights."""
+        digest = hashlib.sha256(self.number.tobytes())
+        if self.weights is not None:
+            digest.update(self.weights.tobytes())
+        return digest.hexdigest()[:16]
 
 
 class Plan:
