@@ -138,7 +138,7 @@ def test_doctor_fails_where_a_backend_does_not_mix_as_the_reference_does(
     import multimix_pipe.native.executor as native
     from multimix_pipe.mixing.blend import blend
 
-    monkeypatch.setattr(native, "blend", lambda images, partner, lam, out: blend(images, partner, 1 - lam, out))
+    monkeypatch.setattr(native, "blend", lambda images, partner, lam, *rest: blend(images, partner, 1 - lam, *rest))
     assert main(["doctor"]) == 1
     assert "FAIL torch on cpu: decodes" in capsys.readouterr().out
 
