@@ -1,8 +1,8 @@
 """The demo's training: one recipe, run with multi-mix and without.
 
-Held equal in both runs: the network and its initial weights, the number of optimiser steps, the rows in each step, the
-learning rate at each step, crops and flips, the evaluation. A step of multi-mix shows K rows of each of B pairs, so it decodes B
-images; a step without mixing decodes B*K images, each shown once.
+Held equal in both runs: the network and its initial weights, the images in each step with their crops and flips, the number of
+optimiser steps, the learning rate at each step, the evaluation. Not equal: a step of multi-mix shows the network K mixed rows of
+each image, a step without mixing the image itself, so multi-mix takes about K times the network's time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from multimix_pipe.config import Backend, EvalTransform, MultiMix, TrainTransfor
 from multimix_pipe.loader import Loader, open_loader
 from multimix_pipe.training.losses import MultiMixLoss
 
-ROWS_PER_STEP = 160
+BATCH_SIZE = 32
 MAX_LR = 0.1
 WEIGHT_DECAY = 5e-4
 SCALE = (0.5, 1.0)
@@ -43,22 +43,12 @@ class Recipe:
     backend: Backend
 
     @property
-    def pairs(self) -> int:
-        """B of multi-mix."""
-        return max(2, round(ROWS_PER_STEP / self.mix.k))
-
-    @property
-    def rows(self) -> int:
-        """Rows of a step, with mixing and without."""
-        return self.pairs * self.mix.k
-
-    @property
     def train_transform(self) -> TrainTransform:
         return TrainTransform(size=self.size, scale=SCALE)
 
     def steps(self, epochs: float, count: int) -> int:
-        """Steps in which the network sees epochs * count rows."""
-        return max(1, round(epochs * count / self.rows))
+        """Steps in which epochs * count images are decoded."""
+        return max(1, round(epochs * count / BATCH_SIZE))
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,8 @@ class Run:
 
     name: str
     steps: int
-    images_decoded: int
+    rows: int
+    """Images that the network was shown, mixed ones or plain ones."""
     seconds: float = 0.0
     """Of training and evaluation together."""
     history: list[dict[str, float]] = field(default_factory=list)
@@ -89,10 +80,10 @@ class Run:
 
 
 def open_training(recipe: Recipe, data: DemoData, mixed: bool) -> Loader:
-    """B mixed pairs a step, or B*K plain images."""
+    """The same images in the same steps, mixed or plain."""
     return open_loader(
         data.train,
-        batch_size=recipe.pairs if mixed else recipe.rows,
+        batch_size=BATCH_SIZE,
         num_classes=len(data.classes),
         mix=recipe.mix if mixed else None,
         transform=recipe.train_transform,
@@ -117,10 +108,10 @@ def open_evaluation(recipe: Recipe, data: DemoData) -> Loader:
 
 
 def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Loader) -> Run:
-    """Train for `epochs` times as many rows as there are training images, and evaluate after each of these epochs."""
+    """Train for `epochs` times the training images, and evaluate after each epoch."""
     steps = recipe.steps(epochs, data.train_count)
     name = f"multi-mix, K = {recipe.mix.k}" if mixed else "no mixing"
-    run = Run(name, steps, steps * (recipe.pairs if mixed else recipe.rows))
+    run = Run(name, steps, steps * BATCH_SIZE * (recipe.mix.k if mixed else 1))
     evaluate_after = {recipe.steps(epoch, data.train_count) for epoch in range(1, int(epochs) + 1)} | {steps}
     with open_training(recipe, data, mixed) as loader, tqdm(total=steps, desc=f"{name:16}", unit="step") as bar:
         trainer = Trainer(recipe, len(data.classes), loader.device, steps)
@@ -131,7 +122,7 @@ def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Load
             bar.update()
             if step in evaluate_after:
                 metrics = evaluate(trainer.net, test)
-                epoch, loss = step * recipe.rows / data.train_count, losses.item() / (step - last)
+                epoch, loss = step * BATCH_SIZE / data.train_count, losses.item() / (step - last)
                 run.history.append({"step": step, "epoch": epoch, "train_loss": loss, **asdict(metrics)})
                 bar.set_postfix_str(f"loss {loss:.3f}, test accuracy {metrics.accuracy:.1%}")
                 losses.zero_()
@@ -218,7 +209,7 @@ def epochs_within(minutes: float, recipe: Recipe, data: DemoData, test: Loader, 
             if time.perf_counter() - started > seconds / 3:
                 break
     per_evaluation = (time.perf_counter() - started) / evaluated * data.test_count
-    per_epoch = per_step * data.train_count / recipe.rows + 2 * per_evaluation
+    per_epoch = per_step * data.train_count / BATCH_SIZE + 2 * per_evaluation
     epochs = 60 * minutes / (per_epoch * SLOWEST)
     return max(round(epochs, 1), 0.1)
 
