@@ -79,8 +79,8 @@ def variances(of_sets: list[Tensor]) -> dict[str, float]:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--sets", type=int, default=40, help="P, sets of pairs")
-    arguments.add_argument("--draws", type=int, default=8, help="W, draws of weights for each")
+    arguments.add_argument("--sets", type=int, default=20, help="P, sets of pairs")
+    arguments.add_argument("--draws", type=int, default=6, help="W, draws of weights for each")
     arguments.add_argument("--train-steps", type=int, default=150)
     args = arguments.parse_args()
     images, labels = shapes()

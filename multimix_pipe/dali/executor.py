@@ -2,7 +2,7 @@
 
 Threads of the host read a step's bytes ahead of DALI and parse each header with DALI's own parser: bytes that it might choke
 on never enter. On a GPU the multi-mix stage runs in the graph. On a CPU the graph ends with the normalised batch and `blend`
-mixes it: DALI's arithmetic takes more than twice as long there (bench/mixing_dali.py).
+mixes it, which takes DALI's arithmetic more than half as long again (bench/mixing_dali.py).
 """
 
 from __future__ import annotations
