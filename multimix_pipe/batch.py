@@ -92,6 +92,8 @@ def mix_batch(
     >>> batch.images.shape, batch.targets.shape
     (torch.Size([40, 3, 4, 4]), torch.Size([40, 10]))
     """
+    if not isinstance(mix, MultiMix):
+        raise ConfigError(f"mix must be a MultiMix; found {mix!r}")
     check_int("num_classes", num_classes, 1)
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("step", step, 0)
@@ -100,7 +102,11 @@ def mix_batch(
             "images must be (B, ...) and labels int64 (B,); "
             f"found images {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
         )
-    rows = len(images)
+    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ConfigError(
+            f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
+        )
+    rows, images = len(images), images.detach()
     partner, lam = draw_mixing(mix, seed, step, 0, rows)
     numbers = np.arange(rows, dtype=np.int64)
     no_window, no_flip = np.zeros((rows, 4), dtype=np.float32), np.zeros(rows, dtype=np.bool_)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from os import PathLike
 from typing import Any, Literal, get_args
 
@@ -37,15 +38,22 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Raise ConfigError unless `value` is an int (not a bool) in [low, high]."""
+    """Raise ConfigError unless `value` is an int (NumPy's too, not a bool) in [low, high]."""
     bound = f">= {low}" if high is None else f"in [{low}, {high}]"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+    ok = isinstance(value, Integral) and not isinstance(value, bool)
+    if not ok or value < low or (high is not None and value > high):  # type: ignore[operator]
         raise ConfigError(f"{name} must be an int {bound}; found {value!r}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False; found {value!r}")
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise ConfigError unless `value` is a finite real number in [low, high], or (low, high] with `open_low`."""
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    ok = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not ok or not low <= value <= high or (open_low and value == low):  # type: ignore[operator]
         bracket = "(" if open_low else "["
         raise ConfigError(f"{name} must be a finite number in {bracket}{low:g}, {high:g}]; found {value!r}")
@@ -68,12 +76,28 @@ def _check_channels(name: str, value: object, *, positive: bool) -> None:
 
 
 def _height_width(name: str, size: object) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else size
+    pair = (size, size) if isinstance(size, Integral) else size
     if not isinstance(pair, Sequence) or len(pair) != 2:
         raise ConfigError(f"{name} must be an int or a pair (height, width); found {size!r}")
     for side in pair:
         check_int(name, side, 1, 16384)
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
+
+
+def _make_plain(settings: Any) -> None:
+    """Replace NumPy's numbers in the fields of a frozen dataclass by Python's: states are JSON."""
+    for item in fields(settings):
+        object.__setattr__(settings, item.name, _plain(getattr(settings, item.name)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    return tuple(map(_plain, value)) if isinstance(value, (tuple, list)) and len(value) <= 3 else value
 
 
 @dataclass(frozen=True)
@@ -113,6 +137,7 @@ class MultiMix:
         check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
         check_choice("MultiMix.pairing", self.pairing, get_args(Pairing))
         check_number("MultiMix.prob", self.prob, 0.0, 1.0)
+        _make_plain(self)
 
     @staticmethod
     def methods() -> tuple[str, ...]:
@@ -148,8 +173,10 @@ class TrainTransform:
         _check_range("TrainTransform.scale", self.scale, 0.0, 1.0)
         _check_range("TrainTransform.ratio", self.ratio, 0.001, 1000.0)
         check_number("TrainTransform.flip", self.flip, 0.0, 1.0)
+        check_bool("TrainTransform.antialias", self.antialias)
         _check_channels("TrainTransform.mean", self.mean, positive=False)
         _check_channels("TrainTransform.std", self.std, positive=True)
+        _make_plain(self)
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -161,24 +188,32 @@ class TrainTransform:
 class EvalTransform:
     """Resize of the shorter side to `resize`, centre crop of `size`, then `(pixel / 255 - mean) / std`.
 
-    With the defaults this is torchvision's Resize(256), CenterCrop(224). An image whose resized sides are smaller than
-    `size` is stretched to fill it (torchvision pads with black there).
+    With the defaults this is torchvision's Resize(256), CenterCrop(224). Where `size` is wider or higher than a resized image,
+    that is stretched to fill it (torchvision pads with black there); this does not happen with a square `size`.
     """
 
     size: int | tuple[int, int] = 224
     """Height and width of the result, in pixels; an int for a square."""
-    resize: int = 256
-    """Length of the shorter side before the crop, in pixels."""
+    resize: int | None = None
+    """Length of the shorter side before the crop, in pixels, at least the crop's shorter side; None: 256/224 of that."""
     antialias: bool = True
     """As in TrainTransform; evaluate with the setting that you trained with."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        _height_width("EvalTransform.size", self.size)
-        check_int("EvalTransform.resize", self.resize, 1, 16384)
+        height_width = _height_width("EvalTransform.size", self.size)
+        if self.resize is not None:
+            check_int("EvalTransform.resize", self.resize, min(height_width), 16384 * 2)
+        check_bool("EvalTransform.antialias", self.antialias)
         _check_channels("EvalTransform.mean", self.mean, positive=False)
         _check_channels("EvalTransform.std", self.std, positive=True)
+        _make_plain(self)
+
+    @property
+    def shorter_side(self) -> int:
+        """Length of an image's shorter side after the resize."""
+        return round(min(self.height_width) * 256 / 224) if self.resize is None else self.resize
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -238,7 +273,12 @@ class LoaderConfig:
         check_int("num_threads", self.num_threads, 1, 1024)
         check_int("prefetch", self.prefetch, 1, 64)
         check_choice("targets", self.targets, get_args(Targets))
-        if self.label != "cls" and not (self.label.startswith("json:") and len(self.label) > 5):
+        for name in ("channels_last", "exif", "expand"):
+            check_bool(name, getattr(self, name))
+        for name in ("batch_size", "num_classes", "seed", "rank", "world_size", "num_threads", "prefetch"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        label = self.label
+        if not isinstance(label, str) or not (label == "cls" or (label.startswith("json:") and len(label) > 5)):
             raise ConfigError(
                 f'label must be "cls" or "json:KEY" (KEY: a field of the sample\'s json); found {self.label!r}'
             )
@@ -246,5 +286,7 @@ class LoaderConfig:
             raise ConfigError(
                 "expand=False hands out the mixing plan beside plain images; it needs mix=MultiMix(...), found None"
             )
-        if self.targets == "pairs" and self.mix is None:
-            raise ConfigError('targets="pairs" needs mix=MultiMix(...); found mix=None')
+        if self.targets == "pairs" and (self.mix is None or not self.expand):
+            raise ConfigError(
+                f'targets="pairs" needs mix=MultiMix(...) and expand=True; found mix={self.mix}, expand={self.expand}'
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -30,9 +31,10 @@ from multimix_pipe.config import (
     Targets,
     TrainTransform,
     Transform,
+    check_int,
 )
 from multimix_pipe.environment import check_batch_fits, choose_device, default_threads, rank_and_world
-from multimix_pipe.errors import ConfigError, MissingBackendError, StateMismatchError
+from multimix_pipe.errors import ConfigError, MissingBackendError, MultiMixError, StateMismatchError
 from multimix_pipe.execution import Executor, Job
 from multimix_pipe.plan import LANES, Plan, Schedule, StepPlan
 from multimix_pipe.samples import choose_samples
@@ -167,13 +169,18 @@ class Loader:
         self._reader = ShardReader(index)
         self._job = Job(index, self._plan, self._reader, self._bad_samples, config, device)
         self._executor: Executor | None = None
-        self._running: Generator[Batch, None, None] | None = None
+        self._running: _Epoch | None = None
         self._epoch = 0
         self._start = 0  # position at which the epoch is entered: 0, or where a state resumed it
         self._done_before = 0  # steps of the epoch before `_start`
         self._handed = 0  # steps handed out since `_start`
         self._entered = False  # the epoch has been iterated over
         self._restored = False  # the epoch and the position come from a state
+        if not len(self):
+            logger.warning(
+                'an epoch has no steps: %d samples are less than batch_size times world_size, and last_batch="drop"',
+                len(samples),
+            )
         logger.info(
             "%d samples, backend %s on %s, process %d of %d, %d threads",
             *(len(samples), self._backend, device, config.rank, config.world_size, config.num_threads),
@@ -209,17 +216,16 @@ class Loader:
         if self._entered:
             self._enter(self._epoch + 1)
         self._entered, self._handed, self._restored = True, 0, False
-        self._running = self._batches()
+        self._running = _Epoch(self._batches())
         return self._running
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next to be iterated: from its start, or, if a loaded state is in it, from that state's position."""
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ConfigError(f"epoch must be an int >= 0; found {epoch!r}")
+        check_int("epoch", epoch, 0)
         self._check_process()
         self._stop_running()
         if not (self._restored and epoch == self._epoch):
-            self._enter(epoch)
+            self._enter(int(epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, JSON-serialisable: epoch, and the samples handed out in it over all processes.
@@ -242,6 +248,8 @@ class Loader:
         Raises StateMismatchError, naming the field, for a state of another data set, seed or configuration.
         """
         self._check_process()
+        if not isinstance(state, dict):
+            raise StateMismatchError(f"a state is the dict that state_dict() gave; found {type(state).__name__}")
         if state.get("version") != STATE_VERSION:
             raise StateMismatchError(
                 f"version: a state of version {STATE_VERSION} is required, found {state.get('version')!r}"
@@ -253,8 +261,10 @@ class Loader:
                 hint = ". With strict=False it may differ, and partners change" if name == "batch_size" else ""
                 raise StateMismatchError(f"{name}: this loader has {mine!r}, the state has {state.get(name)!r}{hint}")
         numbers = [state.get(name) for name in ("epoch", "samples", "steps", "order_batch_size")]
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise StateMismatchError(f"epoch, samples, steps and order_batch_size must be ints >= 0; found {numbers}")
+        if not all(isinstance(number, int) and number >= 0 for number in numbers) or not numbers[-1]:
+            raise StateMismatchError(
+                f"epoch, samples and steps must be ints >= 0 and order_batch_size >= 1; found {numbers}"
+            )
         self._stop_running()
         self._enter(state["epoch"])
         self._start, self._done_before, self._restored = state["samples"], state["steps"], True
@@ -324,7 +334,7 @@ class Loader:
     def _stop_running(self) -> None:
         running, self._running = self._running, None
         if running is not None:
-            running.close()
+            running.end()
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -352,6 +362,32 @@ class Loader:
         return cast("dict[str, Any]", json.loads(json.dumps(identity)))
 
 
+class _Epoch(Iterator[Batch]):
+    """One iteration over a loader. A newer one ends it, and it says so: to stop in silence would lose data."""
+
+    def __init__(self, batches: Generator[Batch, None, None]) -> None:
+        self._batches = batches
+        self._done = False
+        self._superseded = False
+
+    def __next__(self) -> Batch:
+        if self._superseded:
+            raise MultiMixError(
+                "a loader runs one epoch at a time; this iteration was ended by a newer iter(loader), or by set_epoch, "
+                "load_state_dict or close. To iterate twice at once, open a second loader"
+            )
+        try:
+            return next(self._batches)
+        except BaseException:
+            self._done = True
+            raise
+
+    def end(self) -> None:
+        """Drop what runs ahead; a further `next` is an error unless the epoch was over."""
+        self._batches.close()
+        self._superseded = not self._done
+
+
 def _choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
     if backend == "torch":
         return "torch"
@@ -363,6 +399,9 @@ def _choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "
         importlib.import_module("multimix_pipe.dali.executor")
     except ImportError as error:
         if backend == "auto":
+            # absent is one thing, installed and broken another
+            level = logging.INFO if importlib.util.find_spec("nvidia") is None else logging.WARNING
+            logger.log(level, "backend torch: NVIDIA DALI does not import (%s)", error)
             return "torch"
         raise MissingBackendError(
             f'backend="dali" needs NVIDIA DALI, which does not import here ({error}). Install it with '

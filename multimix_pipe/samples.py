@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.config import LoaderConfig
-from multimix_pipe.errors import ConfigError
+from multimix_pipe.errors import BadSampleError, ConfigError
 from multimix_pipe.plan import Samples
-from multimix_pipe.shards.index import PROBLEMS, Index
+from multimix_pipe.shards.index import LABEL_PROBLEMS, PROBLEMS, Index
 from multimix_pipe.shards.subset import select
 
 logger = logging.getLogger("multimix_pipe")
@@ -19,7 +19,8 @@ logger = logging.getLogger("multimix_pipe")
 def choose_samples(index: Index, config: LoaderConfig) -> Samples:
     """The samples that an epoch shows: those of `samples=` less those of `exclude=`, checked against `num_classes`.
 
-    A sample that indexing found broken stays: it is an error, or replaced, at the step that comes to it.
+    A label that is missing or no number is an error here, unless bad samples are replaced. An image that cannot be used stays:
+    like one that turns out to be broken when it is decoded, it is an error, or replaced, at the step that comes to it.
     """
     number = select(index, config.samples, config.exclude)
     good = index.problem[number] == 0
@@ -32,6 +33,14 @@ def choose_samples(index: Index, config: LoaderConfig) -> Samples:
         )
         if not len(usable):
             raise ConfigError(f"at least one usable sample is required; {found}")
+        unlabelled = bad[np.isin(index.problem[bad], LABEL_PROBLEMS)]
+        if len(unlabelled) and config.on_bad_sample == "raise":
+            first = int(unlabelled[0])
+            raise BadSampleError(
+                f"{index.name(first)}: {PROBLEMS[int(index.problem[first])]}, as in {len(unlabelled)} of {len(number)} samples. "
+                "Leave them out with exclude=, choose another field with label=, or train on others in their place with "
+                'on_bad_sample="replace"'
+            )
         logger.warning("%s", found)
     outside = usable[(index.label[usable] < 0) | (index.label[usable] >= config.num_classes)]
     if len(outside):
@@ -52,7 +61,10 @@ def _check_weights(config: LoaderConfig, count: int) -> NDArray[np.float64] | No
         return None
     if config.shuffle != "global":
         raise ConfigError(f'weights draws samples at random; it needs shuffle="global", found {config.shuffle!r}')
-    weights = np.asarray(config.weights, dtype=np.float64)
+    try:
+        weights = np.asarray(config.weights, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"weights must hold a number for each of the {count} samples used; {error}") from error
     if weights.shape != (count,):
         raise ConfigError(
             f"weights must hold a number for each of the {count} samples used; found shape {weights.shape}"

@@ -109,18 +109,24 @@ def main() -> None:
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() and args.device != "cpu" else "gloo")
     torch.manual_seed(args.seed)
-    common = {"num_classes": args.num_classes, "backend": args.backend, "device": args.device, "seed": args.seed}
+    common = {
+        "num_classes": args.num_classes,
+        "backend": args.backend,
+        "device": args.device,
+        "seed": args.seed,
+        "on_bad_sample": args.on_bad_sample,
+    }
     mix = MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling) if args.k else None
     train = open_loader(
         args.train,
         batch_size=args.batch_size,
         mix=mix,
         transform=TrainTransform(size=args.size),
-        on_bad_sample=args.on_bad_sample,
         **common,
     )
-    evaluation = EvalTransform(size=args.size, resize=round(args.size * 8 / 7))
-    val = open_loader(args.val, batch_size=2 * args.batch_size, transform=evaluation, **common) if args.val else None
+    val = None
+    if args.val:
+        val = open_loader(args.val, batch_size=2 * args.batch_size, transform=EvalTransform(size=args.size), **common)
     device, leads = train.device, not dist.is_initialized() or dist.get_rank() == 0
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -146,7 +152,7 @@ def main() -> None:
 
     loss_function = MultiMixLoss()
     amp = torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
-    steps, stop, loss = 0, False, torch.tensor(math.nan)
+    steps, stop, loss = 0, False, None
     for epoch in range(first_epoch, args.epochs):
         train.set_epoch(epoch)
         wrapped.train()
@@ -169,11 +175,13 @@ def main() -> None:
                 break
         if stop:
             break
-        accuracy = evaluate(model, val, device) if val is not None else None
         if leads:
             save(args.out / "checkpoint.pt", **{name: part.state_dict() for name, part in parts.items()})
+        accuracy = evaluate(model, val, device) if val is not None else None
+        if leads:
             with (args.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps({"epoch": epoch, "loss": loss.item(), "accuracy": accuracy}) + "\n")
+                last = None if loss is None else loss.item()
+                log.write(json.dumps({"epoch": epoch, "loss": last, "accuracy": accuracy}) + "\n")
             print(f"epoch {epoch} done, validation accuracy {accuracy}", flush=True)
     train.close()
     if leads and train.bad_samples:

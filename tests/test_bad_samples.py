@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -207,6 +209,28 @@ def test_where_no_sample_has_a_label_the_opening_says_so(
     wanted = f"at least one usable sample is required; 100 of 100 samples cannot be used, .*: {PROBLEMS[3]}"
     with pytest.raises(ConfigError, match=wanted):
         opened(own_shards, backend=backend, label="json:class", on_bad_sample=policy)
+
+
+@pytest.mark.parametrize(("cls", "reason"), [(None, PROBLEMS[3]), (b"tench", PROBLEMS[4])])
+def test_one_label_that_is_missing_or_no_number_is_an_error_before_training_starts(
+    opened: Open, tmp_path: Path, backend: str, cls: bytes | None, reason: str
+) -> None:
+    folder = shards_with(tmp_path, {})
+    with tarfile.open(folder / "set-000.tar", "a") as tar:
+        for name, data in (("late.jpg", good(1)), ("late.cls", cls)):
+            if data is not None:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(
+        BadSampleError, match=f"^set-000.tar : late: {reason}, as in 1 of {N + 1} samples. Leave them out"
+    ):
+        open_in_order(opened, folder, backend)
+    left = open_in_order(opened, folder, backend, exclude=["late"], last_batch="partial")
+    assert sum(len(batch.labels) for batch in left) == N
+    replaced = open_in_order(opened, folder, backend, on_bad_sample="replace", last_batch="partial")
+    assert sum(len(batch.labels) for batch in replaced) == N + 1
+    assert list(replaced.bad_samples) == ["set-000.tar : late"]
 
 
 # shards that change behind the loader's back

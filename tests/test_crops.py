@@ -119,8 +119,8 @@ def test_evaluation_shows_what_torchvisions_resize_and_centre_crop_show(transfor
     width, height = np.array(pairs).T
     for (w, h), window in zip(pairs, centre_windows(width, height, transform), strict=True):
         short, long = min(w, h), max(w, h)
-        resized_long = int(transform.resize * long / short)
-        new_w, new_h = (transform.resize, resized_long) if w <= h else (resized_long, transform.resize)
+        resized_long = int(transform.shorter_side * long / short)
+        new_w, new_h = (transform.shorter_side, resized_long) if w <= h else (resized_long, transform.shorter_side)
         crop_h, crop_w = (min(size, side) for size, side in zip(transform.height_width, (new_h, new_w), strict=True))
         top, left = round((new_h - crop_h) / 2.0), round((new_w - crop_w) / 2.0)
         expected = (top * h / new_h, left * w / new_w, crop_h * h / new_h, crop_w * w / new_w)
@@ -129,7 +129,7 @@ def test_evaluation_shows_what_torchvisions_resize_and_centre_crop_show(transfor
 
 def test_an_evaluation_window_never_leaves_the_image() -> None:
     width, height = sizes(64)
-    y, x, window_height, window_width = centre_windows(width, height, EvalTransform(size=256, resize=224)).T
+    y, x, window_height, window_width = centre_windows(width, height, EvalTransform(size=(224, 400), resize=224)).T
     assert np.all(y >= 0)
     assert np.all(x >= 0)
     assert np.all(y + window_height <= height * (1 + 1e-6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ import torch
 from conftest import CLASSES, SIZE, TINY, N, Open, all_same, needs_dali
 from torch import Tensor
 
-from multimix_pipe import ConfigError, EvalTransform, Loader, MultiMix, open_loader
+from multimix_pipe import ConfigError, EvalTransform, Loader, MultiMix, MultiMixError, open_loader
 
 
 def test_an_epoch_has_len_steps_and_the_next_iter_is_the_next_epoch(opened: Open, backend: str) -> None:
@@ -45,10 +46,40 @@ def test_a_second_iterator_ends_the_first(opened: Open, backend: str) -> None:
     first = iter(loader)
     next(first)
     second = iter(loader)
-    assert next(first, None) is None
+    with pytest.raises(MultiMixError, match="one epoch at a time"):
+        next(first)
     loader.set_epoch(1)
-    assert next(second, None) is None
-    assert all_same([next(iter(loader))], [next(iter(opened_at(opened, backend, epoch=1)))])
+    with pytest.raises(MultiMixError, match="open a second loader"):
+        next(second)
+    third = iter(loader)
+    assert all_same([next(third)], [next(iter(opened_at(opened, backend, epoch=1)))])
+    assert len(list(third)) == len(loader) - 1
+    iter(loader)
+    assert next(third, None) is None, "one that was over stays over"
+
+
+def test_an_interrupt_in_mid_epoch_leaves_a_loader_that_can_go_on(
+    opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader, whole = opened(backend=backend), list(opened(backend=backend))
+    executor = importlib.import_module(f"multimix_pipe.{'dali' if backend == 'dali' else 'native'}.executor")
+    kind, name = (executor.DaliExecutor, "_outputs") if backend == "dali" else (executor.NativeExecutor, "_finish")
+    real, calls = getattr(kind, name), 0
+
+    def interrupted(self: object, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        result = real(self, *arguments)
+        if calls == 4:  # the result is taken, and nobody has noted it yet
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(kind, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(loader)
+    assert loader.state_dict()["steps"] == 3
+    loader.set_epoch(0)
+    assert all_same(list(loader), whole)
 
 
 def opened_at(opened: Open, backend: str, epoch: int) -> Loader:

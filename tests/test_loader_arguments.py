@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, N, Open, keys, resumed
 
-from multimix_pipe import ConfigError, MultiMix, StateMismatchError
+from multimix_pipe import ConfigError, EvalTransform, MultiMix, StateMismatchError, TrainTransform, mix_batch
 
 
 def test_samples_and_exclude_choose_by_key_or_file(opened: Open, tmp_path: Path) -> None:
@@ -102,3 +104,50 @@ def test_rank_and_world_come_from_torchrun(opened: Open, monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "x")
     with pytest.raises(ConfigError, match="WORLD_SIZE must be a whole number; found 'x'"):
         opened(backend="torch", rank=None, world_size=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exif": "no"}, "exif must be True or False; found 'no'"),
+        ({"channels_last": 1}, "channels_last must be True or False; found 1"),
+        ({"label": None}, 'label must be "cls" or "json:KEY"'),
+        ({"weights": "abc"}, "weights must hold a number"),
+        ({"targets": "pairs", "expand": False}, 'targets="pairs" needs mix'),
+        ({"batch_size": 2.5}, "batch_size must be an int >= 1; found 2.5"),
+        ({"batch_size": True}, "batch_size must be an int >= 1; found True"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(opened: Open, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        opened(backend="torch", **options)
+
+
+def test_numpys_numbers_are_numbers(opened: Open, backend: str) -> None:
+    sizes = {"batch_size": np.int64(8), "num_classes": np.int32(7), "seed": np.uint64(3), "prefetch": np.int8(1)}
+    mix, transform = MultiMix(k=np.int64(2), alpha=np.float32(0.5)), TrainTransform(size=np.int64(16))
+    loader = opened(backend=backend, **sizes, mix=mix, transform=transform)
+    loader.set_epoch(np.int64(1))
+    next(iter(loader))
+    assert json.loads(json.dumps(loader.state_dict())) == loader.state_dict()
+
+
+def test_an_evaluation_resizes_in_proportion_to_its_size_and_never_below_it() -> None:
+    assert [EvalTransform(size=size).shorter_side for size in (224, 32, 384, (112, 224))] == [256, 37, 439, 128]
+    with pytest.raises(ConfigError, match=r"EvalTransform.resize must be an int in \[224, "):
+        EvalTransform(size=224, resize=200)
+
+
+def test_mix_batch_names_what_is_wrong() -> None:
+    images, labels = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 3])
+    with pytest.raises(ConfigError, match="mix must be a MultiMix; found None"):
+        mix_batch(images, labels, None, num_classes=4)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"labels must lie in \[0, num_classes=3\); found 0 .. 3"):
+        mix_batch(images, labels, MultiMix(), num_classes=3)
+    assert not mix_batch(images.requires_grad_(), labels, MultiMix(), num_classes=4).images.requires_grad
+
+
+def test_an_epoch_without_steps_is_said(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "multimix_pipe"):
+        assert len(opened(backend="torch", batch_size=N + 1, last_batch="drop")) == 0
+    assert "an epoch has no steps" in caplog.text

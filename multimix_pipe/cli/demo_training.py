@@ -89,6 +89,7 @@ def open_training(recipe: Recipe, data: DemoData, mixed: bool) -> Loader:
         transform=recipe.train_transform,
         exclude=data.held_out,
         backend=recipe.backend,
+        on_bad_sample="replace",
         seed=recipe.seed,
         channels_last=True,
     )
@@ -103,6 +104,7 @@ def open_evaluation(recipe: Recipe, data: DemoData) -> Loader:
         transform=EvalTransform(size=recipe.size, resize=recipe.size),
         samples=data.held_out,
         backend=recipe.backend,
+        on_bad_sample="replace",
         channels_last=True,
     )
 

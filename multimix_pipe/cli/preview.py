@@ -91,6 +91,7 @@ def write_preview(
         seed=seed,
         label=label,
         cache_dir=cache_dir,
+        on_bad_sample="replace",
     ) as loader:
         batch = next(iter(loader))
         tiles = to_pixels(batch.images.numpy(), transform).reshape(max(2, pairs), mix.k, *transform.height_width, 3)

@@ -55,7 +55,7 @@ class DaliExecutor:
             batch_size=config.batch_size,
             device_id=job.device.index if on_gpu else None,
             num_threads=config.num_threads,
-            prefetch=config.prefetch,
+            prefetch=config.prefetch + 1,  # the step that is asked for, and those ahead of it
             transform=config.transform,
             exif=config.exif,
             half=config.dtype == "float16" and not self._mixes_on_host,
@@ -92,6 +92,13 @@ class DaliExecutor:
                         raise failure
                     return
                 yield self._take(self._in_flight[0])
+        except (GeneratorExit, MultiMixError):
+            raise
+        except (
+            BaseException
+        ):  # an interrupt, say, between taking a result and noting it: nobody knows what is in flight
+            self._discard_pipeline()
+            raise
         finally:
             for read in reads:
                 read.cancel()

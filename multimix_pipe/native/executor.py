@@ -83,7 +83,7 @@ class NativeExecutor:
     def _start(self, step: StepPlan) -> _Pending:
         shape = (len(step), self._height, self._width, 3)
         if self._job.device.type == "cuda":  # torch reuses pinned memory once copies from it are over
-            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+            pixels = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
         else:
             pixels = self._host_buffer(shape, torch.uint8)
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small

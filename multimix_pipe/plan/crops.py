@@ -60,7 +60,9 @@ def centre_windows(width: NDArray[np.integer], height: NDArray[np.integer], tran
     shorter = np.minimum(width, height)
     sides = []
     for side, size in zip((height, width), transform.height_width, strict=True):
-        resized = np.where(side == shorter, transform.resize, (transform.resize * side) // np.maximum(shorter, 1))
+        resized = np.where(
+            side == shorter, transform.shorter_side, (transform.shorter_side * side) // np.maximum(shorter, 1)
+        )
         visible = np.minimum(size, resized)
         start = np.rint((resized - visible) / 2)
         sides.append((start * side / resized, visible * side / resized))

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError, ShardError
 from multimix_pipe.shards.build import build_indexes
 from multimix_pipe.shards.listing import list_shards
-from multimix_pipe.shards.scan import IMAGE_EXTENSIONS, PROBLEMS, Table
+from multimix_pipe.shards.scan import IMAGE_EXTENSIONS, LABEL_PROBLEMS, PROBLEMS, Table
 from multimix_pipe.shards.store import index_name, load_table, locked_folder
 
-__all__ = ["PROBLEMS", "Index", "open_index"]
+__all__ = ["LABEL_PROBLEMS", "PROBLEMS", "Index", "open_index"]
 
 log = logging.getLogger(__name__)
 
@@ -95,19 +96,22 @@ def open_index(
     """The index of the shards that `source` names (see `list_shards`).
 
     Index files are read where they fit their shard by size and time, and built where not: in `workers` processes (None:
-    one a usable core), with a progress bar on stderr. `label` is "cls", or "json:KEY" for an integer field of the
-    sample's .json member. `rebuild` builds all of them anew.
+    one a usable core), with a progress bar on stderr. They lie beside the shards, or where that folder cannot be written
+    in `cache_dir` (None: the user's cache). `label` is "cls", or "json:KEY" for an integer field of the sample's .json
+    member. `rebuild` builds all of them anew.
 
-    Raises ShardError where a shard is missing, damaged or no tar, or where no sample in all of them has an image.
+    Raises ConfigError for arguments that cannot be meant, ShardError where a shard is missing, damaged or no tar, or where no sample in all of them has an image.
     """
     if label != "cls" and not (label.startswith("json:") and len(label) > 5):
         raise ConfigError(f'label must be "cls" or "json:KEY" (KEY: a field of the sample\'s json); found {label!r}')
+    if workers is not None:
+        check_int("workers", workers, 1)
     shards = list_shards(source, cache_dir, progress=progress)
-    tables = {shard: None if rebuild else load_table(shard, label) for shard in shards}
+    tables = {shard: None if rebuild else load_table(shard, label, cache_dir) for shard in shards}
     missing = [shard for shard, table in tables.items() if table is None]
     with tqdm(total=len(missing), desc="indexing", unit="shard", disable=not progress or not missing) as bar:
         for folder, group in groupby(sorted(missing, key=lambda shard: shard.parent), key=lambda shard: shard.parent):
-            tables.update(_build_folder(folder, list(group), label, workers, rebuild, bar))
+            tables.update(_build_folder(folder, list(group), label, cache_dir, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
     index = _join(shards, found)
     if not len(index):
@@ -118,15 +122,21 @@ def open_index(
 
 
 def _build_folder(
-    folder: Path, shards: list[Path], label: str, workers: int | None, rebuild: bool, bar: tqdm[None]
+    folder: Path,
+    shards: list[Path],
+    label: str,
+    cache_dir: str | PathLike[str] | None,
+    workers: int | None,
+    rebuild: bool,
+    bar: tqdm[None],
 ) -> dict[Path, Table]:
-    with locked_folder(folder) as place:
+    with locked_folder(folder, cache_dir) as place:
         # another process may have built them while this one waited
-        tables = {shard: None if rebuild else load_table(shard, label) for shard in shards}
+        tables = {shard: None if rebuild else load_table(shard, label, cache_dir) for shard in shards}
         jobs = [(shard, label, place / index_name(shard, label)) for shard, table in tables.items() if table is None]
         bar.update(len(shards) - len(jobs))
         build_indexes(jobs, workers=workers, done=bar.update)
-        built = {shard: table or load_table(shard, label) for shard, table in tables.items()}
+        built = {shard: table or load_table(shard, label, cache_dir) for shard, table in tables.items()}
     for shard, table in built.items():
         if table is None:
             raise ShardError(f"{shard} changed while it was indexed; wait until it is written, then try again")

@@ -34,6 +34,8 @@ PROBLEMS: dict[int, str] = {
 }
 """What is wrong with a sample, by the code in `Index.problem`; 0 is a sample without a known problem."""
 
+LABEL_PROBLEMS = (NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON)
+
 ROW = np.dtype(
     [
         ("offset", "<i8"),

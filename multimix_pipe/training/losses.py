@@ -103,6 +103,8 @@ def _pairs(weighted: Tensor, pairs: Pairs, weight: Tensor | None) -> tuple[Tenso
 
 
 def _check_weight(weight: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise ConfigError(f"weight must be a tensor (C,), a number for each class; found {weight!r}")
     if weight.ndim != 1 or not weight.is_floating_point():
         raise ConfigError(f"weight must be a floating (C,) tensor; found {weight.dtype} of shape {tuple(weight.shape)}")
     if not bool(((weight >= 0) & weight.isfinite()).all()):
