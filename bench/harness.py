@@ -98,6 +98,7 @@ def report(question: str, results: dict[str, Any], path: Path | None) -> None:
     """Write results with the machine and the command to `path`, if one is given."""
     if path is None:
         return
-    command = " ".join(["python", *sys.argv])
+    options = [option for at, option in enumerate(sys.argv[1:], 1) if "--json" not in (option, sys.argv[at - 1])]
+    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *options])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"question": question, "command": command, "machine": machine(), **results}, indent=1))

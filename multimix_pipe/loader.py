@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import logging
 import os
@@ -397,10 +396,10 @@ def _choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "
         raise ConfigError(f'backend="dali" needs device "cpu" or "cuda"; found {str(device)!r}. Use backend="torch"')
     try:
         importlib.import_module("multimix_pipe.dali.executor")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
         if backend == "auto":
             # absent is one thing, installed and broken another
-            level = logging.INFO if importlib.util.find_spec("nvidia") is None else logging.WARNING
+            level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
             logger.log(level, "backend torch: NVIDIA DALI does not import (%s)", error)
             return "torch"
         raise MissingBackendError(
