@@ -318,3 +318,16 @@ def test_a_wrong_argument_is_one_usage_error(words: list[str], capsys: pytest.Ca
     with pytest.raises(SystemExit, match="2"):
         command(*words)
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [-1, 0])
+@pytest.mark.parametrize("name", ["pack", "index", "verify"])
+def test_a_number_of_workers_that_cannot_be_is_refused_and_nothing_is_written(
+    tmp_path: Path, name: str, workers: int
+) -> None:
+    source = write_folder(tmp_path / "in", {"cat/a.jpg": encode()})
+    shards = write_tar(tmp_path / "x.tar", [("a.jpg", encode()), ("a.cls", b"0")])
+    words = (source, tmp_path / "out") if name == "pack" else (shards,)
+    with pytest.raises(ConfigError, match=f"workers must be an int >= 1; found {workers}"):
+        command(name, *words, "--quiet", "--workers", workers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "x.tar"]

@@ -34,6 +34,7 @@ def image_bytes(index: Index, i: int) -> bytes:
 def assert_holds(index: Index, members: list[tuple[str, bytes]]) -> None:
     """`index` has the samples of `members` (jpg, cls, jpg, cls, ...) in order."""
     assert index.keys(range(len(index))) == [name.removesuffix(".jpg") for name, _ in members[::2]]
+    assert list(index.each_key()) == index.keys(range(len(index)))
     assert [image_bytes(index, i) for i in range(len(index))] == [data for _, data in members[::2]]
     assert index.label.tolist() == [int(data) for _, data in members[1::2]]
     assert not index.problem.any()
@@ -387,13 +388,48 @@ def test_where_the_folder_is_not_writable_the_index_goes_to_the_cache(
     assert index_of(path).label.tolist() == [0, 1, 2]
 
 
-def test_where_nothing_is_writable_the_error_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_folder_is_not_writable_the_index_goes_to_cache_dir_where_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    for name in ("a", "b"):  # shards of the same name must not share an index
+        (tmp_path / name / ".multimix-index.lock").mkdir(parents=True)
+    one = write_tar(tmp_path / "a" / "x.tar", plain_members(3))
+    other = write_tar(tmp_path / "b" / "x.tar", plain_members(2, start=3))
+    monkeypatch.chdir(tmp_path)
+    assert index_of([one, other], cache_dir="cache").label.tolist() == [0, 1, 2, 3, 4]
+    assert len(list((tmp_path / "cache").rglob("x.tar.index.npz"))) == 2
+    assert not (tmp_path / "home").exists()
+    monkeypatch.setattr("multimix_pipe.shards.build.scan_shard", None)
+    assert index_of([one, other], cache_dir=tmp_path / "cache").label.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_writable_folder_keeps_the_index_beside_the_shard_whatever_cache_dir(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", plain_members(1))
+    index_of(path, cache_dir=tmp_path / "cache")
+    assert (tmp_path / "x.tar.index.npz").is_file()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("workers", [-1, 0, 1.5])
+def test_workers_are_checked_whether_or_not_there_is_work(tmp_path: Path, workers: object) -> None:
+    path = write_tar(tmp_path / "x.tar", plain_members(1))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"workers must be an int >= 1; found {workers}"):
+            index_of(path, workers=workers)
+        index_of(path)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_where_nothing_is_writable_the_error_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
     (tmp_path / ".multimix-index.lock").mkdir()
     path = write_tar(tmp_path / "x.tar", plain_members(1))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ShardError, match="XDG_CACHE_HOME"):
-        index_of(path)
+    with pytest.raises(ShardError, match=r"cache_dir=.*XDG_CACHE_HOME"):
+        index_of(path, cache_dir=tmp_path / "file" if given else None)
 
 
 def test_the_fingerprint_is_of_the_data_not_of_the_place(tmp_path: Path) -> None:

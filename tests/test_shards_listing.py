@@ -75,12 +75,33 @@ def test_a_folder_without_tars_says_what_it_has(tmp_path: Path) -> None:
         ("gs://bucket/{0..3}.tar", "copy or mount"),
         ("http://localhost/a.tar", "cache_dir"),
         ([], "empty list"),
+        ("", "empty string"),
+        (["a.tar", ""], "empty string"),
         ("a-{0..3.tar", "brace pattern|missing"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_way_out(source: str | list[str], message: str) -> None:
     with pytest.raises((ConfigError, ShardError), match=message):
         list_shards(source)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"a.tar", {"a.tar"}, [None], ["a.tar", b"b.tar"]])
+def test_what_is_no_name_is_refused_with_what_is_required(
+    source: object, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(write_tar(folder / "a.tar", plain_members(1)).parent)
+    with pytest.raises(ConfigError, match=r"shards must be a path, glob, .*or a list of those; found .*(None|3|tar)"):
+        list_shards(source)  # type: ignore[arg-type]
+
+
+def test_a_folder_of_splits_names_those_with_shards(tmp_path: Path) -> None:
+    root = tmp_path / "da[t]a"
+    for name in ("val", "train", "notes"):
+        (root / name).mkdir(parents=True)
+    write_tar(root / "train" / "a.tar", plain_members(1))
+    write_tar(root / "val" / "a.tar", plain_members(1))
+    with pytest.raises(ShardError, match=r"found none there but some in '\S*/train', '\S*/val'; name one"):
+        list_shards(root)
 
 
 def test_pipes_run_nothing(tmp_path: Path) -> None:

@@ -33,7 +33,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--threads", type=int, default=None, help="decoding threads; default: usable cores")
     parser.add_argument("--shuffle", choices=get_args(Shuffle), default="global", help="default: %(default)s")
     parser.add_argument("--label", default="cls", help="cls, or json:KEY; default: %(default)s")
-    parser.add_argument("--cache-dir", metavar="FOLDER", help="where shards from URLs are kept")
+    parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="for shards from URLs, and for indices of shards whose folder is not writable",
+    )
     parser.set_defaults(func=run)
 
 

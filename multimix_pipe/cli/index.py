@@ -21,7 +21,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s"
     )
-    parser.add_argument("--cache-dir", metavar="FOLDER", help="for shards from URLs, and for indices of shards whose folder cannot be written")
+    parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="for shards from URLs, and for indices of shards whose folder cannot be written",
+    )
     parser.add_argument("--rebuild", action="store_true", help="build all index files anew")
     parser.add_argument("--dali-idx", action="store_true", help="also write .idx files for DALI's readers.webdataset")
     parser.add_argument("--idx-folder", metavar="FOLDER", help="for the .idx files; default: beside the shards")

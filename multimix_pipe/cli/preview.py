@@ -35,7 +35,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--seed", type=int, default=0, help="of all draws; default: %(default)s")
     parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
     parser.add_argument("--label", default="cls", help="cls, or json:KEY; default: %(default)s")
-    parser.add_argument("--cache-dir", metavar="FOLDER", help="where shards from URLs are kept")
+    parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="for shards from URLs, and for indices of shards whose folder is not writable",
+    )
     parser.set_defaults(func=run)
 
 

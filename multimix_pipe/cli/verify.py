@@ -20,7 +20,11 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s"
     )
-    parser.add_argument("--cache-dir", metavar="FOLDER", help="for shards from URLs, and for indices of shards whose folder cannot be written")
+    parser.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        help="for shards from URLs, and for indices of shards whose folder cannot be written",
+    )
     parser.add_argument(
         "--write-bad", metavar="FILE", help="write the bad samples, one a line, for open_loader(exclude=FILE)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from glob import glob
+from glob import escape, glob
 from os import PathLike
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from multimix_pipe.errors import ConfigError, ShardError
 from multimix_pipe.shards.cache import fetch_remote
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
+_KINDS = "a path, glob, brace pattern, folder or http(s) URL, or a list of those"
+_FOLDERS_LOOKED_INTO = 20  # an image folder has thousands, and many files in each
 
 
 def list_shards(
@@ -28,16 +30,30 @@ def list_shards(
     `source` is a path, a glob, a brace pattern (`train-{000000..001281}.tar`), a folder (its *.tar), an http(s) URL
     (brace patterns too; downloaded into `cache_dir`), or a list of those. Globs and folders take *.tar files only.
 
-    Raises ShardError where something named is not there, ConfigError for other URLs and for a shard named twice.
+    Raises ShardError where something named is not there, ConfigError for what names nothing, for other URLs and for a
+    shard named twice.
     """
-    sources = [source] if isinstance(source, (str, PathLike)) else list(source)
+    sources = [source] if isinstance(source, (str, PathLike)) else source
+    # no sets and iterators: their order, and with it the ids of samples, may differ from process to process
+    if not isinstance(sources, Sequence) or isinstance(sources, (bytes, bytearray)):
+        raise ConfigError(f"shards must be {_KINDS}; found {source!r} ({type(source).__name__})")
     if not sources:
-        raise ConfigError("source must name at least one shard; found an empty list")
-    shards = [shard.absolute() for item in sources for shard in _expand(os.fspath(item), cache_dir, progress)]
+        raise ConfigError(f"shards must be {_KINDS}; found an empty list")
+    names = [_name(item) for item in sources]
+    shards = [shard.absolute() for name in names for shard in _expand(name, cache_dir, progress)]
     if len(set(shards)) < len(shards):
         twice = next(shard for i, shard in enumerate(shards) if shard in shards[:i])
         raise ConfigError(f"each shard must be named once; found {twice} twice in {source!r}")
     return tuple(shards)
+
+
+def _name(item: object) -> str:
+    name = os.fspath(item) if isinstance(item, (str, PathLike)) else item
+    if not isinstance(name, str):
+        raise ConfigError(f"shards must be {_KINDS}; found {item!r} ({type(item).__name__})")
+    if not name:  # as a path it would be the current folder
+        raise ConfigError(f"shards must be {_KINDS}; found an empty string. The current folder is '.'")
+    return name
 
 
 def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:
@@ -46,7 +62,7 @@ def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) ->
     if Path(item).is_file():  # before patterns, so that a name with braces or brackets is taken as it is
         return [Path(item)]
     if Path(item).is_dir():
-        return _matches(os.path.join(item.replace("[", "[[]").replace("*", "[*]").replace("?", "[?]"), "*.tar"), item)
+        return _matches(os.path.join(escape(item), "*.tar"), item)
     try:
         names = list(braceexpand(item))
     except ValueError as error:
@@ -78,9 +94,21 @@ def _matches(pattern: str, item: str) -> list[Path]:
     tars = [Path(path) for path in paths if path.endswith(".tar")]
     if tars:
         return tars
-    others = glob(os.path.join(item, "*")) if os.path.isdir(item) else paths
+    others = paths
+    if os.path.isdir(item):
+        if folders := _folders_with_tars(item):
+            raise ShardError(
+                f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), found none there but some in "
+                f"{', '.join(map(repr, folders))}; name one of these"
+            )
+        others = glob(os.path.join(escape(item), "*"))
     found = f"found {len(others)} other files, like {min(others)}" if others else "found nothing"
     raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}")
+
+
+def _folders_with_tars(folder: str) -> list[str]:
+    inside = sorted(glob(os.path.join(escape(folder), "*", "")))[:_FOLDERS_LOOKED_INTO]
+    return [path.rstrip(os.sep) for path in inside if glob(os.path.join(escape(path), "*.tar"))]
 
 
 def _download(url: str, scheme: str, cache_dir: str | PathLike[str] | None, progress: bool) -> Path:

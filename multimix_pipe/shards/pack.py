@@ -97,6 +97,8 @@ def pack(
     call starts over. Raises ConfigError where OUT holds shards of another run.
     """
     settings = _Settings(samples_per_shard, bytes_per_shard, shuffle_seed, max_side, quality)
+    if workers is not None:
+        check_int("workers", workers, 1)
     folder = open_image_folder(source)
     with folder.opened(), ThreadPoolExecutor(workers or usable_cores()) as pool:
         if split is not None and split not in folder.splits:

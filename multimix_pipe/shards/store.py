@@ -26,10 +26,12 @@ SUFFIX = ".index.npz"
 LOCK = ".multimix-index.lock"
 
 
-def cache_folder(folder: Path) -> Path:
-    """Where the index files of `folder`'s shards go when it is not writable: a folder in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "multimix_pipe" / "index" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+def cache_folder(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Where the index files of `folder`'s shards go when it is not writable: in `cache_dir`, or in the user's cache."""
+    if cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        cache_dir = Path(home) / "multimix_pipe" / "index"
+    return Path(cache_dir).absolute() / hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
 
 
 def index_name(shard: Path, label: str) -> str:
@@ -38,8 +40,8 @@ def index_name(shard: Path, label: str) -> str:
 
 
 @contextmanager
-def locked_folder(folder: Path) -> Iterator[Path]:
-    """Hold the lock of the place for the index files of `folder`'s shards, and yield it: `folder` or a cache folder.
+def locked_folder(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """Hold the lock of the place for the index files of `folder`'s shards, and yield it: `folder` or its cache folder.
 
     Of many processes that open the same new data one builds; the others wait here and then find its files.
     """
@@ -47,14 +49,14 @@ def locked_folder(folder: Path) -> Iterator[Path]:
     try:
         lock = open(place / LOCK, "ab")  # noqa: SIM115  closed below, whichever of the two it is
     except OSError:
-        place = cache_folder(folder)
+        place = cache_folder(folder, cache_dir)
         try:
             place.mkdir(parents=True, exist_ok=True)
             lock = open(place / LOCK, "ab")  # noqa: SIM115
         except OSError as error:
             raise ShardError(
                 f"no place for the index of the shards in {folder}: required that it or the cache folder is writable "
-                f"({error}); set XDG_CACHE_HOME to a writable folder"
+                f"({error}); give cache_dir=, a writable folder, or set XDG_CACHE_HOME to one"
             ) from error
     with lock:
         try:
@@ -93,14 +95,14 @@ def save_table(path: Path, table: Table, label: str) -> None:
         raise ShardError(f"the index {path} cannot be written: {error}") from error
 
 
-def load_table(shard: Path, label: str) -> Table | None:
+def load_table(shard: Path, label: str, cache_dir: str | os.PathLike[str] | None) -> Table | None:
     """The index of `shard`, or None where there is none that belongs to it; a stale or damaged one is logged."""
     try:
         stat = os.stat(shard)
     except OSError as error:
         raise ShardError(f"{shard} cannot be read: {error}") from error
     name = index_name(shard, label)
-    for path in (shard.with_name(name), cache_folder(shard.parent) / name):
+    for path in (shard.with_name(name), cache_folder(shard.parent, cache_dir) / name):
         try:
             table = _read_table(path, label)
         except (FileNotFoundError, NotADirectoryError):

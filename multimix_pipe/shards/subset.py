@@ -23,23 +23,22 @@ def select(index: Index, samples: Keys | None, exclude: Keys | None) -> NDArray[
     them, one a line. Raises ConfigError for a key in `samples` that no sample has, and where nothing is left.
     """
     kept = np.ones(len(index), dtype=np.bool_)
-    if samples is not None or exclude is not None:
-        numbers = _numbers_by_key(index)
-        if samples is not None:
-            wanted = _read_keys("samples", samples)
-            unknown = [key for key in wanted if key not in numbers]
-            if unknown:
-                raise ConfigError(
-                    f"samples must be keys of the data set; {len(unknown)} are not, the first: {unknown[0]!r}"
-                )
-            kept[:] = False
-            kept[[number for key in wanted for number in numbers[key]]] = True
-        if exclude is not None:
-            unwanted = _read_keys("exclude", exclude)
-            unknown = [key for key in unwanted if key not in numbers]
-            if unknown:
-                logger.warning("exclude: %d keys are not in this data set, the first: %r", len(unknown), unknown[0])
-            kept[[number for key in unwanted for number in numbers.get(key, [])]] = False
+    wanted = None if samples is None else _read_keys("samples", samples)
+    unwanted = None if exclude is None else _read_keys("exclude", exclude)
+    numbers = _numbers_by_key(index, {*(wanted or ()), *(unwanted or ())})
+    if wanted is not None:
+        unknown = [key for key in wanted if key not in numbers]
+        if unknown:
+            raise ConfigError(
+                f"samples must be keys of the data set; {len(unknown)} are not, the first: {unknown[0]!r}"
+            )
+        kept[:] = False
+        kept[[number for key in wanted for number in numbers[key]]] = True
+    if unwanted is not None:
+        unknown = [key for key in unwanted if key not in numbers]
+        if unknown:
+            logger.warning("exclude: %d keys are not in this data set, the first: %r", len(unknown), unknown[0])
+        kept[[number for key in unwanted for number in numbers.get(key, [])]] = False
     chosen = np.flatnonzero(kept).astype(np.int64)
     if not len(chosen):
         raise ConfigError(
@@ -48,12 +47,28 @@ def select(index: Index, samples: Keys | None, exclude: Keys | None) -> NDArray[
     return chosen
 
 
-def _numbers_by_key(index: Index) -> dict[str, list[int]]:
+def _numbers_by_key(index: Index, wanted: set[str]) -> dict[str, list[int]]:
+    """Numbers of the samples of each key or `shard.tar : key` of `wanted` that there is; one pass over the index."""
+    if not wanted:
+        return {}
+    of_shards = _keys_of_shards(index, wanted)
     numbers: dict[str, list[int]] = {}
-    for number in range(len(index)):
-        for name in (index.key(number), index.name(number)):
+    for number, key in enumerate(index.each_key()):
+        if key in wanted:
+            numbers.setdefault(key, []).append(number)
+        if key in of_shards and (name := index.name(number)) in wanted:
             numbers.setdefault(name, []).append(number)
     return numbers
+
+
+def _keys_of_shards(index: Index, wanted: set[str]) -> set[str]:
+    """What may be the key in the names `shard.tar : key` of `wanted`."""
+    shards = {shard.name for shard in index.shards}
+    keys: set[str] = set()
+    for name in wanted:
+        parts = str(name).split(" : ")  # either part may hold more of these
+        keys.update(" : ".join(parts[i:]) for i in range(1, len(parts)) if " : ".join(parts[:i]) in shards)
+    return keys
 
 
 def _read_keys(argument: str, keys: Keys) -> list[str]:
