@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import tempfile
 from pathlib import Path
 
@@ -25,6 +27,17 @@ def generated_shards(count: int = 256) -> Path:
             Image.fromarray(_photo_like(np.random.default_rng(number), *size)).save(place, quality=90)
         pack(folder / "images", folder / "shards", samples_per_shard=-(-count // 4), progress=False)
     return folder / "shards"
+
+
+def add_shards(parser: argparse.ArgumentParser) -> None:
+    """The argument --shards."""
+    parser.add_argument("--shards", type=Path, help="a folder of shards with classes.json; default: generated photos")
+
+
+def chosen_shards(folder: Path | None) -> tuple[Path, int]:
+    """The folder of shards to measure on, and its number of classes."""
+    folder = folder or generated_shards()
+    return folder, len(json.loads((folder / "classes.json").read_text()))
 
 
 def repeated(folder: Path, times: int) -> list[str]:

@@ -9,7 +9,6 @@ each pair five ways. A figure counts decoded images; at K=5 the model sees five 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from data import generated_shards, repeated
+from data import chosen_shards, repeated
 from harness import in_turn, parser, report, seconds
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
@@ -119,9 +118,8 @@ def main() -> None:
     arguments.add_argument("--repeat", type=int, default=4, help="times that the shards are read an epoch")
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = arguments.parse_args()
-    folder = args.shards or generated_shards()
+    folder, num_classes = chosen_shards(args.shards)
     shards = repeated(folder, args.repeat)
-    num_classes = len(json.loads((folder / "classes.json").read_text()))
     device, gpu = torch.device(args.device), args.device != "cpu"
     contenders = {}
     for mix, suffix in ((None, "no mixing"), (MIX, "K=5")):

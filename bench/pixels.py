@@ -7,12 +7,11 @@ Differences are of 0..255 values, over all pixels of one epoch at 224x224.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from data import generated_shards
+from data import chosen_shards
 from harness import parser, report
 
 from multimix_pipe import EvalTransform, TrainTransform, open_loader
@@ -26,8 +25,7 @@ def main() -> None:
     )
     arguments.add_argument("--device", default="cpu")
     args = arguments.parse_args()
-    folder = args.shards or generated_shards()
-    num_classes = len(json.loads((folder / "classes.json").read_text()))
+    folder, num_classes = chosen_shards(args.shards)
     scale = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
     results = {}
     for transform in (

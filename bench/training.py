@@ -7,14 +7,13 @@ The same model, rows and mixing in both: a loader that costs nothing has the rat
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
-from data import generated_shards, repeated
+from data import chosen_shards, repeated
 from harness import in_turn, parser, report, seconds
 from torch import nn
 
@@ -62,8 +61,7 @@ def main() -> None:
     arguments.add_argument("--k", type=int, default=5)
     arguments.add_argument("--width", type=int, default=None, help="of the net; default 64 on a GPU, 8 on a CPU")
     args = arguments.parse_args()
-    folder = args.shards or generated_shards()
-    num_classes = len(json.loads((folder / "classes.json").read_text()))
+    folder, num_classes = chosen_shards(args.shards)
     device = torch.device(args.device)
     width = args.width or (8 if device.type == "cpu" else 64)
     shards = repeated(folder, args.repeat)

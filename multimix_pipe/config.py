@@ -51,6 +51,12 @@ def check_bool(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be True or False; found {value!r}")
 
 
+def check_label(label: object) -> None:
+    """Raise ConfigError unless `label` is "cls" or "json:KEY"."""
+    if not isinstance(label, str) or not (label == "cls" or (label.startswith("json:") and len(label) > 5)):
+        raise ConfigError(f'label must be "cls" or "json:KEY" (KEY: a field of the sample\'s json); found {label!r}')
+
+
 def check_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise ConfigError unless `value` is a finite real number in [low, high], or (low, high] with `open_low`."""
     ok = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
@@ -275,13 +281,7 @@ class LoaderConfig:
         check_choice("targets", self.targets, get_args(Targets))
         for name in ("channels_last", "exif", "expand"):
             check_bool(name, getattr(self, name))
-        for name in ("batch_size", "num_classes", "seed", "rank", "world_size", "num_threads", "prefetch"):
-            object.__setattr__(self, name, int(getattr(self, name)))
-        label = self.label
-        if not isinstance(label, str) or not (label == "cls" or (label.startswith("json:") and len(label) > 5)):
-            raise ConfigError(
-                f'label must be "cls" or "json:KEY" (KEY: a field of the sample\'s json); found {self.label!r}'
-            )
+        check_label(self.label)
         if not self.expand and self.mix is None:
             raise ConfigError(
                 "expand=False hands out the mixing plan beside plain images; it needs mix=MultiMix(...), found None"
@@ -290,3 +290,4 @@ class LoaderConfig:
             raise ConfigError(
                 f'targets="pairs" needs mix=MultiMix(...) and expand=True; found mix={self.mix}, expand={self.expand}'
             )
+        _make_plain(self)

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from multimix_pipe.config import LoaderConfig
+from multimix_pipe.cores import usable_cores
 from multimix_pipe.errors import ConfigError
 
 
@@ -26,8 +27,7 @@ def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 def default_threads() -> int:
     """Usable cores, shared between the processes of this machine."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, usable // max(1, _environment_int("LOCAL_WORLD_SIZE", 1)))
+    return max(1, usable_cores() // max(1, _environment_int("LOCAL_WORLD_SIZE", 1)))
 
 
 def choose_device(device: str | torch.device) -> torch.device:

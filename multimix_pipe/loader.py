@@ -347,7 +347,7 @@ class Loader:
         c = self._config
         identity = {
             "data": self._index.fingerprint,
-            "subset": self._plan.samples.digest(),
+            "subset": self._plan.samples.digest,
             "seed": c.seed,
             "batch_size": c.batch_size,
             "shuffle": c.shuffle,
@@ -387,6 +387,15 @@ class _Epoch(Iterator[Batch]):
         self._superseded = not self._done
 
 
+def dali_import_error() -> Exception | None:
+    """Why the DALI backend does not import here; None where it does."""
+    try:
+        importlib.import_module("multimix_pipe.dali.executor")
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        return error
+    return None
+
+
 def _choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
     if backend == "torch":
         return "torch"
@@ -394,9 +403,8 @@ def _choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "
         return "torch"
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f'backend="dali" needs device "cpu" or "cuda"; found {str(device)!r}. Use backend="torch"')
-    try:
-        importlib.import_module("multimix_pipe.dali.executor")
-    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+    error = dali_import_error()
+    if error is not None:
         if backend == "auto":
             # absent is one thing, installed and broken another
             level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING

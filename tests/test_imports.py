@@ -21,7 +21,7 @@ PACKAGE = "multimix_pipe"
 # A module may import from the rows above its own, and from its own folder; never from its neighbours in a row.
 LAYERS = [
     {"errors"},
-    {"config"},
+    {"config", "cores"},
     {"plan", "mixing", "shards", "buffers", "environment"},
     {"training", "execution", "samples"},
     {"dali", "native"},

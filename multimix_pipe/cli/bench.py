@@ -8,6 +8,7 @@ from itertools import chain, islice, repeat
 from statistics import median
 from typing import TYPE_CHECKING, get_args
 
+from multimix_pipe.cli.arguments import add_shards
 from multimix_pipe.config import MultiMix, Shuffle, TrainTransform, check_int, check_number
 from multimix_pipe.errors import MissingBackendError
 
@@ -23,7 +24,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Measure each backend that imports, with and without mixing, in turn. An image is decoded once and gives K "
         "rows for the model. Nothing is trained: this is the most that the loader can deliver.",
     )
-    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or http(s) URL")
+    add_shards(parser)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each; default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images a step; default: %(default)s")
@@ -32,12 +33,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps; default: %(default)s")
     parser.add_argument("--threads", type=int, default=None, help="decoding threads; default: usable cores")
     parser.add_argument("--shuffle", choices=get_args(Shuffle), default="global", help="default: %(default)s")
-    parser.add_argument("--label", default="cls", help="cls, or json:KEY; default: %(default)s")
-    parser.add_argument(
-        "--cache-dir",
-        metavar="FOLDER",
-        help="for shards from URLs, and for indices of shards whose folder is not writable",
-    )
     parser.set_defaults(func=run)
 
 

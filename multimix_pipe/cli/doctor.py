@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import platform
@@ -70,10 +69,11 @@ def _try_backends(shards: str) -> bool:
     import torch
 
     from multimix_pipe.environment import choose_device
+    from multimix_pipe.loader import dali_import_error
 
     print(f"CUDA: {_cuda()}; MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
     device = choose_device("auto")
-    dali_error = _import_error("multimix_pipe.dali.executor")
+    dali_error = dali_import_error()
     taken: Backend = "dali" if dali_error is None and device.type != "mps" else "torch"
     why = "DALI imports" if dali_error is None else f"DALI does not import: {dali_error}"
     if device.type == "mps":
@@ -106,14 +106,6 @@ def _cuda() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     return "none that torch sees" if torch.version.cuda else "this torch is built without it"
-
-
-def _import_error(module: str) -> str | None:
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return str(error)
-    return None
 
 
 class _Seen:

@@ -6,6 +6,7 @@ import argparse
 
 import numpy as np
 
+from multimix_pipe.cli.arguments import add_shards
 from multimix_pipe.shards.dali_index import write_dali_indexes
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 
@@ -17,15 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="index shards and summarise them",
         description="Build the index files that are missing or stale, as open_loader does, and summarise the data.",
     )
-    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or http(s) URL")
-    parser.add_argument(
-        "--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s"
-    )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="FOLDER",
-        help="for shards from URLs, and for indices of shards whose folder cannot be written",
-    )
+    add_shards(parser)
     parser.add_argument("--rebuild", action="store_true", help="build all index files anew")
     parser.add_argument("--dali-idx", action="store_true", help="also write .idx files for DALI's readers.webdataset")
     parser.add_argument("--idx-folder", metavar="FOLDER", help="for the .idx files; default: beside the shards")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
+
+from multimix_pipe.cores import usable_cores
 
 PACKAGES = ("torch", "webdataset", "numpy", "scipy", "simplejpeg", "pillow")
 DALI_PREFIX = "nvidia-dali-cuda"  # followed by the CUDA version: 130, 120
@@ -28,8 +29,7 @@ def describe_machine() -> dict[str, str | int]:
     """CPU model, usable cores and platform, and the GPU where torch sees one."""
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    machine: dict[str, str | int] = {"cpu": _cpu_model(), "cores": usable, "platform": platform.platform()}
+    machine: dict[str, str | int] = {"cpu": _cpu_model(), "cores": usable_cores(), "platform": platform.platform()}
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     return machine

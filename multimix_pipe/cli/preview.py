@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from multimix_pipe.cli.arguments import add_shards
 from multimix_pipe.config import Backend, MultiMix, Sampling, TrainTransform
 
 
@@ -17,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Draw what a model gets: a row for each pair, from x (left) to x' (right), with the weight of x under "
         "each image. The images come from the loader itself, with its crops and flips.",
     )
-    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or http(s) URL")
+    add_shards(parser)
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, as grid.png")
     parser.add_argument("--pairs", type=int, default=6, metavar="N", help="rows; default: %(default)s")
     parser.add_argument("--k", type=int, default=5, help="interpolations of each pair; default: %(default)s")
@@ -34,12 +35,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws; default: %(default)s")
     parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
-    parser.add_argument("--label", default="cls", help="cls, or json:KEY; default: %(default)s")
-    parser.add_argument(
-        "--cache-dir",
-        metavar="FOLDER",
-        help="for shards from URLs, and for indices of shards whose folder is not writable",
-    )
     parser.set_defaults(func=run)
 
 

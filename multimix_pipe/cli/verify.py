@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from multimix_pipe.cli.arguments import add_shards
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.shards.verify import verify
 
@@ -16,15 +17,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="read and decode every sample, list the bad ones",
         description="Read and decode every sample once. Exit status 1 if any is bad.",
     )
-    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or http(s) URL")
-    parser.add_argument(
-        "--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s"
-    )
-    parser.add_argument(
-        "--cache-dir",
-        metavar="FOLDER",
-        help="for shards from URLs, and for indices of shards whose folder cannot be written",
-    )
+    add_shards(parser)
     parser.add_argument(
         "--write-bad", metavar="FILE", help="write the bad samples, one a line, for open_loader(exclude=FILE)"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,7 @@ class Samples:
     def __len__(self) -> int:
         return len(self.number)
 
+    @cached_property
     def digest(self) -> str:
         """Hex digest of the choice of samples and of their weights."""
         digest = hashlib.sha256(self.number.tobytes())

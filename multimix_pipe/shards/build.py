@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
 
+from multimix_pipe.cores import usable_cores
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.scan import scan_shard
 from multimix_pipe.shards.store import save_table
@@ -50,11 +51,6 @@ def build_indexes(jobs: Sequence[Job], *, workers: int | None, done: Callable[[]
         pool.shutdown()
         for worker in started:
             worker.communicate()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def build_one(shard: Path, label: str, target: Path) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from multimix_pipe.config import check_int
-from multimix_pipe.errors import ConfigError, ShardError
+from multimix_pipe.config import check_int, check_label
+from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.build import build_indexes
 from multimix_pipe.shards.listing import list_shards
 from multimix_pipe.shards.scan import IMAGE_EXTENSIONS, LABEL_PROBLEMS, PROBLEMS, Table
@@ -108,8 +108,7 @@ def open_index(
     Raises ConfigError for arguments that cannot be meant, ShardError where a shard is missing, damaged or no tar, or
     where no sample in all of them has an image.
     """
-    if label != "cls" and not (label.startswith("json:") and len(label) > 5):
-        raise ConfigError(f'label must be "cls" or "json:KEY" (KEY: a field of the sample\'s json); found {label!r}')
+    check_label(label)
     if workers is not None:
         check_int("workers", workers, 1)
     shards = list_shards(source, cache_dir, progress=progress)

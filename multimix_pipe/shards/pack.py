@@ -20,8 +20,8 @@ from PIL import Image as PillowImage
 from tqdm import tqdm
 
 from multimix_pipe.config import check_int
+from multimix_pipe.cores import usable_cores
 from multimix_pipe.errors import ConfigError, ShardError
-from multimix_pipe.shards.build import usable_cores
 from multimix_pipe.shards.header import FORMATS
 from multimix_pipe.shards.imagefolder import Image, ImageFolder, open_image_folder
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from multimix_pipe.shards.build import usable_cores
+from multimix_pipe.cores import usable_cores
 from multimix_pipe.shards.header import FORMATS
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 
