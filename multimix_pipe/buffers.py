@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ALIGNMENT = 64
+"""Bytes: a cache line, and a multiple of any vector store."""
+
 
 class _Lease:
     """What an array handed out holds on to; its end is the end of the last array or tensor on that memory."""
@@ -29,12 +32,17 @@ class BufferPool:
         self._free: dict[int, deque[NDArray[np.uint8]]] = {}
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """An uninitialised uint8 array (size,); its memory returns to the pool when it and every view of it are gone."""
+        """An uninitialised uint8 array (size,) at an address that ALIGNMENT divides.
+
+        Its memory returns to the pool when it and every view of it are gone.
+        """
         free = self._free.setdefault(size, deque(maxlen=self._spare))
         try:
             memory = free.pop()
         except IndexError:
-            memory = np.empty(size, dtype=np.uint8)
+            allocated = np.empty(size + ALIGNMENT, dtype=np.uint8)
+            skip = -allocated.ctypes.data % ALIGNMENT
+            memory = allocated[skip : skip + size]
         lease = _Lease(memory)
         weakref.finalize(lease, free.append, memory).atexit = False
         return np.asarray(lease)

@@ -135,10 +135,12 @@ def test_doctor_finds_nothing_wrong_here() -> None:
 def test_doctor_fails_where_a_backend_does_not_mix_as_the_reference_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import multimix_pipe.native.executor as native
+    import multimix_pipe.finishing as finishing
     from multimix_pipe.mixing.blend import blend
 
-    monkeypatch.setattr(native, "blend", lambda images, partner, lam, *rest: blend(images, partner, 1 - lam, *rest))
+    monkeypatch.setattr(
+        finishing, "blend", lambda images, partner, lam, *rest, **named: blend(images, partner, 1 - lam, *rest, **named)
+    )
     assert main(["doctor"]) == 1
     assert "FAIL torch on cpu: decodes" in capsys.readouterr().out
 

@@ -1,18 +1,34 @@
-"""The oracle says what mixup is, and the torch kernel gives its bits."""
+"""The oracle says what mixup is, and the kernels, compiled or in NumPy, give its bits."""
 
 from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from multimix_pipe.config import MultiMix
+from multimix_pipe.config import MultiMix, TrainTransform
+from multimix_pipe.mixing import blend as blend_module
 from multimix_pipe.mixing.blend import blend
 from multimix_pipe.mixing.mixup import mix_images, mix_targets
+from multimix_pipe.mixing.normalize import Normalize
 from multimix_pipe.plan import draw_mixing
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
+
+
+@pytest.fixture(params=["numba", "numpy"], autouse=True)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "numpy":
+        monkeypatch.setattr(blend_module, "fused_kernel", lambda: None)
+    elif importlib.util.find_spec("numba") is None:
+        pytest.skip("numba is not installed")
+    return str(request.param)
 
 
 def batch(rows: int, k: int = 5, shape: tuple[int, ...] = (3, 9, 11), seed: int = 0) -> Arrays:
@@ -125,3 +141,60 @@ def test_a_pair_of_one_class_keeps_it_and_a_batch_of_one_repeats_its_image() -> 
     images, partner, lam = batch(1)
     assert np.all(mix_targets(np.array([2]), partner, lam, 3) == [0, 0, 1])
     assert np.array_equal(blended(images, partner, lam).numpy(), np.repeat(images, 5, axis=0))
+
+
+# 224x224 is written past the caches, 15x17 in whole vectors and a rest; 40x40 has several tiles or one
+@pytest.mark.parametrize("side", [(15, 17), (40, 40), (1, 1)])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_pixels_are_normalised_mixed_and_rounded_as_one_after_the_other(
+    side: tuple[int, int], channels_last: bool, dtype: torch.dtype
+) -> None:
+    shape = (*side, 3) if channels_last else (3, *side)
+    pixels = np.random.default_rng(2).integers(0, 256, (6, *shape), dtype=np.uint8)
+    _, partner, lam = batch(6)
+    normalize = Normalize.of(TrainTransform(), channels_last)
+    per_channel = (3,) if channels_last else (3, 1, 1)
+    normal = (pixels - normalize.mean.reshape(per_channel)) * normalize.scale.reshape(per_channel)
+    expected = torch.from_numpy(mix_images(normal, partner, lam)).to(dtype)
+    tensors = [torch.from_numpy(array) for array in (pixels, partner, lam)]
+    out = torch.full((6, 5, *shape), 7, dtype=dtype)
+    assert blend(*tensors, out, normalize=normalize).flatten(0, 1).equal(expected)
+    with ThreadPoolExecutor(3) as threads:
+        again = blend(*tensors, torch.full_like(out, 7), normalize=normalize, threads=threads)
+    assert again.equal(out)
+
+
+@pytest.mark.parametrize("skipped", [1, 5, 8])
+def test_memory_at_any_address_gets_the_same_values_and_its_neighbours_none(skipped: int) -> None:
+    images, partner, lam = batch(3, shape=(3, 16, 16))
+    memory = torch.full((skipped + 15 * 768 + 64,), 7.0)
+    blend(*(torch.from_numpy(array) for array in (images, partner, lam)), memory[skipped:-64].view(3, 5, 3, 16, 16))
+    assert np.array_equal(memory[skipped:-64].view(15, 3, 16, 16).numpy(), mix_images(images, partner, lam))
+    assert torch.all(memory[:skipped] == 7)
+    assert torch.all(memory[-64:] == 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_results_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
+    draw = np.random.default_rng(3)
+    exponents = draw.integers(-10, 6, 20000)
+    special = [0.0, -0.0, 65504, 65519.99, 65520, 65536, 6e-8, 2.98e-8, 2.99e-8, 6.1e-5, 6.09e-5, 3e38]
+    values = np.concatenate([draw.standard_normal(20000) * 10.0**exponents, special]).astype(np.float32)[None]
+    rounded = blended(values, np.zeros(1, dtype=np.int64), np.ones((1, 1), dtype=np.float32), dtype)
+    assert rounded.equal(torch.from_numpy(values).to(dtype))
+
+
+def test_without_numba_mixing_still_works_and_says_so_once() -> None:
+    program = """
+import logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+sys.modules["numba"] = None
+import torch
+from multimix_pipe import MultiMix, mix_batch
+for step in range(2):
+    print(tuple(mix_batch(torch.rand(4, 3, 2, 2), torch.arange(4), MultiMix(k=2), num_classes=4, step=step).images.shape))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "(8, 3, 2, 2)\n" * 2
+    assert done.stderr.count("multimix-pipe[fast]") == 1

@@ -82,14 +82,14 @@ def test_the_dali_stage_is_the_oracle() -> None:
 
 
 def run_graph(
-    shards: Path, step: StepPlan, transform: Transform, *, mixes: bool, half: bool = False, gpu: int | None = None
+    shards: Path, step: StepPlan, transform: Transform, *, mixes: bool, output: str = "float32", gpu: int | None = None
 ) -> Tensor:
     """One step through the loader's DALI graph, with the mixing in the graph or without any."""
     from multimix_pipe.dali.graph import Graph
 
     index = open_index(shards, progress=False)
     reader = ShardReader(index)
-    graph = Graph(len(step), gpu, 1, 1, transform, exif=False, half=half, channels_last=False, mixes=mixes)
+    graph = Graph(len(step), gpu, 1, 1, transform, exif=False, output=output, channels_last=False, mixes=mixes)
     pipeline = graph.build()
     pipeline.feed_input("encoded", [reader.read(int(sample)) for sample in step.sample])
     for name, array in graph.inputs(step, index).items():
@@ -113,7 +113,7 @@ def test_the_dali_graph_is_the_oracle_of_its_own_batch(shards: Path) -> None:
     oracle = torch.from_numpy(mixup.mix_images(plain, step.partner, step.lam))
     mixed = run_graph(shards, step, transform, mixes=True).flatten(0, 1)
     assert torch.allclose(mixed, oracle, rtol=0, atol=1e-6)
-    half = run_graph(shards, step, transform, mixes=True, half=True).flatten(0, 1)
+    half = run_graph(shards, step, transform, mixes=True, output="float16").flatten(0, 1)
     assert half.dtype == torch.float16
     assert ulps(half, oracle.half()) <= 1
 

@@ -1,8 +1,8 @@
 """Executes step plans with a DALI pipeline.
 
 Threads of the host read a step's bytes ahead of DALI and parse each header with DALI's own parser: bytes that it might choke
-on never enter. On a GPU the multi-mix stage runs in the graph. On a CPU the graph ends with the normalised batch and `blend`
-mixes it, which takes DALI's arithmetic more than half as long again (bench/mixing_dali.py).
+on never enter. On a GPU the graph normalises and mixes too. On a CPU it ends with pixels, and the `Finisher` does the rest in
+one pass, for which DALI's arithmetic takes several (bench/mix_stage.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from nvidia.dali import Pipeline
 from nvidia.nvimgcodec import CodeStream
 from torch import Tensor
 
-from multimix_pipe.buffers import BufferPool
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.mixing.blend import MIXERS, blend
+from multimix_pipe.finishing import Finisher
 from multimix_pipe.plan import StepPlan
 
 READERS = 4
@@ -50,7 +49,7 @@ class DaliExecutor:
         config = job.config
         on_gpu = job.device.type == "cuda"
         self._job = job
-        self._mixes_on_host = job.mixes and not on_gpu
+        self._finisher = None if on_gpu else Finisher(job)
         self._graph = Graph(
             batch_size=config.batch_size,
             device_id=job.device.index if on_gpu else None,
@@ -58,13 +57,11 @@ class DaliExecutor:
             prefetch=config.prefetch + 1,  # the step that is asked for, and those ahead of it
             transform=config.transform,
             exif=config.exif,
-            half=config.dtype == "float16" and not self._mixes_on_host,
+            output=config.dtype if on_gpu else "uint8",
             channels_last=config.channels_last,
             mixes=job.mixes and on_gpu,
         )
-        self._buffers = BufferPool()
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="multimix-read")
-        self._mixers = ThreadPoolExecutor(min(MIXERS, config.num_threads), thread_name_prefix="multimix-mix")
         self._pipeline: Pipeline | None = None
         self._started = False  # the pipeline's first schedule_run has been called
         self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
@@ -107,7 +104,8 @@ class DaliExecutor:
     def close(self) -> None:
         """Free the pipeline and the reading threads."""
         self._readers.shutdown(cancel_futures=True)
-        self._mixers.shutdown(cancel_futures=True)
+        if self._finisher is not None:
+            self._finisher.close()
         self._discard_pipeline()
 
     def _read(self, step: StepPlan) -> _Work:
@@ -207,16 +205,10 @@ class DaliExecutor:
         return tensor
 
     def _finish(self, step: StepPlan, images: Tensor) -> Tensor:
-        """What is left to do after the graph: mix on the host, types that DALI lacks, the order of dimensions."""
-        if self._mixes_on_host:
-            shape = (len(step), step.lam.shape[1], *images.shape[1:])
-            memory = self._buffers.take(int(np.prod(shape)) * self._job.dtype.itemsize)
-            out = torch.from_numpy(memory).view(self._job.dtype).view(shape)
-            partner, lam = torch.from_numpy(step.partner), torch.from_numpy(step.lam)
-            images = blend(images, partner, lam, out, self._mixers)
-        if self._job.mixes:
-            images = images.flatten(0, 1)
-        images = images.to(self._job.dtype)
+        """What is left to do after the graph: all from the pixels on, or types that DALI lacks and the order of dimensions."""
+        if self._finisher is not None:
+            return self._finisher.finish(step, images)
+        images = (images.flatten(0, 1) if self._job.mixes else images).to(self._job.dtype)
         return images.permute(0, 3, 1, 2) if self._job.config.channels_last else images
 
     def _drop_unwanted(self) -> None:

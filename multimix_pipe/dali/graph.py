@@ -1,4 +1,4 @@
-"""The DALI graph of a loader: encoded bytes and a step's plan in, cropped, normalised and mixed images out.
+"""The DALI graph of a loader: encoded bytes and a step's plan in; cropped pixels, or normalised and mixed images, out.
 
 One definition for CPU and GPU; everything random comes in through the inputs.
 """
@@ -31,8 +31,8 @@ class Graph:
     prefetch: int
     transform: Transform
     exif: bool
-    half: bool
-    """Hand out float16, not float32."""
+    output: str
+    """"uint8": pixels, cropped and mirrored; or normalised: "float16", else "float32" (DALI has no bfloat16)."""
     channels_last: bool
     mixes: bool
     """Whether the multi-mix stage is in the graph: outputs (B, K, ...), else (B, ...)."""
@@ -80,13 +80,13 @@ class Graph:
         images = self._random_crop(encoded) if self._trains else self._centre_crop(encoded)
         if self.exif:
             images = self._turn(images)
-        images = self._normalise(images)
+        images = self._mirror_and_normalise(images)
         if not self.mixes:
             return images
         partner = fn.external_source(name="partner", dtype=types.INT32, ndim=0)
         lam = fn.external_source(name="lam", dtype=types.FLOAT, ndim=1)
         mixed = blend(images, partner, lam, ndim=3)
-        return fn.cast(mixed, dtype=types.FLOAT16) if self.half else mixed
+        return fn.cast(mixed, dtype=types.FLOAT16) if self.output == "float16" else mixed
 
     def _random_crop(self, encoded: DataNode) -> DataNode:
         images = fn.decoders.image_slice(
@@ -118,14 +118,21 @@ class Graph:
         size = [float(side) for side in self.transform.height_width]
         return fn.warp_affine(images, turn, size=size, inverse_map=True, interp_type=types.INTERP_NN)
 
-    def _normalise(self, images: DataNode) -> DataNode:
+    def _mirror_and_normalise(self, images: DataNode) -> DataNode:
+        if self.output == "uint8":
+            options: dict[str, Any] = {"dtype": types.UINT8}
+        else:
+            half = self.output == "float16" and not self.mixes
+            options = {
+                "mean": [255 * value for value in self.transform.mean],
+                "std": [255 * value for value in self.transform.std],
+                "dtype": types.FLOAT16 if half else types.FLOAT,
+            }
         return fn.crop_mirror_normalize(
             images,
             mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0) if self._trains else 0,
-            mean=[255 * value for value in self.transform.mean],
-            std=[255 * value for value in self.transform.std],
             output_layout="HWC" if self.channels_last else "CHW",
-            dtype=types.FLOAT16 if self.half and not self.mixes else types.FLOAT,
+            **options,
         )
 
     @property

@@ -1,37 +1,48 @@
-"""The fast kernels of mixup: agree with `mixup.mix_images` to the bit, on any device and for any K."""
+"""The fast kernels of mixup: agree with `mixup.mix_images` to the bit, on any device and for any K.
+
+Products and sum are separate operations everywhere: a fused multiply-add rounds once, and which elements of a row a compiler
+fuses may depend on the row's place in the batch; so row k of K would differ from the same weight at K = 1.
+"""
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from multimix_pipe.mixing.normalize import Normalize
+
+logger = logging.getLogger(__name__)
 
 MIXERS = 4
 """Threads that are of use: mixing on a CPU moves memory, and a few cores move all that there is."""
 
-_SERIAL = 16384  # elements; torch does not wake its own threads for so few
+_CHUNK = 12288  # elements that NumPy mixes at a time, a multiple of 3: K rows of them stay in an L2 cache
 
 
 def blend(
-    images: Tensor, partner: Tensor, lam: Tensor, out: Tensor, threads: ThreadPoolExecutor | None = None
+    images: Tensor,
+    partner: Tensor,
+    lam: Tensor,
+    out: Tensor,
+    *,
+    normalize: Normalize | None = None,
+    threads: ThreadPoolExecutor | None = None,
 ) -> Tensor:
     """Write lam[b, k] * images[b] + (1 - lam[b, k]) * images[partner[b]] into out[b, k], and return `out`.
 
-    images (B, ...) float32, partner (B,) int64, lam (B, K) float32, out (B, K, ...) of any floating type: sums are float32, only
-    the result is rounded to `out`'s type (of 16 bits: contiguous). All lie on one device. On a CPU the calling thread does it, or
-    the threads of a pool, pair by pair.
-
-    Products and sum are separate operations: a fused multiply-add rounds once, and which elements of a row a compiler fuses may
-    depend on the row's place in the batch; so row k of K would differ from the same weight at K = 1.
+    images (B, ...) float32, or on a CPU also uint8 pixels that `normalize` normalises; partner (B,) int64, lam (B, K) float32,
+    out (B, K, ...) of any floating type: sums are float32, only the result is rounded to `out`'s type. All lie on
+    one device. On a CPU the calling thread does it, or the threads of a pool.
     """
     if images.device.type == "cpu":
-        pairs = _Pairs(images, partner, lam, out)
-        for _ in (
-            map(pairs.blend, range(len(images))) if threads is None else threads.map(pairs.blend, range(len(images)))
-        ):
-            pass
+        _blend_on_cpu(images, partner, lam, out, normalize, threads)
     else:
         weight = lam.reshape(*lam.shape, *[1] * (images.ndim - 1))
         own = images[:, None] * weight
@@ -40,28 +51,88 @@ def blend(
     return out
 
 
-class _Pairs:
-    """A batch on the CPU, one pair at a time: its K rows stay in the cache from the first product to the sum.
+@cache
+def fused_kernel() -> ModuleType | None:
+    """The module `mixing.fused`; None where Numba does not import, which is said once."""
+    try:
+        from multimix_pipe.mixing import fused
+    except (ImportError, SystemError, OSError) as error:  # the latter two: a Numba that was built for another NumPy
+        level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
+        logger.log(
+            level,
+            "mixing on the CPU in NumPy, at about half the speed: Numba does not import (%s). "
+            "pip install 'multimix-pipe[fast]' installs it",
+            error,
+        )
+        return None
+    return fused
 
-    In NumPy, which works in the calling thread: torch would split each product over threads of its own and wait for the slowest
-    of them, which is long while all cores decode the next batch.
-    """
 
-    def __init__(self, images: Tensor, partner: Tensor, lam: Tensor, out: Tensor) -> None:
-        self._images = images.numpy()
-        self._partner = partner.numpy()
-        self._weight = lam.numpy().reshape(*lam.shape, *[1] * (images.ndim - 1))
-        self._rest = np.float32(1) - self._weight
-        self._out = out
+def _blend_on_cpu(
+    images: Tensor,
+    partner: Tensor,
+    lam: Tensor,
+    out: Tensor,
+    normalize: Normalize | None,
+    threads: ThreadPoolExecutor | None,
+) -> None:
+    if not out.is_contiguous():
+        _blend_on_cpu(images, partner, lam, in_order := torch.empty(out.shape, dtype=out.dtype), normalize, threads)
+        out.copy_(in_order)
+        return
+    if not out.numel():
+        return
+    pairs, k = lam.shape
+    if normalize is None:
+        normalize = Normalize(np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32), channels_last=False)
+    planes = 1 if normalize.channels_last else len(normalize.mean)
+    source = images.contiguous().view(pairs, planes, -1).numpy()
+    numbers, weights = partner.contiguous().numpy(), lam.contiguous().numpy()
+    fused = fused_kernel()
+    if fused is not None and out.dtype in fused.KINDS:
+        means, scales = normalize.per_plane(fused.TILE)
+        kind = fused.KINDS[out.dtype]
+        target = out.view(pairs, k, planes, -1).view(torch.uint8).numpy()
 
-    def blend(self, pair: int) -> None:
-        """All K rows of a pair."""
-        out = self._out[pair]
-        rounds = out.dtype != torch.float32
-        own = np.empty(out.shape, dtype=np.float32) if rounds else out.numpy()
-        np.multiply(self._images[pair], self._weight[pair], out=own)
-        own += self._images[self._partner[pair]] * self._rest[pair]
-        if rounds:
-            total, rounded = torch.from_numpy(own).view(-1), out.view(-1)
-            for start in range(0, len(total), _SERIAL):
-                rounded[start : start + _SERIAL] = total[start : start + _SERIAL]
+        def mix(first: int, past: int) -> None:
+            fused.mix_pairs(source, numbers, weights, means, scales, kind, target, first, past)
+    else:
+        means, scales = normalize.per_plane(_CHUNK)
+        rows = out.view(pairs, k, planes, -1)
+
+        def mix(first: int, past: int) -> None:
+            for pair in range(first, past):
+                _mix_pair(source[pair], source[numbers[pair]], weights[pair], means, scales, rows[pair])
+
+    if threads is None:
+        mix(0, pairs)
+        return
+    step = -(-pairs // (2 * MIXERS))
+    starts = range(0, pairs, step)
+    for _ in threads.map(lambda start: mix(start, min(start + step, pairs)), starts):
+        pass
+
+
+def _mix_pair(
+    own: NDArray[np.generic],
+    other: NDArray[np.generic],
+    lam: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    out: Tensor,
+) -> None:
+    """The K rows of one pair in NumPy. own, other (P, N); mean, scale (P, _CHUNK); out (K, P, N)."""
+    weight = lam[:, None]
+    rest = np.float32(1) - weight
+    planes, elements = own.shape
+    for plane in range(planes):
+        for start in range(0, elements, _CHUNK):
+            part = slice(start, min(start + _CHUNK, elements))
+            n = part.stop - part.start
+            x, y = (
+                (image[plane, part].astype(np.float32) - mean[plane, :n]) * scale[plane, :n] for image in (own, other)
+            )
+            mixed = weight * x
+            mixed += rest * y
+            for row, result in zip(out[:, plane, part], mixed, strict=True):
+                row.copy_(torch.from_numpy(result))  # so few elements that torch does not wake its own threads

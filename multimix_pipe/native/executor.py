@@ -1,8 +1,8 @@
 """Executes step plans with threads and torch: decode and crop on the host, normalise and mix on the device.
 
 A step is cut into tasks of a few rows. Each row is read, decoded, cropped and mirrored into the step's uint8 batch. On a CPU
-more threads normalise and mix, so that batches are ready before they are asked for. On an accelerator the uint8 batch lies in
-pinned memory, crosses when it is asked for, and the device does the rest.
+more threads finish it, so that batches are ready before they are asked for. On an accelerator the uint8 batch lies in pinned
+memory, crosses when it is asked for, and the device does the rest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimix_pipe.buffers import BufferPool
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.mixing.blend import MIXERS, blend
+from multimix_pipe.finishing import Finisher
+from multimix_pipe.mixing.blend import blend
+from multimix_pipe.mixing.normalize import Normalize
 from multimix_pipe.native import decode
 from multimix_pipe.native.decode import UndecodableError
 from multimix_pipe.plan import StepPlan
@@ -31,7 +32,7 @@ class _Pending:
     step: StepPlan
     replacements: Replacements
     pixels: Tensor
-    """(B, H, W, 3) uint8 on the host, filled once `rows` are done."""
+    """(B, 3, H, W), or (B, H, W, 3) for channels_last, uint8 on the host, filled once `rows` are done."""
     rows: list[Future[None]]
     images: Future[Tensor] | None
     """The finished images, on a CPU."""
@@ -42,12 +43,10 @@ class NativeExecutor:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._height, self._width = job.config.transform.height_width
-        self._normaliser = Normaliser(job)
-        self._buffers = BufferPool()
+        self._finisher = Finisher(job)
+        self._on_device = None if job.device.type == "cpu" else OnDevice(job)
         self._threads = ThreadPoolExecutor(job.config.num_threads, thread_name_prefix="multimix-decode")
-        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
-        self._mixers = ThreadPoolExecutor(min(MIXERS, job.config.num_threads), thread_name_prefix="multimix-mix")
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, Tensor], None, None]:
         """See `Executor.run`."""
@@ -77,15 +76,13 @@ class NativeExecutor:
     def close(self) -> None:
         """Stop the threads, after the rows that they are at."""
         self._threads.shutdown(cancel_futures=True)
-        self._finisher.shutdown(cancel_futures=True)
-        self._mixers.shutdown(cancel_futures=True)
+        self._waiter.shutdown(cancel_futures=True)
+        self._finisher.close()
 
     def _start(self, step: StepPlan) -> _Pending:
-        shape = (len(step), self._height, self._width, 3)
+        pixels = self._finisher.pixels(len(step))
         if self._job.device.type == "cuda":  # torch reuses pinned memory once copies from it are over
-            pixels = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
-        else:
-            pixels = self._host_buffer(shape, torch.uint8)
+            pixels = torch.empty_like(pixels, pin_memory=True)
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small
         chunk = max(1, len(step) // (4 * self._job.config.num_threads))
         replacements, array = Replacements(self._job, step), pixels.numpy()
@@ -93,43 +90,21 @@ class NativeExecutor:
             self._threads.submit(self._fill_rows, replacements, array, range(first, min(first + chunk, len(step))))
             for first in range(0, len(step), chunk)
         ]
-        images = (
-            self._finisher.submit(self._finish_on_cpu, step, pixels, rows) if self._job.device.type == "cpu" else None
-        )
+        images = self._waiter.submit(self._finish_on_cpu, step, pixels, rows) if self._on_device is None else None
         return _Pending(step, replacements, pixels, rows, images)
 
     def _finish(self, pending: _Pending) -> Tensor:
         if pending.images is not None:
             return pending.images.result()
+        assert self._on_device is not None
         for task in pending.rows:
             task.result()
-        pixels = pending.pixels.to(self._job.device, non_blocking=pending.pixels.is_pinned())
-        return self._mix(pending.step, self._normaliser.normalise(pixels), out=None)
+        return self._on_device.finish(pending.step, pending.pixels)
 
     def _finish_on_cpu(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> Tensor:
         for task in rows:
             task.result()
-        shape = self._normaliser.shape(len(step))
-        if self._job.mixes:
-            planes = self._host_buffer(shape, torch.float32)
-            out = self._host_buffer((shape[0], step.lam.shape[1], *shape[1:]), self._job.dtype)
-        else:
-            planes, out = self._host_buffer(shape, self._job.dtype), None
-        return self._mix(step, self._normaliser.normalise(pixels, out=planes), out)
-
-    def _mix(self, step: StepPlan, images: Tensor, out: Tensor | None) -> Tensor:
-        if self._job.mixes:
-            partner, lam = (torch.from_numpy(array).to(images.device) for array in (step.partner, step.lam))
-            if out is None:
-                out = images.new_empty((len(step), step.lam.shape[1], *images.shape[1:]), dtype=self._job.dtype)
-            images = blend(images, partner, lam, out, self._mixers).flatten(0, 1)
-        else:
-            images = images.to(self._job.dtype)
-        return images.permute(0, 3, 1, 2) if self._job.config.channels_last else images
-
-    def _host_buffer(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        memory = self._buffers.take(int(np.prod(shape)) * dtype.itemsize)
-        return torch.from_numpy(memory).view(dtype).view(shape)
+        return self._finisher.finish(step, pixels)
 
     def _fill_rows(self, replacements: Replacements, pixels: NDArray[np.uint8], rows: range) -> None:
         for row in rows:
@@ -151,36 +126,33 @@ class NativeExecutor:
         image = decode.upright(image, job.orientation(sample))
         transform = job.config.transform
         if isinstance(transform, TrainTransform):
-            image = decode.resize(decode.crop_whole(image, window), self._height, self._width, transform.antialias)
+            image = decode.resize(decode.crop_whole(image, window), *transform.height_width, transform.antialias)
         else:
-            image = decode.resize_window(image, window, self._height, self._width, transform.antialias)
-        pixels[row] = image[:, ::-1] if step.flip[row] else image
+            image = decode.resize_window(image, window, *transform.height_width, transform.antialias)
+        image = image[:, ::-1] if step.flip[row] else image
+        pixels[row] = image if job.config.channels_last else image.transpose(2, 0, 1)
         return None
 
 
-class Normaliser:
-    """`(pixel / 255 - mean) / std` on a batch, uint8 (B, H, W, 3) -> float (B, 3, H, W), or (B, H, W, 3) with channels_last."""
+class OnDevice:
+    """Normalises and mixes on an accelerator, with torch's operations."""
 
     def __init__(self, job: Job) -> None:
-        transform = job.config.transform
-        self._channels_last = job.config.channels_last
-        self._height_width = transform.height_width
-        shape = (3,) if self._channels_last else (3, 1, 1)
-        mean, std = (
-            np.array(values, dtype=np.float64).reshape(shape) * 255 for values in (transform.mean, transform.std)
+        normalize = Normalize.of(job.config.transform, job.config.channels_last)
+        shape = (3,) if normalize.channels_last else (3, 1, 1)
+        self._job = job
+        self._mean, self._scale = (
+            torch.from_numpy(values).reshape(shape).to(job.device) for values in (normalize.mean, normalize.scale)
         )
-        self._mean = torch.from_numpy(mean.astype(np.float32)).to(job.device)
-        self._scale = torch.from_numpy((1 / std).astype(np.float32)).to(job.device)
 
-    def shape(self, rows: int) -> tuple[int, ...]:
-        """Shape of the result for so many rows."""
-        height, width = self._height_width
-        return (rows, height, width, 3) if self._channels_last else (rows, 3, height, width)
-
-    def normalise(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """Computed in float32, and rounded to `out`'s type where one is given."""
-        planes = pixels if self._channels_last else pixels.permute(0, 3, 1, 2)
-        if out is None or out.dtype != torch.float32:
-            result = torch.sub(planes, self._mean).mul_(self._scale).contiguous()
-            return result if out is None else out.copy_(result)
-        return torch.sub(planes, self._mean, out=out).mul_(self._scale)
+    def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
+        """What `Finisher.finish` does, from pixels on the host to images on the device."""
+        job = self._job
+        pixels = pixels.to(job.device, non_blocking=pixels.is_pinned())
+        images = torch.sub(pixels, self._mean).mul_(self._scale)
+        if job.mixes:
+            partner, lam = (torch.from_numpy(array).to(job.device) for array in (step.partner, step.lam))
+            out = images.new_empty((*lam.shape, *images.shape[1:]), dtype=job.dtype)
+            images = blend(images, partner, lam, out).flatten(0, 1)
+        images = images.to(job.dtype)
+        return images.permute(0, 3, 1, 2) if job.config.channels_last else images

@@ -1,0 +1,175 @@
+"""Normalise, mix and round in one pass over memory, on a CPU: compiled by Numba. Importing this module imports Numba.
+
+Mixing on a CPU is bound by memory: K rows are written for each image that is read. So a tile of both images is normalised
+into buffers that fit an L1 cache, mixed and rounded there, and written once, past the caches (non-temporal stores: a usual
+store first reads the line that it overwrites). bench/mix_stage.py has the figures.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.extending import intrinsic
+
+TILE = 1536
+"""Elements mixed at a time: a multiple of the 3 channels, and in every type of the 32 bytes of a store."""
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
+"""Types of a result, as `mix_pairs` numbers them."""
+
+_STORE = 32  # bytes
+_U32 = np.uint32  # Numba makes a uint64 of the sum of two uint32, which takes twice the vector
+
+
+def _jit(function: Any) -> Any:
+    """Compile without fused multiply-adds and without the interpreter's lock; keep the machine code where that can be kept."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that can be written to
+        return numba.njit(**options)(function)
+
+
+def _copying(**metadata: Any) -> Any:
+    """An intrinsic (target, source) that copies 32 bytes between addresses; the source's is a multiple of 32."""
+
+    @intrinsic
+    def copy(typing_context: Any, target: Any, source: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, addresses: Any) -> Any:
+            vector = ir.VectorType(ir.IntType(32), _STORE // 4).as_pointer()
+            to, of = (builder.inttoptr(address, vector) for address in addresses)
+            value = builder.load(of)
+            value.align = _STORE
+            store = builder.store(value, to)
+            store.align = _STORE if metadata else 1
+            for name, flag in metadata.items():
+                store.set_metadata(name, builder.module.add_metadata([ir.Constant(ir.IntType(32), flag)]))
+            return context.get_dummy_value()
+
+        return numba.types.void(numba.types.uintp, numba.types.uintp), generate
+
+    return copy
+
+
+_copy_streaming = _copying(nontemporal=1)
+_copy_cached = _copying()
+
+
+@intrinsic
+def _fence(typing_context: Any) -> Any:
+    """Streaming stores before it are seen before any later store, by other threads too."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return numba.types.void(), generate
+
+
+@_jit
+def _aligned(size: int) -> Any:
+    memory = np.empty(size + _STORE, dtype=np.uint8)
+    skip = -memory.ctypes.data % _STORE
+    return memory[skip : skip + size]
+
+
+@_jit
+def _round_to_float16(values: Any, work: Any, n: int, result: Any) -> None:
+    """To the nearest float16, ties to even, as bits. values, work: float32 (>= n,); result: uint16 (>= n,)."""
+    bits, small = values.view(np.uint32), work.view(np.uint32)
+    for i in range(n):
+        work[i] = abs(values[i]) + np.float32(0.5)  # subnormal results: the adder rounds them
+    for i in range(n):
+        magnitude = _U32(bits[i] & _U32(0x7FFFFFFF))
+        odd = _U32(_U32(magnitude >> _U32(13)) & _U32(1))
+        normal = _U32(_U32(_U32(magnitude + odd) + _U32(0xC8000FFF)) >> _U32(13))
+        subnormal = _U32(small[i] - _U32(0x3F000000))
+        rounded = subnormal if magnitude < _U32(0x38800000) else normal
+        rounded = _U32(0x7C00) if magnitude >= _U32(0x47800000) else rounded
+        rounded = _U32(0x7E00) if magnitude > _U32(0x7F800000) else rounded
+        result[i] = np.uint16(rounded | _U32(_U32(bits[i] >> _U32(16)) & _U32(0x8000)))
+
+
+@_jit
+def _round_to_bfloat16(values: Any, n: int, result: Any) -> None:
+    """To the nearest bfloat16, ties to even, as bits. values: float32 (>= n,); result: uint16 (>= n,)."""
+    bits = values.view(np.uint32)
+    for i in range(n):
+        odd = _U32(_U32(bits[i] >> _U32(16)) & _U32(1))
+        rounded = _U32(_U32(_U32(bits[i] + odd) + _U32(0x7FFF)) >> _U32(16))
+        is_nan = _U32(bits[i] & _U32(0x7FFFFFFF)) > _U32(0x7F800000)
+        result[i] = np.uint16(_U32(0x7FC0) if is_nan else rounded)
+
+
+@_jit
+def _normalise(values: Any, mean: Any, scale: Any, n: int, result: Any) -> None:
+    for i in range(n):
+        result[i] = (np.float32(values[i]) - mean[i]) * scale[i]
+
+
+@_jit
+def _weigh(own: Any, other: Any, lam: Any, n: int, result: Any) -> None:
+    rest = np.float32(1) - lam
+    for i in range(n):
+        result[i] = lam * own[i] + rest * other[i]
+
+
+@_jit
+def _write(target: Any, start: int, source: Any, n: int, streams: bool) -> None:
+    """target[start : start + n] = source[:n], of bytes."""
+    to, of = target.ctypes.data + start, source.ctypes.data
+    whole = n - n % _STORE
+    if streams:
+        for i in range(0, n, _STORE):
+            _copy_streaming(to + i, of + i)
+    else:
+        for i in range(0, whole, _STORE):
+            _copy_cached(to + i, of + i)
+        for i in range(whole, n):
+            target[start + i] = source[i]
+
+
+@_jit
+def mix_pairs(
+    images: Any, partner: Any, lam: Any, mean: Any, scale: Any, kind: int, out: Any, first: int, past: int
+) -> None:
+    """out[b, k] = lam[b, k] * x[b] + (1 - lam[b, k]) * x[partner[b]], x = (images - mean) * scale, for first <= b < past.
+
+    Args:
+        images: (B, P, N) uint8 or float32: P planes of N elements an image.
+        partner, lam: (B,) int64, (B, K) float32.
+        mean, scale: (P, TILE) float32, of element i of a plane at i % TILE.
+        kind: FLOAT32, FLOAT16 or BFLOAT16: all arithmetic is float32, only results are rounded.
+        out: (B, K, P, N * bytes of an element) uint8, the results' bytes.
+    """
+    planes, elements = images.shape[1:]
+    flat = out.reshape(-1)
+    size = 4 if kind == FLOAT32 else 2
+    own = np.empty(TILE, dtype=np.float32)
+    other = np.empty(TILE, dtype=np.float32)
+    work = np.empty(TILE, dtype=np.float32)
+    mixed_bytes, rounded_bytes = _aligned(4 * TILE), _aligned(2 * TILE)
+    mixed, rounded = mixed_bytes.view(np.float32), rounded_bytes.view(np.uint16)
+    result = mixed_bytes if kind == FLOAT32 else rounded_bytes
+    streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
+    for b in range(first, past):
+        for plane in range(planes):
+            for start in range(0, elements, TILE):
+                n = min(TILE, elements - start)
+                _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
+                _normalise(images[partner[b], plane, start:], mean[plane], scale[plane], n, other)
+                for k in range(lam.shape[1]):
+                    _weigh(own, other, lam[b, k], n, mixed)
+                    if kind == FLOAT16:
+                        _round_to_float16(mixed, work, n, rounded)
+                    elif kind == BFLOAT16:
+                        _round_to_bfloat16(mixed, n, rounded)
+                    row = (b * lam.shape[1] + k) * planes + plane
+                    _write(flat, (row * elements + start) * size, result, n * size, streams)
+    if streams:
+        _fence()
