@@ -23,7 +23,7 @@ LAYERS = [
     {"errors"},
     {"config", "cores"},
     {"plan", "mixing", "shards", "buffers", "environment", "machine", "drawing"},
-    {"training", "execution", "samples"},
+    {"training", "execution", "samples", "reading"},
     {"finishing"},
     {"dali", "native"},
     {"batch"},

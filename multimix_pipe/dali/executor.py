@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -26,20 +25,23 @@ from multimix_pipe.errors import MultiMixError
 from multimix_pipe.execution import Job, Replacements
 from multimix_pipe.finishing import Finisher
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.reading import ReadAhead, Reading
 
-READERS = 4
-"""Threads that read ahead: disks answer several requests at once, decoding needs none of them."""
+STEPS_READ = 4
+"""Steps that are being read, besides those that DALI has."""
 
 Encoded = NDArray[np.uint8]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Work:
     """A step on its way through DALI, with what is needed to feed it once more."""
 
     step: StepPlan
     replacements: Replacements
-    encoded: list[Encoded]
+    reading: Reading[Encoded]
+    encoded: list[Encoded] = field(default_factory=list)
+    """The bytes that DALI was fed with."""
 
 
 class DaliExecutor:
@@ -61,7 +63,7 @@ class DaliExecutor:
             channels_last=config.channels_last,
             mixes=job.mixes and on_gpu,
         )
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="multimix-read")
+        self._readers = ReadAhead()
         self._pipeline: Pipeline | None = None
         self._started = False  # the pipeline's first schedule_run has been called
         self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
@@ -70,18 +72,18 @@ class DaliExecutor:
         """See `Executor.run`."""
         self._drop_unwanted()
         remaining = iter(steps)
-        reads: deque[Future[_Work]] = deque()
+        reads: deque[_Work] = deque()
         failure: Exception | None = None
         try:
             while True:
                 while failure is None and len(self._in_flight) < self._graph.prefetch:
-                    reads.extend(
-                        self._readers.submit(self._read, step) for step in islice(remaining, READERS - len(reads))
-                    )
+                    reads.extend(map(self._start_reading, islice(remaining, STEPS_READ - len(reads))))
                     if not reads:
                         break
                     try:
-                        self._feed(reads.popleft().result())
+                        work = reads.popleft()
+                        work.encoded[:] = work.reading.rows()
+                        self._feed(work)
                     except MultiMixError as error:  # raised at its step: after what is in flight
                         failure = error
                 if not self._in_flight or self._in_flight[0] is None:
@@ -97,37 +99,33 @@ class DaliExecutor:
             self._discard_pipeline()
             raise
         finally:
-            for read in reads:
-                read.cancel()
+            for unfed in reads:
+                unfed.reading.cancel()
             self._in_flight = deque([None] * len(self._in_flight))
 
     def close(self) -> None:
         """Free the pipeline and the reading threads."""
-        self._readers.shutdown(cancel_futures=True)
+        self._readers.close()
         if self._finisher is not None:
             self._finisher.close()
         self._discard_pipeline()
 
-    def _read(self, step: StepPlan) -> _Work:
-        """The bytes of all rows, with replacements for samples that must not enter DALI."""
-        work = _Work(step, Replacements(self._job, step), [])
-        # in the order of the shards, rows as they are: neighbours in a file are read one after the other
-        encoded: dict[int, Encoded] = {}
-        for row in np.argsort(step.sample, kind="stable").tolist():
-            encoded[row] = self._read_row(work, row)
-        work.encoded = [encoded[row] for row in range(len(step))]
-        return work
+    def _start_reading(self, step: StepPlan) -> _Work:
+        replacements = Replacements(self._job, step)
+        return _Work(step, replacements, self._readers.start(step, lambda row: self._read_row(replacements, row)))
 
-    def _read_row(self, work: _Work, row: int) -> Encoded:
+    def _read_row(self, replacements: Replacements, row: int) -> Encoded:
+        """The bytes of a row, with another sample in the place of one that must not enter DALI."""
+        step = replacements.step
         while True:
-            sample = int(work.step.sample[row])
+            sample = int(step.sample[row])
             reason = self._job.known_problem(sample)
             if reason is None:
                 encoded = self._job.reader.read(sample)
-                reason = self._problem(sample, work.step.window[row], encoded)
+                reason = self._problem(sample, step.window[row], encoded)
                 if reason is None:
                     return encoded
-            work.replacements.replace(row, reason)
+            replacements.replace(row, reason)
 
     def _problem(self, sample: int, window: NDArray[np.float32], encoded: Encoded) -> str | None:
         """Why these bytes must not enter DALI, whose pipeline does not survive a header or a window that is wrong."""
@@ -196,7 +194,7 @@ class DaliExecutor:
                     raise
                 row = int(named[1])
                 work.replacements.replace(row, "DALI cannot decode this window of it")
-                work.encoded[row] = self._read_row(work, row)
+                work.encoded[row] = self._read_row(work.replacements, row)
 
     def _outputs(self, pipeline: Pipeline) -> Tensor:
         stream = torch.cuda.current_stream(self._job.device) if self._job.device.type == "cuda" else None

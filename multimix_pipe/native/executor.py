@@ -25,6 +25,9 @@ from multimix_pipe.mixing.normalize import Normalize
 from multimix_pipe.native import decode
 from multimix_pipe.native.decode import UndecodableError
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.reading import ReadAhead, Reading
+
+Encoded = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,7 @@ class _Pending:
     replacements: Replacements
     pixels: Tensor
     """(B, 3, H, W), or (B, H, W, 3) for channels_last, uint8 on the host, filled once `rows` are done."""
+    reading: Reading[Encoded | None]
     rows: list[Future[None]]
     images: Future[Tensor] | None
     """The finished images, on a CPU."""
@@ -45,6 +49,7 @@ class NativeExecutor:
         self._job = job
         self._finisher = Finisher(job)
         self._on_device = None if job.device.type == "cpu" else OnDevice(job)
+        self._readers = ReadAhead()
         self._threads = ThreadPoolExecutor(job.config.num_threads, thread_name_prefix="multimix-decode")
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
 
@@ -70,11 +75,13 @@ class NativeExecutor:
             for unused in pending:
                 if unused.images is not None:
                     unused.images.cancel()  # one that runs already, and waits for rows, ends with them
+                unused.reading.cancel()
                 for task in unused.rows:
                     task.cancel()
 
     def close(self) -> None:
         """Stop the threads, after the rows that they are at."""
+        self._readers.close()
         self._threads.shutdown(cancel_futures=True)
         self._waiter.shutdown(cancel_futures=True)
         self._finisher.close()
@@ -86,12 +93,15 @@ class NativeExecutor:
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small
         chunk = max(1, len(step) // (4 * self._job.config.num_threads))
         replacements, array = Replacements(self._job, step), pixels.numpy()
+        reading = self._readers.start(step, lambda row: self._read(int(step.sample[row])))
         rows = [
-            self._threads.submit(self._fill_rows, replacements, array, range(first, min(first + chunk, len(step))))
+            self._threads.submit(
+                self._fill_rows, replacements, reading, array, range(first, min(first + chunk, len(step)))
+            )
             for first in range(0, len(step), chunk)
         ]
         images = self._waiter.submit(self._finish_on_cpu, step, pixels, rows) if self._on_device is None else None
-        return _Pending(step, replacements, pixels, rows, images)
+        return _Pending(step, replacements, pixels, reading, rows, images)
 
     def _finish(self, pending: _Pending) -> Tensor:
         if pending.images is not None:
@@ -106,18 +116,27 @@ class NativeExecutor:
             task.result()
         return self._finisher.finish(step, pixels)
 
-    def _fill_rows(self, replacements: Replacements, pixels: NDArray[np.uint8], rows: range) -> None:
-        for row in rows:
-            while (reason := self._fill_row(replacements.step, pixels, row)) is not None:
-                replacements.replace(row, reason)
+    def _read(self, sample: int) -> Encoded | None:
+        """Its bytes; None of a sample that indexing found a problem with."""
+        return None if self._job.known_problem(sample) else self._job.reader.read(sample)
 
-    def _fill_row(self, step: StepPlan, pixels: NDArray[np.uint8], row: int) -> str | None:
+    def _fill_rows(
+        self, replacements: Replacements, reading: Reading[Encoded | None], pixels: NDArray[np.uint8], rows: range
+    ) -> None:
+        step = replacements.step
+        for row in rows:
+            encoded = reading.row(row)
+            while (reason := self._fill_row(step, encoded, pixels, row)) is not None:
+                replacements.replace(row, reason)
+                encoded = self._read(int(step.sample[row]))
+
+    def _fill_row(self, step: StepPlan, encoded: Encoded | None, pixels: NDArray[np.uint8], row: int) -> str | None:
         """Decode one row into its place; what is wrong with the sample, if anything is."""
         job, sample, window = self._job, int(step.sample[row]), step.window[row]
-        if (reason := job.known_problem(sample)) is not None:
-            return reason
+        if encoded is None:
+            return job.known_problem(sample)
         try:
-            image = decode.decode_rgb(job.reader.read(sample))
+            image = decode.decode_rgb(encoded)
         except UndecodableError as error:
             return f"cannot be decoded: {error}"
         height, width = int(job.index.height[sample]), int(job.index.width[sample])

@@ -29,6 +29,7 @@ class ShardReader:
         self._limit = open_files
         self._lock = threading.Lock()
         self._idle: OrderedDict[int, list[int]] = OrderedDict()  # shard -> its descriptors that nobody reads from
+        self._idle_count = 0
 
     def read(self, sample: int) -> NDArray[np.uint8]:
         """The encoded bytes of one sample. Raises ShardError where the shard does not hold them."""
@@ -58,6 +59,7 @@ class ShardReader:
         with self._lock:
             idle = self._idle.get(shard)
             descriptor = idle.pop() if idle else None
+            self._idle_count -= descriptor is not None
             if idle is not None and not idle:
                 del self._idle[shard]
         if descriptor is None:
@@ -71,9 +73,12 @@ class ShardReader:
         with self._lock:
             self._idle.setdefault(shard, []).append(descriptor)
             self._idle.move_to_end(shard)
+            self._idle_count += 1
             surplus: list[int] = []
-            while sum(map(len, self._idle.values())) > self._limit:
-                surplus += self._idle.popitem(last=False)[1]
+            while self._idle_count > self._limit:
+                oldest = self._idle.popitem(last=False)[1]
+                self._idle_count -= len(oldest)
+                surplus += oldest
         for old in surplus:
             os.close(old)
 
@@ -83,7 +88,7 @@ class ShardReader:
     def close(self) -> None:
         """Close all files. Reading opens them again."""
         with self._lock:
-            idle, self._idle = self._idle, OrderedDict()
+            idle, self._idle, self._idle_count = self._idle, OrderedDict(), 0
         for descriptors in idle.values():
             for descriptor in descriptors:
                 with suppress(OSError):
