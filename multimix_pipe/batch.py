@@ -14,6 +14,7 @@ from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing.blend import blend
 from multimix_pipe.plan import StepPlan, draw_mixing
 from multimix_pipe.training.targets import mix_targets
+from multimix_pipe.transfer import to_device
 
 PairTargets = tuple[Tensor, Tensor, Tensor]
 
@@ -71,11 +72,6 @@ class Batch:
             plan=self.plan.rows(pairs),
             _keys=lambda: self.keys[pairs],
         )
-
-
-def to_device(array: object, device: torch.device) -> Tensor:
-    """A NumPy array as a tensor on `device`; on CUDA without waiting for the copy."""
-    return torch.as_tensor(array).to(device, non_blocking=device.type == "cuda")
 
 
 def mix_batch(

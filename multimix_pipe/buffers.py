@@ -5,6 +5,7 @@ A batch of 64 pairs at K = 5 is 190 MB: to allocate that anew each step costs mo
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections import deque
 from typing import Any
@@ -24,25 +25,36 @@ class _Lease:
 
 
 class BufferPool:
-    """Arrays of bytes by size. At most `spare` unused ones of a size are kept. Thread-safe."""
+    """Arrays of bytes. At most `spare` unused ones are kept. Thread-safe."""
 
     def __init__(self, spare: int = 4) -> None:
         self._spare = spare
-        # no lock: a finalizer may run in the middle of `take`; the operations of dict and deque are atomic
-        self._free: dict[int, deque[NDArray[np.uint8]]] = {}
+        self._lock = threading.Lock()
+        self._unused: list[NDArray[np.uint8]] = []  # the one that came back last at the end
+        # a finalizer may run at any moment, while this thread holds the lock too: it only appends, which is atomic
+        self._returned: deque[NDArray[np.uint8]] = deque()
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """An uninitialised uint8 array (size,) at an address that ALIGNMENT divides.
+        """An uninitialised uint8 array (size,) at an address that ALIGNMENT divides, of memory that is at most twice as large.
 
         Its memory returns to the pool when it and every view of it are gone.
         """
-        free = self._free.setdefault(size, deque(maxlen=self._spare))
-        try:
-            memory = free.pop()
-        except IndexError:
+        memory = self._find(size)
+        if memory is None:
             allocated = np.empty(size + ALIGNMENT, dtype=np.uint8)
             skip = -allocated.ctypes.data % ALIGNMENT
             memory = allocated[skip : skip + size]
         lease = _Lease(memory)
-        weakref.finalize(lease, free.append, memory).atexit = False
-        return np.asarray(lease)
+        weakref.finalize(lease, self._returned.append, memory).atexit = False
+        return np.asarray(lease)[:size]
+
+    def _find(self, size: int) -> NDArray[np.uint8] | None:
+        """Take the smallest unused memory that fits out of the pool."""
+        with self._lock:
+            while self._returned:
+                self._unused.append(self._returned.popleft())
+            fitting = [place for place, memory in enumerate(self._unused) if size <= len(memory) <= 2 * size]
+            best = min(fitting, key=lambda place: len(self._unused[place]), default=None)
+            found = None if best is None else self._unused.pop(best)
+            del self._unused[: -self._spare]
+            return found

@@ -1,7 +1,8 @@
-"""The last step on a CPU, the same for both backends: a batch of pixels becomes the images that are handed out."""
+"""The last step, the same for both backends: a batch of pixels becomes the images that are handed out."""
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,10 +14,11 @@ from multimix_pipe.execution import Job
 from multimix_pipe.mixing.blend import MIXERS, blend
 from multimix_pipe.mixing.normalize import Normalize
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.transfer import to_device
 
 
-class Finisher:
-    """Normalises, mixes and rounds to the loader's type, in one pass and into memory that is reused. Has threads of its own."""
+class HostFinisher:
+    """On a CPU: normalises, mixes and rounds to the loader's type in one pass, into memory that is reused."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -26,9 +28,7 @@ class Finisher:
 
     def pixels(self, rows: int) -> Tensor:
         """Memory for pixels to finish: uint8 (rows, C, H, W), or (rows, H, W, C) for channels_last."""
-        height, width = self._job.config.transform.height_width
-        shape = (rows, height, width, 3) if self._normalize.channels_last else (rows, 3, height, width)
-        return self._memory(shape, torch.uint8)
+        return self._memory(self._normalize.shape(rows, *self._job.config.transform.height_width), torch.uint8)
 
     def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
         """Images to hand out: (B*K, C, H, W), or (B, C, H, W) where nothing is mixed.
@@ -41,8 +41,7 @@ class Finisher:
             partner, lam = torch.arange(len(step)), torch.ones(len(step), 1)
         out = self._memory((*lam.shape, *pixels.shape[1:]), self._job.dtype)
         blend(pixels, partner, lam, out, normalize=self._normalize, threads=self._threads)
-        images = out.flatten(0, 1)
-        return images.permute(0, 3, 1, 2) if self._normalize.channels_last else images
+        return self._normalize.channels_first(out.flatten(0, 1))
 
     def close(self) -> None:
         """Stop its threads."""
@@ -51,3 +50,52 @@ class Finisher:
     def _memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         memory = self._buffers.take(int(np.prod(shape)) * dtype.itemsize)
         return torch.from_numpy(memory).view(dtype).view(shape)
+
+
+class DeviceFinisher:
+    """On an accelerator, with torch's operations on the consumer's stream: what is handed out is memory of torch's."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._normalize = Normalize.of(job.config.transform, job.config.channels_last)
+        shape = (3,) if self._normalize.channels_last else (3, 1, 1)
+        self._mean, self._scale = (
+            torch.from_numpy(values).reshape(shape).to(job.device)
+            for values in (self._normalize.mean, self._normalize.scale)
+        )
+        self._being_read: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+    def pixels(self, rows: int) -> Tensor:
+        """As `HostFinisher.pixels`, to be copied to the device: on CUDA pinned, and reused by torch once copies are over."""
+        shape = self._normalize.shape(rows, *self._job.config.transform.height_width)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._job.device.type == "cuda")
+
+    def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
+        """As `HostFinisher.finish`, of pixels on the host or the device; the host waits for nothing."""
+        job, device = self._job, self._job.device
+        on_device = pixels.to(device, non_blocking=pixels.is_pinned())
+        images = torch.sub(on_device, self._mean).mul_(self._scale)
+        self._keep_until_read(pixels)
+        if job.mixes:
+            out = torch.empty((*step.lam.shape, *images.shape[1:]), dtype=job.dtype, device=device)
+            images = blend(images, to_device(step.partner, device), to_device(step.lam, device), out).flatten(0, 1)
+        return self._normalize.channels_first(images.to(job.dtype))
+
+    def close(self) -> None:
+        """Let go of pixels."""
+        self._being_read.clear()
+
+    def _keep_until_read(self, pixels: Tensor) -> None:
+        """Keep pixels that DALI has made: it uses memory anew in the order of its own stream, which waits for no consumer's."""
+        if pixels.device.type != "cuda":
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(pixels.device))
+        self._being_read.append((event, pixels))
+        while self._being_read and self._being_read[0][0].query():  # type: ignore[no-untyped-call]
+            self._being_read.popleft()
+
+
+def make_finisher(job: Job) -> HostFinisher | DeviceFinisher:
+    """The one for the loader's device."""
+    return HostFinisher(job) if job.device.type == "cpu" else DeviceFinisher(job)

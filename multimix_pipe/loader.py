@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from multimix_pipe.batch import Batch, PairTargets, to_device
+from multimix_pipe.batch import Batch, PairTargets
 from multimix_pipe.config import (
     Backend,
     DType,
@@ -41,6 +41,7 @@ from multimix_pipe.shards.bad_samples import BadSamples
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.reader import ShardReader
 from multimix_pipe.training.targets import mix_targets, pair_targets
+from multimix_pipe.transfer import to_device
 
 logger = logging.getLogger("multimix_pipe")
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from multimix_pipe.buffers import BufferPool
+from multimix_pipe.execution import Job
 from multimix_pipe.plan import StepPlan
 
 READERS = 16
 """Threads that read: a disk or a network share answers that many requests in the time of one."""
 
 _ROWS = 4  # of a step that one task reads: enough to outweigh what a task costs
+_SLACK = 4  # a quarter more memory than needed: it then fits most of the reads that come after
+_SPARE = 64  # tasks whose memory is kept
 
+Memory = NDArray[np.uint8]
 Read = TypeVar("Read")
 
 
@@ -43,21 +50,34 @@ class Reading(Generic[Read]):
 
 
 class ReadAhead:
-    """Threads that read rows of steps."""
+    """Threads that read rows of steps, into memory that is reused."""
 
-    def __init__(self) -> None:
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="multimix-read")
+        self._buffers = BufferPool(spare=_SPARE)
 
-    def start(self, step: StepPlan, read_row: Callable[[int], Read]) -> Reading[Read]:
-        """Begin to read a step: `read_row(row)` for each of its rows, from several threads, in the order of the shards.
+    def start(self, step: StepPlan, read_row: Callable[[int, Memory], Read]) -> Reading[Read]:
+        """Begin to read a step: `read_row(row, memory)` for each of its rows, in several threads and in the order of the shards.
 
-        Neighbours in a file are so read one after the other.
+        `memory` has the size of the row's sample; it is empty for one that indexing found a problem with. Neighbours in a file
+        are read one after the other.
         """
-        order = np.argsort(step.sample, kind="stable").tolist()
+        order = np.argsort(step.sample, kind="stable")
+        index = self._job.index
+        sizes = np.where(index.problem[step.sample] == 0, index.size[step.sample], 0)
         parts = [order[first : first + _ROWS] for first in range(0, len(order), _ROWS)]
-        place = {row: (task, at) for task, rows in enumerate(parts) for at, row in enumerate(rows)}
-        tasks = [self._threads.submit(lambda rows: [read_row(row) for row in rows], rows) for rows in parts]
+        place = {int(row): (task, at) for task, rows in enumerate(parts) for at, row in enumerate(rows)}
+        tasks = [self._threads.submit(self._read_rows, rows.tolist(), sizes[rows].tolist(), read_row) for rows in parts]
         return Reading(tasks, [place[row] for row in range(len(order))])
+
+    def _read_rows(self, rows: list[int], sizes: list[int], read_row: Callable[[int, Memory], Read]) -> list[Read]:
+        needed = sum(sizes)
+        memory = self._buffers.take(needed + needed // _SLACK)
+        starts = [0, *accumulate(sizes)]
+        return [
+            read_row(row, memory[start : start + size]) for row, start, size in zip(rows, starts, sizes, strict=False)
+        ]
 
     def close(self) -> None:
         """Stop the threads, after the rows that they are at."""

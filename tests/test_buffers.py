@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 
 import numpy as np
+import pytest
 import torch
 
-from multimix_pipe.buffers import BufferPool
+from multimix_pipe.buffers import ALIGNMENT, BufferPool
 
 
 def address(array: np.ndarray) -> int:
@@ -28,13 +29,35 @@ def test_memory_returns_with_its_last_view() -> None:
     assert address(pool.take(64)) == where
 
 
-def test_sizes_do_not_mix_and_few_unused_buffers_are_kept() -> None:
+def test_memory_is_reused_for_sizes_down_to_half_of_it() -> None:
+    pool = BufferPool()
+    where = address(pool.take(4096))
+    for size in (4096, 3000, 2048):
+        memory = pool.take(size)
+        assert (address(memory), len(memory)) == (where, size)
+        del memory
+    larger, smaller = pool.take(4097), pool.take(2047)
+    assert where not in (address(larger), address(smaller))
+
+
+def test_the_smallest_that_fits_is_taken() -> None:
+    pool = BufferPool()
+    held = [pool.take(size) for size in (1500, 1100, 1900)]
+    places = [address(memory) for memory in held]
+    del held
+    assert address(pool.take(1000)) == places[1]
+
+
+def test_few_unused_buffers_are_kept() -> None:
     pool = BufferPool(spare=2)
     held = [pool.take(4096) for _ in range(5)]
+    assert len({address(memory) for memory in held}) == 5
     freed = [address(memory) for memory in held]
-    assert len(set(freed)) == 5
     del held
-    gc.collect()
-    assert len(pool.take(8192)) == 8192
-    assert len(pool._free[4096]) == 2
-    assert address(pool.take(4096)) in freed
+    assert [address(pool.take(size)) in freed for size in (4096, 4096)] == [True, True]
+    assert len(pool._unused) <= 2
+
+
+@pytest.mark.parametrize("size", [1, 63, 4096, 10**6])
+def test_memory_begins_at_a_multiple_of_a_cache_line(size: int) -> None:
+    assert address(BufferPool().take(size)) % ALIGNMENT == 0

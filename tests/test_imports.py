@@ -22,9 +22,9 @@ PACKAGE = "multimix_pipe"
 LAYERS = [
     {"errors"},
     {"config", "cores"},
-    {"plan", "mixing", "shards", "buffers", "environment", "machine", "drawing"},
-    {"training", "execution", "samples", "reading"},
-    {"finishing"},
+    {"plan", "mixing", "shards", "buffers", "environment", "transfer", "machine", "drawing"},
+    {"training", "execution", "samples"},
+    {"finishing", "reading"},
     {"dali", "native"},
     {"batch"},
     {"loader"},
@@ -36,7 +36,7 @@ LAYERS = [
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 # The torch kernels among the equations; all else in `plan` and `mixing` is NumPy and SciPy.
-TORCH_KERNELS = {"mixing/blend.py", "mixing/fused.py"}
+TORCH_KERNELS = {"mixing/blend.py", "mixing/fused.py", "mixing/normalize.py"}
 NUMERIC = {"numpy", "scipy"}
 
 # What this package is compared with, in the hands of its own vendor: the one file outside of dali/ that builds a DALI graph.

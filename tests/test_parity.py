@@ -16,9 +16,7 @@ from multimix_pipe import Batch, EvalTransform, MultiMix, TrainTransform
 from multimix_pipe.config import Transform
 from multimix_pipe.mixing import mixup
 from multimix_pipe.mixing.blend import blend
-from multimix_pipe.plan import StepPlan, draw_mixing
-from multimix_pipe.shards import open_index
-from multimix_pipe.shards.reader import ShardReader
+from multimix_pipe.plan import draw_mixing
 
 ROWS, K = 6, 5
 GENERATED_BOUND = 0.3
@@ -79,52 +77,6 @@ def test_the_dali_stage_is_the_oracle() -> None:
         assert torch.allclose(mixed.flatten(0, 1), oracle, rtol=0, atol=1e-6)
         oracle = torch.from_numpy(mixup.mix_targets(labels, partner, lam, 7))
         assert torch.allclose(targets.flatten(0, 1), oracle, rtol=0, atol=1e-6)
-
-
-def run_graph(
-    shards: Path, step: StepPlan, transform: Transform, *, mixes: bool, output: str = "float32", gpu: int | None = None
-) -> Tensor:
-    """One step through the loader's DALI graph, with the mixing in the graph or without any."""
-    from multimix_pipe.dali.graph import Graph
-
-    index = open_index(shards, progress=False)
-    reader = ShardReader(index)
-    graph = Graph(len(step), gpu, 1, 1, transform, exif=False, output=output, channels_last=False, mixes=mixes)
-    pipeline = graph.build()
-    pipeline.feed_input("encoded", [reader.read(int(sample)) for sample in step.sample])
-    for name, array in graph.inputs(step, index).items():
-        pipeline.feed_input(name, array)
-    pipeline.schedule_run()
-    (images,) = pipeline.outputs()
-    return torch.from_dlpack(images.as_tensor()).clone()
-
-
-def a_step(lam: np.ndarray) -> StepPlan:
-    """Rows of the generated set that are at least 20x20, whole windows of which are used, half of them mirrored."""
-    window = np.tile(np.array([1, 2, 18, 17], dtype=np.float32), (ROWS, 1))
-    partner = np.roll(np.arange(ROWS), -1)
-    return StepPlan(0, 0, np.arange(ROWS), window, np.arange(ROWS) % 2 == 0, partner, lam)
-
-
-@needs_dali
-def test_the_dali_graph_is_the_oracle_of_its_own_batch(shards: Path) -> None:
-    step, transform = a_step(a_batch()[3]), TrainTransform(size=16)
-    plain = run_graph(shards, step, transform, mixes=False).numpy()
-    oracle = torch.from_numpy(mixup.mix_images(plain, step.partner, step.lam))
-    mixed = run_graph(shards, step, transform, mixes=True).flatten(0, 1)
-    assert torch.allclose(mixed, oracle, rtol=0, atol=1e-6)
-    half = run_graph(shards, step, transform, mixes=True, output="float16").flatten(0, 1)
-    assert half.dtype == torch.float16
-    assert ulps(half, oracle.half()) <= 1
-
-
-@needs_dali
-def test_in_the_dali_graph_one_weight_gives_its_row_of_five(shards: Path) -> None:
-    lam, transform = a_batch()[3], TrainTransform(size=16)
-    five = run_graph(shards, a_step(lam), transform, mixes=True)
-    for k in range(K):
-        one = run_graph(shards, a_step(np.ascontiguousarray(lam[:, k : k + 1])), transform, mixes=True)
-        assert one[:, 0].equal(five[:, k])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -1,8 +1,9 @@
 """Executes step plans with a DALI pipeline.
 
 Threads of the host read a step's bytes ahead of DALI and parse each header with DALI's own parser: bytes that it might choke
-on never enter. On a GPU the graph normalises and mixes too. On a CPU it ends with pixels, and the `Finisher` does the rest in
-one pass, for which DALI's arithmetic takes several (bench/mix_stage.py).
+on never enter. DALI's part ends with pixels: a finisher normalises and mixes them where they lie, with the arithmetic and into
+memory that both backends share (multimix_pipe/finishing.py). DALI's own arithmetic, which takes several passes, is measured
+against that in bench/mix_stage.py; `dali.multi_mix` is the stage for pipelines of one's own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.finishing import Finisher
+from multimix_pipe.finishing import make_finisher
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.reading import ReadAhead, Reading
 
@@ -51,7 +52,7 @@ class DaliExecutor:
         config = job.config
         on_gpu = job.device.type == "cuda"
         self._job = job
-        self._finisher = None if on_gpu else Finisher(job)
+        self._finisher = make_finisher(job)
         self._graph = Graph(
             batch_size=config.batch_size,
             device_id=job.device.index if on_gpu else None,
@@ -59,11 +60,9 @@ class DaliExecutor:
             prefetch=config.prefetch + 1,  # the step that is asked for, and those ahead of it
             transform=config.transform,
             exif=config.exif,
-            output=config.dtype if on_gpu else "uint8",
             channels_last=config.channels_last,
-            mixes=job.mixes and on_gpu,
         )
-        self._readers = ReadAhead()
+        self._readers = ReadAhead(job)
         self._pipeline: Pipeline | None = None
         self._started = False  # the pipeline's first schedule_run has been called
         self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
@@ -106,26 +105,27 @@ class DaliExecutor:
     def close(self) -> None:
         """Free the pipeline and the reading threads."""
         self._readers.close()
-        if self._finisher is not None:
-            self._finisher.close()
+        self._finisher.close()
         self._discard_pipeline()
 
     def _start_reading(self, step: StepPlan) -> _Work:
         replacements = Replacements(self._job, step)
-        return _Work(step, replacements, self._readers.start(step, lambda row: self._read_row(replacements, row)))
+        reading = self._readers.start(step, lambda row, memory: self._read_row(replacements, row, memory))
+        return _Work(step, replacements, reading)
 
-    def _read_row(self, replacements: Replacements, row: int) -> Encoded:
+    def _read_row(self, replacements: Replacements, row: int, memory: Encoded | None = None) -> Encoded:
         """The bytes of a row, with another sample in the place of one that must not enter DALI."""
         step = replacements.step
         while True:
             sample = int(step.sample[row])
             reason = self._job.known_problem(sample)
             if reason is None:
-                encoded = self._job.reader.read(sample)
+                encoded = self._job.reader.read(sample, memory)
                 reason = self._problem(sample, step.window[row], encoded)
                 if reason is None:
                     return encoded
             replacements.replace(row, reason)
+            memory = None  # that is of the first sample's size
 
     def _problem(self, sample: int, window: NDArray[np.float32], encoded: Encoded) -> str | None:
         """Why these bytes must not enter DALI, whose pipeline does not survive a header or a window that is wrong."""
@@ -167,18 +167,18 @@ class DaliExecutor:
             self._feed(work)
             self._in_flight[-1] = None
         try:
-            images = self._outputs(self._pipeline)
+            pixels = self._outputs(self._pipeline)
         except RuntimeError:
             # the pipeline is lost, and the error may be of a later step: find out, then start again behind this one
             behind = [later for later in list(self._in_flight)[1:] if later is not None]
             self._discard_pipeline()
-            images = self._run_alone(work)
+            pixels = self._run_alone(work)
             for later in behind:
                 self._feed(later)
         else:
             self._in_flight.popleft()
         work.replacements.record()
-        return work.step, self._finish(work.step, images)
+        return work.step, self._finisher.finish(work.step, pixels)
 
     def _run_alone(self, work: _Work) -> Tensor:
         """Execute one step in a pipeline of its own, with other samples in the place of those that DALI cannot decode."""
@@ -198,16 +198,9 @@ class DaliExecutor:
 
     def _outputs(self, pipeline: Pipeline) -> Tensor:
         stream = torch.cuda.current_stream(self._job.device) if self._job.device.type == "cuda" else None
-        (images,) = pipeline.outputs(cuda_stream=stream)
-        tensor: Tensor = torch.utils.dlpack.from_dlpack(images.as_tensor())
-        return tensor
-
-    def _finish(self, step: StepPlan, images: Tensor) -> Tensor:
-        """What is left to do after the graph: all from the pixels on, or types that DALI lacks and the order of dimensions."""
-        if self._finisher is not None:
-            return self._finisher.finish(step, images)
-        images = (images.flatten(0, 1) if self._job.mixes else images).to(self._job.dtype)
-        return images.permute(0, 3, 1, 2) if self._job.config.channels_last else images
+        (batch,) = pipeline.outputs(cuda_stream=stream)
+        pixels: Tensor = torch.utils.dlpack.from_dlpack(batch.as_tensor())
+        return pixels
 
     def _drop_unwanted(self) -> None:
         """Take the results that an earlier iteration left behind."""

@@ -1,4 +1,4 @@
-"""The DALI graph of a loader: encoded bytes and a step's plan in; cropped pixels, or normalised and mixed images, out.
+"""The DALI graph of a loader: encoded bytes and a step's windows in, pixels out: cropped, resized, mirrored, uint8.
 
 One definition for CPU and GPU; everything random comes in through the inputs.
 """
@@ -15,7 +15,6 @@ from nvidia.dali.data_node import DataNode
 
 from multimix_pipe.config import TrainTransform, Transform
 from multimix_pipe.dali.orientation import stored_sizes, stored_windows, turns
-from multimix_pipe.dali.stage import blend
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards.index import Index
 
@@ -31,11 +30,7 @@ class Graph:
     prefetch: int
     transform: Transform
     exif: bool
-    output: str
-    """"uint8": pixels, cropped and mirrored; or normalised: "float16", else "float32" (DALI has no bfloat16)."""
     channels_last: bool
-    mixes: bool
-    """Whether the multi-mix stage is in the graph: outputs (B, K, ...), else (B, ...)."""
 
     def build(self) -> Pipeline:
         """A built pipeline whose inputs are those of `inputs`."""
@@ -67,8 +62,6 @@ class Graph:
             }
         else:
             arrays = {"corner": np.ascontiguousarray(corner), "end": corner + extent}
-        if self.mixes:
-            arrays |= {"partner": step.partner.astype(np.int32), "lam": np.ascontiguousarray(step.lam)}
         return arrays | turning
 
     @property
@@ -76,17 +69,17 @@ class Graph:
         return isinstance(self.transform, TrainTransform)
 
     def _define(self) -> DataNode:
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        # DALI refers to these arrays, and so keeps them, until it has decoded them
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
         images = self._random_crop(encoded) if self._trains else self._centre_crop(encoded)
         if self.exif:
             images = self._turn(images)
-        images = self._mirror_and_normalise(images)
-        if not self.mixes:
-            return images
-        partner = fn.external_source(name="partner", dtype=types.INT32, ndim=0)
-        lam = fn.external_source(name="lam", dtype=types.FLOAT, ndim=1)
-        mixed = blend(images, partner, lam, ndim=3)
-        return fn.cast(mixed, dtype=types.FLOAT16) if self.output == "float16" else mixed
+        return fn.crop_mirror_normalize(
+            images,
+            mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0) if self._trains else 0,
+            output_layout="HWC" if self.channels_last else "CHW",
+            dtype=types.UINT8,
+        )
 
     def _random_crop(self, encoded: DataNode) -> DataNode:
         images = fn.decoders.image_slice(
@@ -117,23 +110,6 @@ class Graph:
         turn = fn.external_source(name="turn", dtype=types.FLOAT, ndim=2)
         size = [float(side) for side in self.transform.height_width]
         return fn.warp_affine(images, turn, size=size, inverse_map=True, interp_type=types.INTERP_NN)
-
-    def _mirror_and_normalise(self, images: DataNode) -> DataNode:
-        if self.output == "uint8":
-            options: dict[str, Any] = {"dtype": types.UINT8}
-        else:
-            half = self.output == "float16" and not self.mixes
-            options = {
-                "mean": [255 * value for value in self.transform.mean],
-                "std": [255 * value for value in self.transform.std],
-                "dtype": types.FLOAT16 if half else types.FLOAT,
-            }
-        return fn.crop_mirror_normalize(
-            images,
-            mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0) if self._trains else 0,
-            output_layout="HWC" if self.channels_last else "CHW",
-            **options,
-        )
 
     @property
     def _decoding(self) -> dict[str, Any]:

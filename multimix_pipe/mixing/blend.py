@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 MIXERS = 4
 """Threads that are of use: mixing on a CPU moves memory, and a few cores move all that there is."""
 
+_DEVICE_ELEMENTS = 2**24  # of a product: 64 MiB
+
 _CHUNK = 12288  # elements that NumPy mixes at a time, a multiple of 3: K rows of them stay in an L2 cache
 
 
@@ -44,10 +46,7 @@ def blend(
     if images.device.type == "cpu":
         _blend_on_cpu(images, partner, lam, out, normalize, threads)
     else:
-        weight = lam.reshape(*lam.shape, *[1] * (images.ndim - 1))
-        own = images[:, None] * weight
-        own += images[partner][:, None] * (1 - weight)
-        out.copy_(own)
+        _blend_on_device(images, partner, lam, out)
     return out
 
 
@@ -111,6 +110,20 @@ def _blend_on_cpu(
     starts = range(0, pairs, step)
     for _ in threads.map(lambda start: mix(start, min(start + step, pairs)), starts):
         pass
+
+
+def _blend_on_device(images: Tensor, partner: Tensor, lam: Tensor, out: Tensor) -> None:
+    """In torch's operations, some pairs at a time: the products are kept in less memory, of which caches hold more."""
+    weight = lam.reshape(*lam.shape, *[1] * (images.ndim - 1))
+    rest = 1 - weight
+    pairs = max(1, _DEVICE_ELEMENTS // max(1, out[:1].numel()))
+    for first in range(0, len(images), pairs):
+        part = slice(first, first + pairs)
+        target = out[part] if out.dtype == torch.float32 else None
+        mixed = torch.mul(images[part, None], weight[part], out=target)
+        mixed += images[partner[part]][:, None] * rest[part]
+        if target is None:
+            out[part] = mixed
 
 
 def _mix_pair(

@@ -38,7 +38,7 @@ def _jit(function: Any) -> Any:
 def _copying(**metadata: Any) -> Any:
     """An intrinsic (target, source) that copies 32 bytes between addresses; the source's is a multiple of 32."""
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def copy(typing_context: Any, target: Any, source: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, addresses: Any) -> Any:
             vector = ir.VectorType(ir.IntType(32), _STORE // 4).as_pointer()
@@ -60,7 +60,7 @@ _copy_streaming = _copying(nontemporal=1)
 _copy_cached = _copying()
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _fence(typing_context: Any) -> Any:
     """Streaming stores before it are seen before any later store, by other threads too."""
 

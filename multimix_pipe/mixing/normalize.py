@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from multimix_pipe.config import Transform
 
@@ -26,6 +27,15 @@ class Normalize:
         """As a loader's transform says."""
         mean, std = (255 * np.array(values, dtype=np.float64) for values in (transform.mean, transform.std))
         return cls(mean.astype(np.float32), (1 / std).astype(np.float32), channels_last)
+
+    def shape(self, rows: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Of a batch."""
+        channels = len(self.mean)
+        return (rows, height, width, channels) if self.channels_last else (rows, channels, height, width)
+
+    def channels_first(self, images: Tensor) -> Tensor:
+        """A batch as (B, C, H, W), a view: the dimensions' order, not the memory's."""
+        return images.permute(0, 3, 1, 2) if self.channels_last else images
 
     def per_plane(self, length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Mean and scale of each plane's element i at i % length, (planes, length): C planes of one channel each, or one of

@@ -13,15 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.finishing import Finisher
-from multimix_pipe.mixing.blend import blend
-from multimix_pipe.mixing.normalize import Normalize
+from multimix_pipe.finishing import make_finisher
 from multimix_pipe.native import decode
 from multimix_pipe.native.decode import UndecodableError
 from multimix_pipe.plan import StepPlan
@@ -47,9 +44,8 @@ class NativeExecutor:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._finisher = Finisher(job)
-        self._on_device = None if job.device.type == "cpu" else OnDevice(job)
-        self._readers = ReadAhead()
+        self._finisher = make_finisher(job)
+        self._readers = ReadAhead(job)
         self._threads = ThreadPoolExecutor(job.config.num_threads, thread_name_prefix="multimix-decode")
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
 
@@ -88,37 +84,34 @@ class NativeExecutor:
 
     def _start(self, step: StepPlan) -> _Pending:
         pixels = self._finisher.pixels(len(step))
-        if self._job.device.type == "cuda":  # torch reuses pinned memory once copies from it are over
-            pixels = torch.empty_like(pixels, pin_memory=True)
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small
         chunk = max(1, len(step) // (4 * self._job.config.num_threads))
         replacements, array = Replacements(self._job, step), pixels.numpy()
-        reading = self._readers.start(step, lambda row: self._read(int(step.sample[row])))
+        reading = self._readers.start(step, lambda row, memory: self._read(int(step.sample[row]), memory))
         rows = [
             self._threads.submit(
                 self._fill_rows, replacements, reading, array, range(first, min(first + chunk, len(step)))
             )
             for first in range(0, len(step), chunk)
         ]
-        images = self._waiter.submit(self._finish_on_cpu, step, pixels, rows) if self._on_device is None else None
+        # on an accelerator the consumer's thread finishes, for it is on the consumer's stream
+        on_host = self._job.device.type == "cpu"
+        images = self._waiter.submit(self._finish_rows, step, pixels, rows) if on_host else None
         return _Pending(step, replacements, pixels, reading, rows, images)
 
     def _finish(self, pending: _Pending) -> Tensor:
         if pending.images is not None:
             return pending.images.result()
-        assert self._on_device is not None
-        for task in pending.rows:
-            task.result()
-        return self._on_device.finish(pending.step, pending.pixels)
+        return self._finish_rows(pending.step, pending.pixels, pending.rows)
 
-    def _finish_on_cpu(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> Tensor:
+    def _finish_rows(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> Tensor:
         for task in rows:
             task.result()
         return self._finisher.finish(step, pixels)
 
-    def _read(self, sample: int) -> Encoded | None:
+    def _read(self, sample: int, memory: Encoded | None = None) -> Encoded | None:
         """Its bytes; None of a sample that indexing found a problem with."""
-        return None if self._job.known_problem(sample) else self._job.reader.read(sample)
+        return None if self._job.known_problem(sample) else self._job.reader.read(sample, memory)
 
     def _fill_rows(
         self, replacements: Replacements, reading: Reading[Encoded | None], pixels: NDArray[np.uint8], rows: range
@@ -151,27 +144,3 @@ class NativeExecutor:
         image = image[:, ::-1] if step.flip[row] else image
         pixels[row] = image if job.config.channels_last else image.transpose(2, 0, 1)
         return None
-
-
-class OnDevice:
-    """Normalises and mixes on an accelerator, with torch's operations."""
-
-    def __init__(self, job: Job) -> None:
-        normalize = Normalize.of(job.config.transform, job.config.channels_last)
-        shape = (3,) if normalize.channels_last else (3, 1, 1)
-        self._job = job
-        self._mean, self._scale = (
-            torch.from_numpy(values).reshape(shape).to(job.device) for values in (normalize.mean, normalize.scale)
-        )
-
-    def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
-        """What `Finisher.finish` does, from pixels on the host to images on the device."""
-        job = self._job
-        pixels = pixels.to(job.device, non_blocking=pixels.is_pinned())
-        images = torch.sub(pixels, self._mean).mul_(self._scale)
-        if job.mixes:
-            partner, lam = (torch.from_numpy(array).to(job.device) for array in (step.partner, step.lam))
-            out = images.new_empty((*lam.shape, *images.shape[1:]), dtype=job.dtype)
-            images = blend(images, partner, lam, out).flatten(0, 1)
-        images = images.to(job.dtype)
-        return images.permute(0, 3, 1, 2) if job.config.channels_last else images

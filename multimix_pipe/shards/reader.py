@@ -31,9 +31,12 @@ class ShardReader:
         self._idle: OrderedDict[int, list[int]] = OrderedDict()  # shard -> its descriptors that nobody reads from
         self._idle_count = 0
 
-    def read(self, sample: int) -> NDArray[np.uint8]:
-        """The encoded bytes of one sample. Raises ShardError where the shard does not hold them."""
-        data = np.empty(self._index.size[sample], dtype=np.uint8)
+    def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """The encoded bytes of one sample, in `memory` if that is given (of their size).
+
+        Raises ShardError where the shard does not hold them.
+        """
+        data = np.empty(self._index.size[sample], dtype=np.uint8) if memory is None else memory
         shard = int(self._index.shard[sample])
         view, offset = data.data, int(self._index.offset[sample])
         try:
