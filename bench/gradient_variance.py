@@ -15,11 +15,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from harness import parser, report
 from PIL import Image
 from torch import Tensor, nn
 
 from multimix_pipe import MultiMix, MultiMixLoss, mix_batch
+from multimix_pipe.benchmark.harness import parser, report
 from multimix_pipe.cli.shapes import OUTLINES, draw_shape
 from multimix_pipe.cli.small_net import small_net
 from multimix_pipe.mixing.blend import blend

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from data import chosen_shards
-from harness import parser, report
 
 from multimix_pipe import EvalTransform, TrainTransform, open_loader
+from multimix_pipe.benchmark.harness import parser, report
 from multimix_pipe.config import IMAGENET_STD
 
 

@@ -6,9 +6,9 @@ python bench/plan.py
 from __future__ import annotations
 
 import numpy as np
-from harness import in_turn, parser, report, seconds
 
 from multimix_pipe import MultiMix, TrainTransform
+from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
 from multimix_pipe.config import Shuffle
 from multimix_pipe.plan import Plan, Samples
 

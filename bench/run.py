@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from harness import machine
+from multimix_pipe.benchmark.harness import machine
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -70,10 +70,11 @@ def main() -> None:
     if gpu:
         results["gpu_tests"] = gpu_tests()
     results["plan"] = run("plan", *rounds)
-    results["mixing"] = run("mixing_dali", *device, *rounds, *batch)
+    results["mix_stage"] = run("mix_stage", *device, *rounds, *batch)
     results["pixels"] = run("pixels", *device, *shards)
+    seconds = ["--seconds", 0.5 if args.quick else 5]
+    results["end_to_end"] = run("end_to_end", *device, *rounds, *seconds, *batch, *shards)
     repeat = ["--repeat", 1 if args.quick else 16 if gpu else 4]
-    results["loading"] = run("loading_dali", *device, *rounds, *batch, *shards, *repeat)
     small = batch if gpu else ["--batch-size", 16]  # a step of 64 * 5 rows takes seconds on a CPU
     results["training"] = run("training", *device, *rounds, *small, *shards, *repeat[:1], repeat[1] if gpu else 1)
 

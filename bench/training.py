@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from data import chosen_shards, repeated
-from harness import in_turn, parser, report, seconds
 from torch import nn
 
 from multimix_pipe import MultiMix, MultiMixLoss, open_loader
+from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
 
 
 def conv_net(num_classes: int, width: int) -> nn.Module:

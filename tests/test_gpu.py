@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import CLASSES, Open, needs_dali, same_batch
 from test_bad_samples import WHOLE, shards_with
-from test_parity import a_step, run_graph
 from torch import Tensor
 
 from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
@@ -65,6 +64,7 @@ def test_a_gpu_batch_is_the_cpus(opened: Open, backend: str, dtype: str, channel
     assert found.images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     assert found.keys == expected.keys
     assert found.targets.cpu().equal(expected.targets)  # type: ignore[union-attr, arg-type]
+    assert not found.images.isnan().any()
     # nvJPEG is not libjpeg-turbo: a value of 0..255 may differ by one or two
     assert (found.images.cpu().float() - expected.images).abs().mean() < 0.03
 
@@ -79,18 +79,12 @@ def test_two_runs_on_a_gpu_are_the_same(opened: Open, backend: str, transform: T
     assert all(map(same_batch, first, second))
 
 
-@needs_dali
-def test_the_dali_graph_is_the_oracle_and_one_weight_gives_its_row(shards: Path) -> None:
-    lam, transform = a_batch()[2], TrainTransform(size=16)
-    step = a_step(lam)
-    plain = run_graph(shards, step, transform, mixes=False, gpu=0)
-    five = run_graph(shards, step, transform, mixes=True, gpu=0)
-    oracle = torch.from_numpy(mixup.mix_images(plain.cpu().numpy(), step.partner, lam))
-    assert five.is_cuda
-    assert torch.allclose(five.flatten(0, 1).cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
-    for k in range(5):
-        one = run_graph(shards, a_step(np.ascontiguousarray(lam[:, k : k + 1])), transform, mixes=True, gpu=0)
-        assert one[:, 0].equal(five[:, k])
+def test_a_gpu_loaders_rows_are_the_oracle_of_its_plain_batch(opened: Open, backend: str) -> None:
+    plain = next(iter(opened(device="cuda", backend=backend, mix=None)))
+    mixed = next(iter(opened(device="cuda", backend=backend, mix=MultiMix(k=3))))
+    assert plain.images.is_cuda
+    oracle = torch.from_numpy(mixup.mix_images(plain.images.cpu().numpy(), mixed.plan.partner, mixed.plan.lam))
+    assert torch.allclose(mixed.images.cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
 
 
 def slowly(images: Tensor) -> Tensor:
@@ -139,6 +133,93 @@ def test_a_loop_inside_another_stream_works(opened: Open, backend: str) -> None:
         sums = [slowly(batch.images) for batch in opened(**settings)]
     torch.cuda.synchronize()
     assert all(map(torch.equal, sums, reference_sums(opened, **settings)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mix", [None, MultiMix(k=2)], ids=["plain", "mixed"])
+def test_a_stream_that_lags_behind_sees_whole_batches(
+    opened: Open, backend: str, mix: MultiMix | None, dtype: str
+) -> None:
+    """What the executor itself still has to do on the stream waits there too, and what it reads must not be used again."""
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "mix": mix, "dtype": dtype, "prefetch": 1}
+    batches = iter(opened(**settings))
+    next(batches)  # all is built now: what follows takes milliseconds
+    torch.cuda._sleep(2_000_000_000)  # about a second: all batches are handed out before the second one is looked at
+    sums = [batch.images.double().sum((1, 2, 3)) for batch in batches]
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, sums, reference_sums(opened, **settings)[1:]))
+
+
+@pytest.mark.parametrize("targets", ["rows", "pairs"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_handing_a_batch_over_waits_for_nothing_on_the_stream(
+    opened: Open, backend: str, dtype: str, targets: str
+) -> None:
+    """The steps of a training run ahead of the device; a wait at each hand-over would leave it idle between them."""
+    loader = opened(backend=backend, device="cuda", dtype=dtype, targets=targets, mix=MultiMix(k=2), prefetch=2)
+    batches = iter(loader)
+    for _ in range(4):  # compiled, allocated, and in full run
+        next(batches)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(4_000_000_000)  # about two seconds
+    busy = torch.cuda.Event()
+    busy.record()
+    for _ in range(3):
+        next(batches)
+    waited = busy.query()
+    torch.cuda.synchronize()
+    assert not waited
+
+
+def test_a_stream_of_its_own_for_each_step_works(opened: Open, backend: str) -> None:
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "mix": MultiMix(k=2)}
+    streams, sums = [torch.cuda.Stream() for _ in range(3)], []
+    batches = iter(opened(**settings))
+    for step in range(9):
+        with torch.cuda.stream(streams[step % 3]):
+            batch = next(batches)
+            sums.append(slowly(batch.images))
+            del batch
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, sums, reference_sums(opened, **settings)[:9]))
+
+
+def test_batches_outlive_their_loader(opened: Open, backend: str) -> None:
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "mix": MultiMix(k=2)}
+    loader = opened(**settings)
+    batches = iter(loader)
+    kept = [next(batches)]
+    torch.cuda._sleep(2_000_000_000)
+    kept += [next(batches) for _ in range(3)]
+    loader.close()
+    for _ in opened(**settings):  # takes memory that the first one gave back
+        pass
+    torch.cuda.synchronize()
+    sums = [batch.images.double().sum((1, 2, 3)) for batch in kept]
+    assert all(map(torch.equal, sums, reference_sums(opened, **settings)[:4]))
+
+
+def test_device_memory_stops_growing(opened: Open, backend: str) -> None:
+    loader = opened(backend=backend, device="cuda", mix=MultiMix(k=5))
+    used = []
+    for _ in range(6):
+        for batch in loader:
+            batch.images.sum()
+        torch.cuda.synchronize()
+        free, total = torch.cuda.mem_get_info()
+        used.append(total - free)
+    assert used[-1] <= used[1] + (8 << 20)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_a_loader_on_a_gpu_that_is_not_the_current_one(opened: Open, backend: str) -> None:
+    settings: dict[str, object] = {"backend": backend, "mix": MultiMix(k=2)}
+    first, second = opened(device="cuda:0", **settings), opened(device="cuda:1", **settings)
+    for a, b in zip(first, second, strict=True):
+        assert b.images.device == torch.device("cuda", 1)
+        assert b.targets.device == b.images.device  # type: ignore[union-attr]
+        assert a.images.cpu().equal(b.images.cpu())
+    assert torch.cuda.current_device() == 0
 
 
 def test_a_kept_batch_never_changes(opened: Open, backend: str) -> None:

@@ -134,7 +134,7 @@ def _write_results(
     out: Path, args: argparse.Namespace, data: DemoData, runs: list[Run], settings: dict[str, Any], seconds: float
 ) -> None:
     from multimix_pipe import __version__
-    from multimix_pipe.cli.machine import describe_machine, package_versions
+    from multimix_pipe.machine import describe_machine, package_versions
 
     result = {
         "command": args.command_line,
@@ -150,7 +150,8 @@ def _write_results(
 
 
 def _draw_curves(out: Path, data: DemoData, runs: list[Run]) -> None:
-    from multimix_pipe.cli.picture import Panel, draw_panels, save_picture
+    from multimix_pipe.cli.picture import Panel, draw_panels
+    from multimix_pipe.drawing import save_picture
 
     panels = [
         Panel(title, "epoch",

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_versions() -> None:
     from multimix_pipe import __version__
-    from multimix_pipe.cli.machine import describe_machine, package_versions
+    from multimix_pipe.machine import describe_machine, package_versions
 
     print(f"multimix_pipe {__version__}, Python {platform.python_version()} ({sys.executable})")
     print(", ".join(f"{name}: {value}" for name, value in describe_machine().items()))

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from multimix_pipe.config import Transform
-from multimix_pipe.errors import ConfigError
+from multimix_pipe.drawing import COLOURS, FAINT, INK, PAPER, Font, line_height, shorten, sized_font, ticks
 
 Bytes = NDArray[np.uint8]
-_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-PAPER, INK, FAINT = "#ffffff", "#222222", "#d8d8d8"
-COLOURS = ("#1f77b4", "#e6781e")
-"""Of x and x', and of the first and the second curve."""
 
 _SIDE_COLUMN = 130
 _GAP = 10
@@ -49,14 +43,14 @@ def to_pixels(images: NDArray[np.float32], transform: Transform) -> Bytes:
 def draw_grid(rows: Sequence[Row], title: str) -> Image.Image:
     """A line for each pair: its class names at both ends, under each tile its weight as a bar and a number."""
     k, height, width = rows[0].tiles.shape[:3]
-    font = _font(max(11, min(16, width // 9)))
-    caption = _line_height(font) + 12
-    top = _line_height(font) + 2 * _GAP
+    font = sized_font(max(11, min(16, width // 9)))
+    caption = line_height(font) + 12
+    top = line_height(font) + 2 * _GAP
     line = height + caption + _GAP
     page = Image.new("RGB", (2 * _SIDE_COLUMN + k * (width + _GAP) + _GAP, top + len(rows) * line + _GAP), PAPER)
     draw = ImageDraw.Draw(page)
     left, right = _SIDE_COLUMN + _GAP, _SIDE_COLUMN + k * (width + _GAP) + _GAP
-    draw.text((page.width // 2, _GAP), _shorten(title, font, page.width - 2 * _GAP), INK, font, anchor="ma")
+    draw.text((page.width // 2, _GAP), shorten(title, font, page.width - 2 * _GAP), INK, font, anchor="ma")
     for number, row in enumerate(rows):
         y = top + number * line
         for column in range(k):
@@ -69,7 +63,7 @@ def draw_grid(rows: Sequence[Row], title: str) -> Image.Image:
     return page
 
 
-def _weight(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, lam: float, font: _Font) -> None:
+def _weight(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, lam: float, font: Font) -> None:
     x, y = at
     split = x + round(width * lam)
     draw.rectangle((x, y, x + width - 1, y + 4), COLOURS[1])
@@ -79,10 +73,10 @@ def _weight(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, lam: flo
 
 
 def _name(
-    draw: ImageDraw.ImageDraw, at: tuple[int, int], anchor: str, symbol: str, name: str, colour: str, font: _Font
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], anchor: str, symbol: str, name: str, colour: str, font: Font
 ) -> None:
     x, y = at
-    step = _line_height(font) + 2
+    step = line_height(font) + 2
     words = _wrap(name, font, _SIDE_COLUMN - _GAP)
     for number, text in enumerate([symbol, *words]):
         draw.text((x, y + round((number - (len(words) + 1) / 2) * step)), text, colour if number else INK, font, anchor)
@@ -102,7 +96,7 @@ def draw_panels(panels: Sequence[Panel], title: str) -> Image.Image:
     """The panels side by side, with axes, and a legend that ends in each curve's last value."""
     width, height = 480, 360
     page = Image.new("RGB", (width * len(panels), height + 40), PAPER)
-    ImageDraw.Draw(page).text((page.width // 2, 12), title, INK, _font(17), anchor="ma")
+    ImageDraw.Draw(page).text((page.width // 2, 12), title, INK, sized_font(17), anchor="ma")
     for number, panel in enumerate(panels):
         page.paste(_panel(panel, width, height), (number * width, 40))
     return page
@@ -111,17 +105,17 @@ def draw_panels(panels: Sequence[Panel], title: str) -> Image.Image:
 def _panel(panel: Panel, width: int, height: int) -> Image.Image:
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
-    font = _font(13)
+    font = sized_font(13)
     left, right, top, bottom = 58, width - 18, 62, height - 42
     points = np.array([point for curve in panel.curves.values() for point in curve], dtype=np.float64)
-    x_ticks, y_ticks = (_ticks(points[:, axis].min(), points[:, axis].max()) for axis in (0, 1))
+    x_ticks, y_ticks = (ticks(points[:, axis].min(), points[:, axis].max()) for axis in (0, 1))
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
         up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return left + across * (right - left), bottom - up * (bottom - top)
 
-    draw.text(((left + right) // 2, 4), panel.title, INK, _font(15), anchor="ma")
+    draw.text(((left + right) // 2, 4), panel.title, INK, sized_font(15), anchor="ma")
     draw.text(((left + right) // 2, height - 18), panel.x_label, INK, font, anchor="ma")
     for tick in y_ticks:
         y = place(x_ticks[0], tick)[1]
@@ -142,34 +136,7 @@ def _panel(panel: Panel, width: int, height: int) -> Image.Image:
     return image
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers that enclose [low, high]."""
-    span = max(high - low, abs(high) * 1e-3, 1e-9)
-    magnitude = 10 ** np.floor(np.log10(span / 4))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if span / (m * magnitude) <= 5)
-    first, last = np.floor(low / step), np.ceil(high / step)
-    return [round(float(number * step), 10) for number in np.arange(first, max(last, first + 1) + 1)]
-
-
-def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture; the extension of `path` chooses the format."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: required a file to write a picture to, as grid.png: {error}") from error
-
-
-def _font(size: int) -> _Font:
-    return ImageFont.load_default(size=size)
-
-
-def _line_height(font: _Font) -> int:
-    _, top, _, bottom = font.getbbox("Aglp'")
-    return round(bottom - top)
-
-
-def _wrap(name: str, font: _Font, width: int, lines: int = 3) -> list[str]:
+def _wrap(name: str, font: Font, width: int, lines: int = 3) -> list[str]:
     """`name` cut at spaces and underscores into at most `lines` lines that fit `width` pixels."""
     done = [""]
     for word in name.replace("_", " ").split():
@@ -180,12 +147,4 @@ def _wrap(name: str, font: _Font, width: int, lines: int = 3) -> list[str]:
             done.append(word)
     if len(done) > lines:
         done = [*done[: lines - 1], " ".join(done[lines - 1 :])]
-    return [_shorten(line, font, width) for line in done]
-
-
-def _shorten(text: str, font: _Font, width: int) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
+    return [shorten(line, font, width) for line in done]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 from multimix_pipe.cores import usable_cores
 
 PACKAGES = ("torch", "webdataset", "numpy", "scipy", "simplejpeg", "pillow")
+"""What this package requires."""
 DALI_PREFIX = "nvidia-dali-cuda"  # followed by the CUDA version: 130, 120
 
 
-def package_versions() -> dict[str, str | None]:
+def package_versions(*more: str) -> dict[str, str | None]:
     """Version by distribution name, None where it is not installed; DALI under the name that it is installed by."""
     found: dict[str, str | None] = {}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -26,10 +28,15 @@ def package_versions() -> dict[str, str | None]:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """CPU model, usable cores and platform, and the GPU where torch sees one."""
+    """CPU model, usable cores, memory and platform, and the GPU where torch sees one."""
     import torch
 
-    machine: dict[str, str | int] = {"cpu": _cpu_model(), "cores": usable_cores(), "platform": platform.platform()}
+    machine: dict[str, str | int] = {
+        "cpu": _cpu_model(),
+        "cores": usable_cores(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
+        "platform": platform.platform(),
+    }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     return machine

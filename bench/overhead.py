@@ -1,0 +1,116 @@
+"""What does the host do in a step besides decoding, cropping and mixing? CPU time of each part, as a share of the whole.
+
+    python bench/overhead.py [--shards FOLDER] [--device cuda]
+
+Each part's functions are timed by the CPU clock of the thread that runs them; what is left of the process's CPU time is decoding
+and resizing, in DALI's threads or this package's.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import chain, islice, repeat
+from types import ModuleType
+from typing import Any
+
+from data import add_shards, chosen_shards, repeated
+
+from multimix_pipe import MultiMix, open_loader
+from multimix_pipe.benchmark.harness import parser, report
+from multimix_pipe.dali.executor import DaliExecutor
+from multimix_pipe.finishing import HostFinisher
+from multimix_pipe.loader import Loader
+from multimix_pipe.mixing import fused
+from multimix_pipe.plan import Plan
+from multimix_pipe.reading import ReadAhead
+from multimix_pipe.shards.reader import ShardReader
+
+WARM_UP = 5
+
+PARTS: dict[str, list[tuple[type | ModuleType, str]]] = {
+    "plan": [(Plan, "step")],
+    "reading": [(ReadAhead, "start"), (ShardReader, "read")],
+    "header check": [(DaliExecutor, "_problem")],
+    "feeding DALI": [(DaliExecutor, "_feed_inputs")],
+    "targets, handing over": [(Loader, "_batch")],
+    "mixing": [(HostFinisher, "finish"), (fused, "mix_pairs")],
+}
+MIXING = "mixing"
+
+
+class Clock:
+    """CPU seconds by part, over all threads."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def watch(self, part: str, owner: type | ModuleType, name: str) -> None:
+        """From now on time each call of owner.name."""
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **named: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return function(*args, **named)
+            finally:
+                spent = time.thread_time() - start
+                with self._lock:
+                    self.seconds[part] += spent
+
+        setattr(owner, name, timed)
+
+
+def shares(loader: Loader, clock: Clock, steps: int) -> dict[str, float]:
+    """CPU milliseconds of each part in a step."""
+    batches = chain.from_iterable(repeat(loader))
+    for _ in islice(batches, WARM_UP):
+        pass
+    clock.seconds.clear()
+    start = time.process_time()
+    for _ in islice(batches, steps):
+        pass
+    whole = time.process_time() - start
+    parts = {name: clock.seconds[name] for name in PARTS if clock.seconds[name]}
+    parts["decoding, resizing"] = whole - sum(parts.values())
+    return {name: 1e3 * spent / steps for name, spent in parts.items()}
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    add_shards(arguments)
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--batch-size", type=int, default=64)
+    arguments.add_argument("--steps", type=int, default=40)
+    args = arguments.parse_args()
+    folder, num_classes = chosen_shards(args.shards)
+    clock = Clock()
+    for part, functions in PARTS.items():
+        for owner, name in functions:
+            clock.watch(part, owner, name)
+    results = {}
+    for backend in ("dali", "torch"):
+        with open_loader(
+            repeated(folder, 4),
+            batch_size=args.batch_size,
+            num_classes=max(num_classes, 1000),
+            mix=MultiMix(k=5),
+            backend=backend,
+            device=args.device,
+        ) as loader:
+            parts = shares(loader, clock, args.steps)
+        whole = sum(parts.values())
+        print(f"{backend}, B = {args.batch_size}, K = 5, {args.device}: {whole:.1f} ms of CPU time a step")
+        for name, spent in sorted(parts.items(), key=lambda part: -part[1]):
+            print(f"  {name:24} {spent:8.2f} ms {100 * spent / whole:6.2f}%")
+        host = whole - parts["decoding, resizing"] - parts.get(MIXING, 0.0)
+        print(f"  {'all but decode, crop, mix':24} {host:8.2f} ms {100 * host / whole:6.2f}%")
+        results[backend] = {"ms_a_step": parts, "host_share": host / whole}
+    report(__doc__.splitlines()[0], results, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""How fast is it, and against whom: contenders on the same shards, each in a process of its own."""

@@ -1,0 +1,104 @@
+"""FFCV: its own file, written once before the measurement, and its compiled pipeline, as its documentation sets it up.
+
+The file keeps the shards' JPEGs (see `ffcv_file`): no raw pixels, no smaller images, so that FFCV decodes what the others
+decode. It is read through the page cache (`os_cache`) in random order. K = 1 is FFCV's own ImageMixup and LabelMixup with a
+weight for each row, on uint8; the partner is the row before. More are mixed in torch. On a GPU uint8 batches are sent by
+`ToDevice` and normalised in torch: FFCV's NormalizeImage needs cupy there; that route has not run yet.
+
+FFCV decodes with libjpeg-turbo's fast DCT, the whole image and not only the window, and resizes with OpenCV's INTER_AREA:
+`antialias` cannot be chosen, and what it gives is near to neither. Its batches lie in buffers that it uses again a few
+batches later. It draws no random numbers from a seed of its caller's, but from NumPy's and numba's global state.
+
+An epoch repeats the samples until there are a million, all in one random order: at the start of each, FFCV makes its threads
+and buffers anew, which would weigh on a small set of shards. The first batch comes after numba has compiled, in half a minute
+or more.
+
+Tried: uint8 out of FFCV and normalising in torch, and 2 batches ahead, made no difference.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from multimix_pipe.benchmark.contenders.mixing import mix, normalise
+from multimix_pipe.benchmark.setting import ALPHA, RATIO, SCALE, Setting
+from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
+from multimix_pipe.shards import open_index
+
+TITLE = "FFCV, mixed in torch"
+NEEDS = ("ffcv",)
+MIXES = None
+
+PREFETCH = 3
+"""Batches that FFCV makes in advance: its own default."""
+EPOCH = 2**20
+
+
+def queued(setting: Setting) -> int:
+    """FFCV's queue, and the batch that waits to enter it."""
+    return PREFETCH + 1
+
+
+def batches(setting: Setting) -> Iterator[object]:
+    """Endless (images, targets)."""
+    from ffcv.loader import Loader, OrderOption
+
+    from multimix_pipe.benchmark.contenders.ffcv_file import EncodedImage, write_file
+
+    draw = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "samples.beton")
+        index = open_index(list(setting.shards), label=setting.label, progress=False)
+        write_file(index, file, setting.threads)
+        samples = np.arange(np.count_nonzero(index.problem == 0), dtype=np.uint64)
+        loader = Loader(
+            str(file),
+            batch_size=setting.batch_size,
+            num_workers=setting.threads,
+            os_cache=True,
+            order=OrderOption.RANDOM,
+            indices=np.tile(samples, -(-EPOCH // len(samples))),
+            drop_last=True,
+            batches_ahead=PREFETCH,
+            custom_fields={"image": EncodedImage},
+            pipelines={"image": _images(setting), "label": _labels(setting)},
+        )
+        epoch = iter(loader)  # maps the file, which can be read from then on without its name
+    while True:
+        for images, labels in epoch:
+            images = normalise(images) if images.dtype == torch.uint8 else images
+            if setting.k == 1:
+                yield images.to(getattr(torch, setting.dtype)), labels
+            else:
+                yield mix(images, labels.flatten(), setting, draw)
+        epoch = iter(loader)
+
+
+def _images(setting: Setting) -> list[Any]:
+    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
+    from ffcv.transforms import ImageMixup, NormalizeImage, RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
+
+    size = (setting.size, setting.size)
+    steps = [RandomResizedCropRGBImageDecoder(size, scale=SCALE, ratio=RATIO), RandomHorizontalFlip()]
+    if setting.k == 1:
+        steps.append(ImageMixup(alpha=ALPHA, same_lambda=False))
+    if setting.device != "cpu":
+        return [*steps, ToTensor(), ToDevice(torch.device(setting.device)), ToTorchImage()]
+    mean, std = (255 * np.array(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return [*steps, NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage(channels_last=False)]
+
+
+def _labels(setting: Setting) -> list[Any]:
+    from ffcv.fields.decoders import IntDecoder
+    from ffcv.transforms import LabelMixup, MixupToOneHot, ToDevice, ToTensor
+
+    mixed = setting.k == 1
+    steps = [IntDecoder(), *([LabelMixup(alpha=ALPHA, same_lambda=False)] if mixed else []), ToTensor()]
+    steps += [] if setting.device == "cpu" else [ToDevice(torch.device(setting.device))]
+    return [*steps, *([MixupToOneHot(setting.num_classes)] if mixed else [])]

@@ -1,0 +1,209 @@
+"""Contenders in turn, each in a process of its own that stands still while it is another one's turn.
+
+A contender that is missing, fails, dies or hangs gives a row that says so, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from multimix_pipe.benchmark.setting import Setting
+from multimix_pipe.benchmark.usage import memory_bytes
+
+logger = logging.getLogger("multimix_pipe")
+
+Status = Literal["ok", "missing", "cannot", "failed"]
+
+_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Row:
+    """What one contender did in one setting. The lists hold a value a round."""
+
+    name: str
+    title: str
+    k: int | None
+    status: Status = "ok"
+    message: str = ""
+    """Why there are no figures, or not all; empty where status is "ok"."""
+    rates: list[float] = field(default_factory=list)
+    """Decoded images a second: pairs a second."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    """CPU time of the contender's processes for 1,000 images; empty where it is not known."""
+    memory: int = 0
+    """Most bytes that its processes held at the end of a turn; 0 where it is not known."""
+
+    @property
+    def rate(self) -> float:
+        """The median over the rounds."""
+        return median(self.rates)
+
+
+def race(
+    contenders: Mapping[str, str],
+    settings: Sequence[Setting],
+    *,
+    seconds: float,
+    rounds: int,
+    limit: float = 120.0,
+    progress: bool = True,
+) -> list[Row]:
+    """Run each contender in each setting, all of them in turn, round after round.
+
+    Args:
+        contenders: name -> path of the module.
+        settings: the work; all of these run against each other and are in memory together.
+        seconds: length of a turn, at least.
+        rounds: turns of each, after one that does not count.
+        limit: seconds after which a contender that does not answer, beyond the length of its turn, is given up.
+        progress: show a bar.
+
+    Returns a row for each contender and setting, by setting, in the order given.
+    """
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="multimix_bench_")))
+        total = len(settings) * len(contenders) * (rounds + 2)
+        bar = stack.enter_context(tqdm(total=total, unit="turn", disable=None if progress else True, leave=False))
+        processes: list[_Process] = []
+        for setting in settings:
+            for name, path in contenders.items():
+                bar.set_description(name)
+                row = Row(name, name, setting.k)
+                process = stack.enter_context(_Process(row, logs / f"{len(processes)}.log"))
+                process.start(path, setting, limit)
+                processes.append(process)
+                bar.update()
+        for turn in range(rounds + 1):
+            for process in processes:
+                bar.set_description(process.row.name)
+                process.take_turn(seconds, limit, counts=turn > 0)
+                bar.update()
+    return [process.row for process in processes]
+
+
+class _Process:
+    """A contender's process and its row. Leaving it ends the process and all that it started."""
+
+    def __init__(self, row: Row, log: Path) -> None:
+        self.row = row
+        self._log = log
+        root = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "multimix_pipe.benchmark.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                # what a contender leaves behind goes with the logs
+                env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(log.parent)},
+            )
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def start(self, contender: str, setting: Setting, limit: float) -> None:
+        """Wait until the contender is warm, then pause it."""
+        answer = self._ask({"contender": contender, "setting": setting.to_json()}, limit)
+        self.row.title = answer.get("ready", answer.get("title", self.row.title))
+
+    def take_turn(self, seconds: float, limit: float, *, counts: bool) -> None:
+        """Let the contender run for so long; nothing where it failed before."""
+        if self.row.status != "ok":
+            return
+        self._signal(signal.SIGCONT)
+        answer = self._ask({"seconds": seconds}, seconds + limit)
+        if counts and "images" in answer:
+            self.row.rates.append(answer["images"] / answer["seconds"])
+            if answer["cpu_seconds"] is not None:
+                self.row.cpu_seconds.append(1000 * answer["cpu_seconds"] / answer["images"])
+            self.row.memory = max(self.row.memory, memory_bytes(self._process.pid) or 0)
+
+    def _ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        """Send a line; the answer. What is no answer, or a refusal, goes to the row, and the process ends."""
+        try:
+            answer = self._exchange(question, limit)
+        except _NoAnswerError as error:
+            answer = {"failed": str(error)}
+        self._signal(signal.SIGSTOP)
+        for status in ("missing", "cannot", "failed"):
+            if status in answer:
+                self.row.status, self.row.message = status, answer[status]
+                self._end()
+                logger.debug("%s: %s\n%s", self.row.name, self.row.message, self._log.read_text(errors="replace"))
+        return answer
+
+    def _exchange(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + limit
+        with suppress(BrokenPipeError):  # it is dead: how it died is told below
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        line = b""
+        while not line.endswith(b"\n"):
+            dead = self._process.poll() is not None  # asked before reading: what it wrote last is read nevertheless
+            # processes that the dead one started may still hold the pipe: its end need not show
+            if select.select([self._process.stdout], [], [], 0 if dead else 0.2)[0]:
+                part = os.read(self._process.stdout.fileno(), 1 << 16)
+                line += part
+                dead = dead or not part
+            elif not dead and time.monotonic() > deadline:
+                raise _NoAnswerError(f"no answer within {limit:g} s{self._last_line()}")
+            if dead and not line.endswith(b"\n"):
+                raise _NoAnswerError(f"{self._how_it_died()}{self._last_line()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _how_it_died(self) -> str:
+        status = self._process.wait()
+        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+    def _last_line(self) -> str:
+        lines = self._log.read_text(errors="replace").split("\n")
+        said = [" ".join(line.split()) for line in lines if line.strip()]
+        return f"; its last line: {said[-1]}" if said else ""
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:  # it is not yet a group of its own
+                self._process.send_signal(number)
+
+    def _end(self) -> None:
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)  # also what outlived its leader
+        except ProcessLookupError:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None and not stream.closed:
+                with suppress(BrokenPipeError):
+                    stream.close()
+
+
+class _NoAnswerError(Exception):
+    pass
