@@ -9,8 +9,8 @@ from pathlib import Path
 
 from multimix_pipe.cores import usable_cores
 
-PACKAGES = ("torch", "webdataset", "numpy", "scipy", "simplejpeg", "pillow")
-"""What this package requires."""
+PACKAGES = ("torch", "webdataset", "numpy", "scipy", "simplejpeg", "pillow", "numba")
+"""What this package requires, and Numba, which it gains from."""
 DALI_PREFIX = "nvidia-dali-cuda"  # followed by the CUDA version: 130, 120
 
 

@@ -126,7 +126,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_shards(shards: Path, tmp_path: Path) -> Path:
     """A copy of `shards` to damage."""
-    return Path(shutil.copytree(shards, tmp_path / "own", ignore=shutil.ignore_patterns("*.npz")))
+    return Path(shutil.copytree(shards, tmp_path / "own", ignore=shutil.ignore_patterns("*.index")))
 
 
 @pytest.fixture

@@ -33,11 +33,11 @@ def always_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_workers_build_what_this_process_would(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = open_index(folder, workers=2, progress=False)
     assert index.label.tolist() == list(range(18))
-    files = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
+    files = {path.name: path.read_bytes() for path in folder.glob("*.index")}
     assert len(files) == 9
     monkeypatch.undo()
     assert open_index(folder, progress=False, rebuild=True).fingerprint == index.fingerprint
-    assert {path.name: path.read_bytes() for path in folder.glob("*.npz")} == files
+    assert {path.name: path.read_bytes() for path in folder.glob("*.index")} == files
 
 
 @pytest.mark.usefixtures("always_workers")
@@ -98,11 +98,11 @@ def test_only_one_of_two_processes_builds(folder: Path, monkeypatch: pytest.Monk
         (process,) = _run_scripts(1, folder, folder)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=2)  # it waits for the lock
-        assert not list(folder.glob("*.npz"))
+        assert not list(folder.glob("*.index"))
         monkeypatch.setattr("multimix_pipe.shards.store.fcntl.flock", lambda *_: None)
         open_index(folder, progress=False)
         monkeypatch.undo()
-        built = {path.name: path.stat().st_ino for path in folder.glob("*.npz")}
+        built = {path.name: path.stat().st_ino for path in folder.glob("*.index")}
     out, _ = process.communicate(timeout=60)
     assert out == f"{list(range(18))}\n"
-    assert {path.name: path.stat().st_ino for path in folder.glob("*.npz")} == built
+    assert {path.name: path.stat().st_ino for path in folder.glob("*.index")} == built

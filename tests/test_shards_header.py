@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,24 @@ import pytest
 from PIL import Image
 from shard_files import encode
 
-from multimix_pipe.shards.header import Header, read_header
+from multimix_pipe.shards.header import Header, read_headers
+
+
+def headers_of(images: list[bytes], prefix: int, read: Callable[[int, int, int], bytes]) -> list[Header | None]:
+    """Headers of images, the first `prefix` bytes of each at hand."""
+    pieces = [data[:prefix] for data in images]
+    have = np.array([len(piece) for piece in pieces])
+    size = np.array([len(data) for data in images])
+    headers = read_headers(np.frombuffer(b"".join(pieces), np.uint8), np.cumsum(have) - have, have, size, read)
+    return [None if width < 0 else Header(width, height, turn) for width, height, turn in headers.tolist()]
 
 
 def header_of(data: bytes, prefix: int = 64) -> Header | None:
-    return read_header(data[:prefix], lambda: data)
+    return headers_of([data], prefix, lambda _, begin, end: data[begin:end])[0]
 
 
-def never() -> bytes:
-    raise AssertionError("the whole image was read")
+def never(i: int, begin: int, end: int) -> bytes:
+    raise AssertionError("more of the image was read")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "PPM"])
@@ -33,7 +43,7 @@ def test_width_comes_before_height(kind: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"comment": b"c" * 500}])
 def test_an_ordinary_jpeg_needs_its_first_bytes_only(options: dict[str, object]) -> None:
-    assert read_header(encode((300, 200), **options)[:1200], never) == (300, 200, 1)
+    assert headers_of([encode((300, 200), **options)], 1200, never) == [(300, 200, 1)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -50,6 +60,63 @@ def test_big_metadata_segments_are_passed() -> None:
     exif[0x010E] = "x" * 60_000
     data = encode((30, 17), exif=exif, icc_profile=b"\0" * 300_000)
     assert header_of(data, 8192) == (30, 17, 6)
+
+
+def test_what_lies_between_is_stepped_over_not_read() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode((300, 170), exif=exif, icc_profile=b"\0" * 300_000)
+    spans: list[tuple[int, int]] = []
+
+    def read(i: int, begin: int, end: int) -> bytes:
+        spans.append((begin, end))
+        return data[begin:end]
+
+    assert headers_of([data], 100, read) == [(300, 170, 6)]
+    assert sum(min(end, len(data)) - begin for begin, end in spans) < 40_000
+
+
+def test_many_images_together_are_read_as_each_alone() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    images = [
+        b"",
+        encode((30, 17)),
+        encode((31, 18), exif=exif, icc_profile=b"\0" * 70_000),
+        b"\xff\xd8" + b"\xff" * 9000,
+        encode((32, 19), kind="PNG"),
+        encode((33, 20), kind="WEBP"),
+        b"no image at all",
+        encode((34, 21), exif=exif, progressive=True),
+        encode((35, 22), comment=b"c" * 5000),
+        encode((36, 23))[:50],
+    ] * 3
+    alone = [(30, 17, 1), (31, 18, 8), None, (32, 19, 1), (33, 20, 1), None, (34, 21, 8), (35, 22, 1), None]
+    for prefix in (0, 3, 64, 1000, 10**6):
+        assert headers_of(images, prefix, lambda i, begin, end: images[i][begin:end]) == [None, *alone] * 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_an_ordinary_png_needs_its_first_bytes_only(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (300, 200)).save(buffer, "PNG")
+    assert headers_of([buffer.getvalue()], 900, never) == [(300, 200, 1)]
+
+
+def _png(width: int, height: int, depth: int = 8, colour: int = 2, filtering: int = 0) -> bytes:
+    ihdr = b"IHDR" + struct.pack(">IIBBBBB", width, height, depth, colour, 0, filtering, 0)
+    idat = b"IDAT" + zlib.compress(b"\0" * 10)
+    chunks = [struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)) for body in (ihdr, idat)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("values", [{"depth": 5}, {"colour": 1}, {"filtering": 1}, {"width": 0}, {"height": 0}])
+def test_a_png_that_pillow_refuses_is_refused(values: dict[str, int]) -> None:
+    assert header_of(_png(**{"width": 30, "height": 17})) == (30, 17, 1)
+    assert header_of(_png(**{"width": 30, "height": 17, **values})) is None
+    damaged = bytearray(_png(30, 17))
+    damaged[19] ^= 1  # the width, under the chunk's checksum
+    assert header_of(bytes(damaged)) is None
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
@@ -81,7 +148,7 @@ def test_no_prefix_of_an_image_crashes_or_gives_another_size() -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         data = encode((30, 17), kind=kind)
         for end in range(len(data)):
-            header = read_header(data[:end], lambda cut=data[:end]: cut)
+            header = header_of(data[:end], 40)
             assert header is None or header[:2] == (30, 17)
 
 
@@ -93,16 +160,9 @@ def test_what_is_no_image_gives_none(data: bytes) -> None:
 
 
 def test_a_bomb_is_sized_without_a_warning() -> None:
-    def png(side: int) -> bytes:
-        ihdr = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        chunk = struct.pack(">I", 13) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
-        idat = b"IDAT" + zlib.compress(b"\0" * 10)
-        data = struct.pack(">I", len(idat) - 4) + idat + struct.pack(">I", zlib.crc32(idat))
-        return b"\x89PNG\r\n\x1a\n" + chunk + data
-
     limit = Image.MAX_IMAGE_PIXELS
-    assert header_of(png(13_000)) == (13_000, 13_000, 1)
-    assert header_of(png(14_000)) == (0, 0, 1)  # Pillow refuses; the size is not known
+    assert header_of(_png(13_000, 13_000)) == (13_000, 13_000, 1)
+    assert header_of(_png(14_000, 14_000)) == (0, 0, 1)  # Pillow refuses; the size is not known
     assert limit == Image.MAX_IMAGE_PIXELS
 
 

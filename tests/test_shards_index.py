@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import tarfile
-from dataclasses import fields
+import zlib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from multimix_pipe.errors import ConfigError, ShardError
 from multimix_pipe.shards import PROBLEMS, Index, open_index
+from multimix_pipe.shards.store import load_table, save_table
 
 
 def index_of(source: object, **options: object) -> Index:
@@ -337,17 +339,27 @@ def _flip(data: bytearray) -> bytearray:
     return data
 
 
+def _resealed(data: bytes) -> bytes:
+    """With a checksum that fits, as a file has that was not damaged but made so."""
+    return b"%08x\n" % zlib.crc32(data[9:]) + data[9:]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda data: data[: len(data) // 2],
         lambda data: b"",
         lambda data: b"no zip at all",
-        lambda data: data.replace(b"multimix_pipe index", b"anothers_pipe index"),
-        lambda data: data.replace(b'"version": 1', b'"version": 0'),
+        lambda data: _resealed(data.replace(b"multimix_pipe index", b"anothers_pipe index")),
+        lambda data: _resealed(data.replace(b'"version": 2', b'"version": 1')),
+        lambda data: _resealed(data.replace(b'"samples": 20', b'"samples": 19')),
+        lambda data: _resealed(data.replace(b'"samples": 20', b'"samples": 10000000000000')),
+        lambda data: _resealed(data.replace(b'"shard_size"', b'"sharp_size"')),
+        lambda data: _resealed(b"012345678" + b"[" * 100_000 + b"\n"),
+        lambda data: data + b"more",
         _flip,
     ],
-    ids=["cut", "empty", "other", "magic", "version", "bit"],
+    ids=["cut", "empty", "other", "magic", "version", "fewer", "more", "field", "nested", "longer", "bit"],
 )
 def test_a_damaged_index_is_noticed_and_built_again(
     tmp_path: Path, damage: object, caplog: pytest.LogCaptureFixture
@@ -355,8 +367,9 @@ def test_a_damaged_index_is_noticed_and_built_again(
     members = plain_members(20)
     path = write_tar(tmp_path / "x.tar", members)
     index_of(path)
-    file = tmp_path / "x.tar.index.npz"
+    file = tmp_path / "x.tar.index"
     good = file.read_bytes()
+    assert good == _resealed(good)
     bad = bytes(damage(bytearray(good)))  # type: ignore[operator]
     assert bad != good
     file.write_bytes(bad)
@@ -365,11 +378,31 @@ def test_a_damaged_index_is_noticed_and_built_again(
     assert file.read_bytes() == good
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("offset", -1), ("offset", 2**63 - 1), ("size", -1), ("size", 2**62), ("size", 2**63 - 1), ("problem", 99)],
+)
+def test_an_index_that_leads_out_of_its_shard_is_built_again(
+    tmp_path: Path, column: str, value: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = plain_members(3)
+    path = write_tar(tmp_path / "x.tar", members)
+    index_of(path)
+    table = load_table(path, "cls", None)
+    assert table is not None
+    rows = table.rows.copy()
+    rows[column][1] = value
+    save_table(tmp_path / "x.tar.index", replace(table, rows=rows), "cls")
+    assert_holds(index_of(path), members)
+    assert "is damaged" in caplog.text
+
+
 def test_an_index_never_runs_pickled_code(tmp_path: Path) -> None:
     members = plain_members(2)
     path = write_tar(tmp_path / "x.tar", members)
     index_of(path)
-    np.savez(tmp_path / "x.tar.index.npz", head=np.array([{}], dtype=object), allow_pickle=True)
+    calls_fail = b"cpytest\nfail\n(S'it was unpickled'\ntR."  # what pickle.loads would run
+    (tmp_path / "x.tar.index").write_bytes(_resealed(b"012345678" + calls_fail))
     assert_holds(index_of(path), members)
 
 
@@ -382,8 +415,8 @@ def test_where_the_folder_is_not_writable_the_index_goes_to_the_cache(
     path = write_tar(data / "x.tar", plain_members(3))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert index_of(path).label.tolist() == [0, 1, 2]
-    assert not list(data.glob("*.npz"))
-    assert len(list((tmp_path / "cache").rglob("x.tar.index.npz"))) == 1
+    assert not list(data.glob("*.index"))
+    assert len(list((tmp_path / "cache").rglob("x.tar.index"))) == 1
     monkeypatch.setattr("multimix_pipe.shards.build.scan_shard", None)
     assert index_of(path).label.tolist() == [0, 1, 2]
 
@@ -398,7 +431,7 @@ def test_where_the_folder_is_not_writable_the_index_goes_to_cache_dir_where_that
     other = write_tar(tmp_path / "b" / "x.tar", plain_members(2, start=3))
     monkeypatch.chdir(tmp_path)
     assert index_of([one, other], cache_dir="cache").label.tolist() == [0, 1, 2, 3, 4]
-    assert len(list((tmp_path / "cache").rglob("x.tar.index.npz"))) == 2
+    assert len(list((tmp_path / "cache").rglob("x.tar.index"))) == 2
     assert not (tmp_path / "home").exists()
     monkeypatch.setattr("multimix_pipe.shards.build.scan_shard", None)
     assert index_of([one, other], cache_dir=tmp_path / "cache").label.tolist() == [0, 1, 2, 3, 4]
@@ -407,7 +440,7 @@ def test_where_the_folder_is_not_writable_the_index_goes_to_cache_dir_where_that
 def test_a_writable_folder_keeps_the_index_beside_the_shard_whatever_cache_dir(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", plain_members(1))
     index_of(path, cache_dir=tmp_path / "cache")
-    assert (tmp_path / "x.tar.index.npz").is_file()
+    assert (tmp_path / "x.tar.index").is_file()
     assert not (tmp_path / "cache").exists()
 
 
@@ -474,4 +507,4 @@ def test_label_specifications_do_not_share_an_index_file(tmp_path: Path) -> None
     path = write_tar(tmp_path / "x.tar", members)
     assert index_of(path, label="json:y/1").label.tolist() == [4]
     assert index_of(path, label="json:y").label.tolist() == [2]
-    assert len(list(tmp_path.glob("*.npz"))) == 2
+    assert len(list(tmp_path.glob("*.index"))) == 2

@@ -19,7 +19,7 @@ from multimix_pipe.shards import list_shards, open_index
 def folder(tmp_path: Path) -> Path:
     for i in (2, 0, 1):
         write_tar(tmp_path / f"train-{i:06d}.tar", plain_members(1, start=i))
-    (tmp_path / "train-000000.tar.index.npz").touch()
+    (tmp_path / "train-000000.tar.index").touch()
     (tmp_path / "classes.json").touch()
     return tmp_path
 

@@ -25,7 +25,7 @@ from multimix_pipe.benchmark.chart import Bar, Group, draw_bars
 from multimix_pipe.drawing import save_picture
 from multimix_pipe.machine import describe_machine, package_versions
 
-PEERS = ("torchvision", "timm", "spdl", "ffcv", "numba", "opencv-python-headless")
+PEERS = ("torchvision", "timm", "spdl", "ffcv", "opencv-python-headless")
 """Packages whose versions matter to some figure, beside those that this one requires."""
 
 

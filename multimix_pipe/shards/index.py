@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import groupby, pairwise
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -149,15 +150,23 @@ def _build_folder(
 
 
 def _join(shards: tuple[Path, ...], tables: list[Table]) -> Index:
-    rows = np.concatenate([table.rows for table in tables])
     counts = [len(table.rows) for table in tables]
-    key_start = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(rows["key_size"], out=key_start[1:])
-    columns = ("offset", "size", "label", "width", "height", "orientation", "problem")
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([table.rows[name] for table in tables])
+
+    key_start = np.zeros(sum(counts) + 1, np.int64)
+    np.cumsum(column("key_size"), out=key_start[1:])
     return Index(
         shards=shards,
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
-        **{column: np.ascontiguousarray(rows[column]) for column in columns},
+        offset=column("offset"),
+        size=column("size"),
+        label=column("label"),
+        width=column("width"),
+        height=column("height"),
+        orientation=column("orientation"),
+        problem=column("problem"),
         key_buffer=b"".join(table.keys for table in tables),
         key_start=key_start,
         without_image=sum(table.without_image for table in tables),

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from multimix_pipe.errors import ShardError
-from multimix_pipe.shards.header import MAX_PIXELS, PREFIX, read_header
-from multimix_pipe.shards.tar import READ_BUFFER, Member, read_members, split_name
-
-log = logging.getLogger(__name__)
+from multimix_pipe.shards.header import MAX_PIXELS, read_headers
+from multimix_pipe.shards.tar import READ_BUFFER, Members, read_batches, read_fully, split_name
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -49,7 +46,10 @@ ROW = np.dtype(
     ]
 )
 
+_RANKS = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
+_NO_STEM = (b"", b"/")
 _INTEGER = re.compile(rb"\s*[+-]?[0-9]+\s*")
+_MAX_JSON = 2**24  # bytes; what is longer is cut, so that it does not parse
 _MAX_CLS = 64  # bytes; a class id needs no more, and a file of another kind is not read
 
 
@@ -59,7 +59,7 @@ class Table:
 
     rows: npt.NDArray[np.void]
     """(n,) of dtype ROW."""
-    keys: bytes
+    keys: bytes | memoryview
     """The keys in UTF-8 one after the other; `rows["key_size"]` cuts them."""
     shard_size: int
     mtime_ns: int
@@ -69,66 +69,158 @@ class Table:
     """How many members have which extension, the most frequent eight."""
 
 
-class _Sample:
-    __slots__ = ("extensions", "image", "image_rank", "label", "problem")
-
-    def __init__(self) -> None:
-        self.extensions: list[str] = []
-        self.image: tuple[int, int, int, int, int] | None = None  # offset, size, width, height, orientation
-        self.image_rank = len(IMAGE_EXTENSIONS)
-        self.label = -1
-        self.problem = NO_LABEL
-
-
 def scan_shard(shard: Path, label: str) -> Table:
     """Read the headers of `shard`, the first bytes of its images and its labels; `label` is "cls" or "json:KEY".
 
     Members of one sample need not be neighbours. Of several images in a sample the first of IMAGE_EXTENSIONS counts.
     """
-    samples: dict[str, _Sample] = {}
     try:
         with open(shard, "rb", buffering=READ_BUFFER) as file:
             stat = os.fstat(file.fileno())
-            for member in read_members(file, shard):
-                names = split_name(member.name)
-                if names is not None:
-                    _add(samples.setdefault(names[0], _Sample()), names, member, file, label, shard)
+            scan = _Scan(file.fileno(), label)
+            for members in read_batches(file, shard):
+                scan.add(members)
             after = os.stat(shard)
     except OSError as error:
         raise ShardError(f"{shard} cannot be read: {error}") from error
     if (after.st_size, after.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
         raise ShardError(f"{shard} changed while it was indexed; wait until it is written, then try again")
-    return _table(samples, stat)
+    return scan.table(shard, stat)
 
 
-def _add(sample: _Sample, names: tuple[str, str], member: Member, file: BinaryIO, label: str, shard: Path) -> None:
-    key, extension = names
-    if extension in sample.extensions:
+class _Scan:
+    """What is known of a shard's samples so far; members of a batch are looked at together."""
+
+    def __init__(self, descriptor: int, label: str) -> None:
+        self._descriptor = descriptor
+        self._label_extension = "cls" if label == "cls" else "json"
+        self._parse_label = _parse_cls if label == "cls" else partial(_parse_json, key=label.removeprefix("json:"))
+        self._label_limit = _MAX_CLS + 1 if label == "cls" else _MAX_JSON
+        self._samples: dict[bytes, int] = {}  # numbers by key, in the order in which they come
+        self._codes: dict[bytes, int] = {}  # of extensions as they are written
+        self._extensions: dict[str, int] = {}  # the same codes, by extension in lower case
+        self._columns: list[npt.NDArray[np.int64]] = []  # (m, 2) sample and extension code of members
+        self._images: list[npt.NDArray[np.int64]] = []  # (m, 7) sample, rank of its extension, offset, size, header
+        self._labels: list[npt.NDArray[np.int64]] = []  # (m, 3) sample, label, problem
+
+    def add(self, members: Members) -> None:
+        """Take note of the next members."""
+        numbers, codes = [], []
+        known_samples, known_codes = self._samples.get, self._codes.get
+        for name in members.names:
+            key, _, extension = name.partition(b".")
+            number, code = known_samples(key), known_codes(extension)
+            if number is None or code is None:
+                if code is None or key[-1:] in _NO_STEM or key.startswith(b"__"):
+                    number, code = self._place(name)
+                else:
+                    number = self._samples[key] = len(self._samples)
+            numbers.append(number)
+            codes.append(code)
+        columns = np.array([numbers, codes], dtype=np.int64).T
+        self._columns.append(columns[columns[:, 0] >= 0])
+        ranks = np.full(len(self._extensions) + 1, -1)  # the last is for code -1, members of no sample
+        for image_extension, place in _RANKS.items():
+            if (code := self._extensions.get(image_extension)) is not None:
+                ranks[code] = place
+        rank = ranks[columns[:, 1]]
+        self._add_images(members, np.flatnonzero(rank >= 0), columns[:, 0], rank)
+        if (code := self._extensions.get(self._label_extension)) is not None:
+            self._add_labels(members, np.flatnonzero(columns[:, 1] == code), columns[:, 0])
+
+    def _place(self, name: bytes) -> tuple[int, int]:
+        """Numbers of a member's sample and extension, made where they are new; -1 where it belongs to no sample."""
+        names = split_name(name.decode("utf-8", "surrogateescape"))
+        if names is None:
+            return -1, -1
+        key = names[0].encode("utf-8", "surrogateescape")
+        code = self._extensions.setdefault(names[1], len(self._extensions))
+        if names[1]:  # without, `add` could not tell "x." from "x"
+            self._codes[names[1].encode("utf-8", "surrogateescape")] = code
+        return self._samples.setdefault(key, len(self._samples)), code
+
+    def _add_images(
+        self, members: Members, rows: npt.NDArray[np.intp], sample: npt.NDArray[np.int64], rank: npt.NDArray[np.int64]
+    ) -> None:
+        def read(i: int, begin: int, end: int) -> bytes:
+            return self._data(members, int(rows[i]), begin, end)
+
+        start, have, size = members.start[rows], members.have[rows], members.size[rows]
+        headers = read_headers(members.buffer, start, have, size, read)
+        self._images.append(np.column_stack([sample[rows], rank[rows], members.offset[rows], size, headers]))
+
+    def _add_labels(self, members: Members, rows: npt.NDArray[np.intp], sample: npt.NDArray[np.int64]) -> None:
+        size = np.minimum(members.size[rows], self._label_limit)
+        view = members.buffer.data
+        texts = [
+            view[start : start + count].tobytes() if count <= have else self._data(members, i, 0, count)
+            for i, start, have, count in zip(
+                *(column.tolist() for column in (rows, members.start[rows], members.have[rows], size)), strict=True
+            )
+        ]
+        labels, problems = zip(*map(self._parse_label, texts), strict=True) if texts else ((), ())
+        self._labels.append(np.array([sample[rows], labels, problems], dtype=np.int64).T)
+
+    def _data(self, members: Members, i: int, begin: int, end: int) -> bytes:
+        """Bytes [begin, end) of a member, those of them that it has."""
+        end = min(end, int(members.size[i]))
+        if end <= members.have[i]:
+            start = int(members.start[i])
+            return members.buffer.data[start + begin : start + end].tobytes()
+        data = bytearray(end - begin)
+        return bytes(data[: read_fully(self._descriptor, memoryview(data), int(members.offset[i]) + begin)])
+
+    def table(self, shard: Path, stat: os.stat_result) -> Table:
+        """All samples that have an image. Raises ShardError where a sample has two members of one extension."""
+        columns = np.concatenate([np.empty((0, 2), np.int64), *self._columns])
+        self._check_unique(columns, shard)
+        images = np.concatenate([np.empty((0, 7), np.int64), *self._images])
+        images = images[np.lexsort((images[:, 1], images[:, 0]))]
+        images = images[np.unique(images[:, 0], return_index=True)[1]]
+        sample, _, offset, size, width, height, orientation = images.T
+        label, problem = self._label_columns()
+        label, problem = label[sample], problem[sample]
+        problem[(width == 0) | (width * height > MAX_PIXELS)] = TOO_MANY_PIXELS
+        problem[width < 0] = BAD_HEADER
+        all_keys = list(self._samples)
+        keys = [all_keys[number] for number in sample.tolist()]
+        rows = np.empty(len(keys), dtype=ROW)
+        rows["offset"], rows["size"], rows["label"], rows["orientation"] = offset, size, label, orientation
+        rows["width"], rows["height"], rows["problem"] = np.maximum(width, 0), np.maximum(height, 0), problem
+        rows["key_size"] = [len(key) for key in keys]
+        counts = np.bincount(columns[:, 1], minlength=len(self._extensions)).tolist()
+        extensions = Counter(dict(zip(self._extensions, counts, strict=True)))
+        return Table(
+            rows,
+            b"".join(keys),
+            stat.st_size,
+            stat.st_mtime_ns,
+            len(self._samples) - len(keys),
+            dict(extensions.most_common(8)),
+        )
+
+    def _label_columns(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        label = np.full(len(self._samples), -1, dtype=np.int64)
+        problem = np.full(len(self._samples), NO_LABEL, dtype=np.uint8)
+        for number, found, code in (labels.T for labels in self._labels):
+            label[number], problem[number] = found, code
+        return label, problem
+
+    def _check_unique(self, columns: npt.NDArray[np.int64], shard: Path) -> None:
+        pairs = columns[:, 0] * len(self._extensions) + columns[:, 1]
+        firsts = np.unique(pairs, return_index=True)[1]
+        if len(firsts) == len(pairs):
+            return
+        repeated = np.ones(len(pairs), dtype=np.bool_)
+        repeated[firsts] = False
+        sample, code = columns[np.argmax(repeated)].tolist()
+        key, extension = list(self._samples)[sample].decode("utf-8", "surrogateescape"), list(self._extensions)[code]
         raise ShardError(
             f"{shard} : {key} has two members .{extension}; required that keys are unique in a shard: write it again"
         )
-    sample.extensions.append(extension)
-    if extension in IMAGE_EXTENSIONS:
-        rank = IMAGE_EXTENSIONS.index(extension)
-        if rank < sample.image_rank:
-            sample.image, sample.image_rank = _image(member, file), rank
-    elif extension == "cls" and label == "cls":
-        sample.label, sample.problem = _parse_cls(_read(file, member, _MAX_CLS + 1))
-    elif extension == "json" and label != "cls":
-        sample.label, sample.problem = _parse_json(_read(file, member, member.size), label.removeprefix("json:"))
 
 
-def _read(file: BinaryIO, member: Member, limit: int) -> bytes:
-    file.seek(member.offset)
-    return file.read(min(member.size, limit))
-
-
-def _image(member: Member, file: BinaryIO) -> tuple[int, int, int, int, int]:
-    header = read_header(_read(file, member, PREFIX), lambda: _read(file, member, member.size))
-    width, height, orientation = header or (-1, -1, 1)
-    return member.offset, member.size, width, height, orientation
-
-
+@lru_cache(maxsize=2**16)
 def _parse_cls(text: bytes) -> tuple[int, int]:
     if len(text) > _MAX_CLS or not _INTEGER.fullmatch(text):
         return -1, LABEL_NOT_INT
@@ -152,22 +244,3 @@ def _parse_json(text: bytes, key: str) -> tuple[int, int]:
 
 def _in_range(value: int) -> tuple[int, int]:
     return (value, FINE) if 0 <= value < 2**63 else (-1, LABEL_RANGE)
-
-
-def _table(samples: dict[str, _Sample], stat: os.stat_result) -> Table:
-    with_image = {key: sample for key, sample in samples.items() if sample.image is not None}
-    keys = [key.encode("utf-8", "surrogateescape") for key in with_image]
-    rows = np.zeros(len(keys), dtype=ROW)
-    for i, sample in enumerate(with_image.values()):
-        assert sample.image is not None
-        offset, size, width, height, orientation = sample.image
-        problem = sample.problem
-        if width < 0:
-            problem = BAD_HEADER
-        elif width == 0 or width * height > MAX_PIXELS:
-            problem = TOO_MANY_PIXELS
-        rows[i] = (offset, size, sample.label, max(width, 0), max(height, 0), len(keys[i]), orientation, problem)
-    extensions = Counter(extension for sample in samples.values() for extension in sample.extensions)
-    return Table(
-        rows, b"".join(keys), stat.st_size, stat.st_mtime_ns, len(samples) - len(keys), dict(extensions.most_common(8))
-    )
