@@ -22,7 +22,7 @@ PACKAGE = "multimix_pipe"
 LAYERS = [
     {"errors"},
     {"config", "cores"},
-    {"plan", "mixing", "shards", "buffers", "environment", "transfer", "machine", "drawing"},
+    {"plan", "mixing", "shards", "buffers", "environment", "pixels", "transfer", "machine", "drawing"},
     {"training", "execution", "samples"},
     {"finishing", "reading"},
     {"dali", "native"},

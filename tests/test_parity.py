@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,3 +245,25 @@ def test_lam_one_gives_the_plain_sample(opened: Open, backend: str) -> None:
     plain: Batch = next(iter(opened(backend=backend, mix=None)))
     assert mixed.images.unflatten(0, (8, 2))[:, 0].equal(plain.images)
     assert mixed.images.unflatten(0, (8, 2))[:, 1].equal(plain.images)
+
+
+@needs_dali
+@pytest.mark.parametrize("exif", [False, True])
+@pytest.mark.parametrize("antialias", [False, True])
+def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_the_host(
+    opened: Open, antialias: bool, exif: bool
+) -> None:
+    """On a GPU the graph resizes, turns and mirrors; on a CPU the host does. Here the GPU's graph runs on the CPU."""
+    from multimix_pipe.dali.executor import DaliExecutor
+
+    settings: dict[str, Any] = {"transform": TrainTransform(size=24, antialias=antialias), "exif": exif, "mix": None}
+    on_host, in_graph = opened(backend="dali", **settings), opened(backend="dali", **settings)
+    executor = DaliExecutor(in_graph._job)
+    assert not executor._graph.resizes
+    executor._graph = replace(executor._graph, resizes=True)
+    in_graph._executor = executor
+    for host, graph in zip(on_host, in_graph, strict=True):
+        assert host.keys == graph.keys
+        assert host.plan.flip.any()
+        apart = (pixels(host.images, TrainTransform()) - pixels(graph.images, TrainTransform())).abs()
+        assert apart.mean() < GENERATED_BOUND

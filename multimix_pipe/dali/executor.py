@@ -4,6 +4,9 @@ Threads of the host read a step's bytes ahead of DALI and parse each header with
 on never enter. DALI's part ends with pixels: a finisher normalises and mixes them where they lie, with the arithmetic and into
 memory that both backends share (multimix_pipe/finishing.py). DALI's own arithmetic, which takes several passes, is measured
 against that in bench/mix_stage.py; `dali.multi_mix` is the stage for pipelines of one's own.
+
+On a CPU a training graph ends with the decoded windows: DALI's resize takes three to four times as long there as torch's
+(bench/decode.py), and half of all of a graph that has it.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
@@ -18,13 +22,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline
+from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from nvidia.nvimgcodec import CodeStream
 from torch import Tensor
 
+from multimix_pipe.config import TrainTransform
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.execution import Job, Replacements
 from multimix_pipe.finishing import make_finisher
+from multimix_pipe.pixels import Pixels, put, resize, upright
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.reading import ReadAhead, Reading
 
@@ -32,6 +39,7 @@ STEPS_READ = 4
 """Steps that are being read, besides those that DALI has."""
 
 Encoded = NDArray[np.uint8]
+TensorList = TensorListCPU | TensorListGPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +69,10 @@ class DaliExecutor:
             transform=config.transform,
             exif=config.exif,
             channels_last=config.channels_last,
+            resizes=on_gpu or not isinstance(config.transform, TrainTransform),
         )
         self._readers = ReadAhead(job)
+        self._resizers = ThreadPoolExecutor(config.num_threads, thread_name_prefix="multimix-resize")
         self._pipeline: Pipeline | None = None
         self._started = False  # the pipeline's first schedule_run has been called
         self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
@@ -105,6 +115,7 @@ class DaliExecutor:
     def close(self) -> None:
         """Free the pipeline and the reading threads."""
         self._readers.close()
+        self._resizers.shutdown(cancel_futures=True)
         self._finisher.close()
         self._discard_pipeline()
 
@@ -167,20 +178,20 @@ class DaliExecutor:
             self._feed(work)
             self._in_flight[-1] = None
         try:
-            pixels = self._outputs(self._pipeline)
+            decoded = self._outputs(self._pipeline)
         except RuntimeError:
             # the pipeline is lost, and the error may be of a later step: find out, then start again behind this one
             behind = [later for later in list(self._in_flight)[1:] if later is not None]
             self._discard_pipeline()
-            pixels = self._run_alone(work)
+            decoded = self._run_alone(work)
             for later in behind:
                 self._feed(later)
         else:
             self._in_flight.popleft()
         work.replacements.record()
-        return work.step, self._finisher.finish(work.step, pixels)
+        return work.step, self._finisher.finish(work.step, self._pixels(work.step, decoded))
 
-    def _run_alone(self, work: _Work) -> Tensor:
+    def _run_alone(self, work: _Work) -> TensorList:
         """Execute one step in a pipeline of its own, with other samples in the place of those that DALI cannot decode."""
         while True:
             pipeline = replace(self._graph, prefetch=1).build()
@@ -196,11 +207,29 @@ class DaliExecutor:
                 work.replacements.replace(row, "DALI cannot decode this window of it")
                 work.encoded[row] = self._read_row(work.replacements, row)
 
-    def _outputs(self, pipeline: Pipeline) -> Tensor:
+    def _outputs(self, pipeline: Pipeline) -> TensorList:
         stream = torch.cuda.current_stream(self._job.device) if self._job.device.type == "cuda" else None
-        (batch,) = pipeline.outputs(cuda_stream=stream)
-        pixels: Tensor = torch.utils.dlpack.from_dlpack(batch.as_tensor())
+        decoded: TensorList = pipeline.outputs(cuda_stream=stream)[0]
+        return decoded
+
+    def _pixels(self, step: StepPlan, decoded: TensorList) -> Tensor:
+        """The batch for the finisher, of what the graph gave."""
+        if self._graph.resizes:
+            pixels: Tensor = torch.utils.dlpack.from_dlpack(decoded.as_tensor())
+            return pixels
+        pixels = self._finisher.pixels(len(step))
+        rows = pixels.numpy()
+        for _ in self._resizers.map(
+            lambda row: self._resize(step, row, np.asarray(decoded[row]), rows[row]), range(len(step))
+        ):
+            pass
         return pixels
+
+    def _resize(self, step: StepPlan, row: int, window: Pixels, pixels: NDArray[np.uint8]) -> None:
+        config = self._job.config
+        window = upright(window, self._job.orientation(int(step.sample[row])))
+        image = resize(window, *config.transform.height_width, config.transform.antialias)
+        put(image, bool(step.flip[row]), config.channels_last, pixels)
 
     def _drop_unwanted(self) -> None:
         """Take the results that an earlier iteration left behind."""

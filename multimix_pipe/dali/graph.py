@@ -18,6 +18,8 @@ from multimix_pipe.dali.orientation import stored_sizes, stored_windows, turns
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards.index import Index
 
+Inputs = dict[str, NDArray[np.generic]]
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -31,6 +33,8 @@ class Graph:
     transform: Transform
     exif: bool
     channels_last: bool
+    resizes: bool
+    """Resize, turn and mirror in the graph: outputs are (B, C, H, W) or (B, H, W, C). Else they are the windows, as decoded."""
 
     def build(self) -> Pipeline:
         """A built pipeline whose inputs are those of `inputs`."""
@@ -45,24 +49,20 @@ class Graph:
         pipeline.build()
         return pipeline
 
-    def inputs(self, step: StepPlan, index: Index) -> dict[str, NDArray[np.generic]]:
+    def inputs(self, step: StepPlan, index: Index) -> Inputs:
         """A step's values of all inputs but "encoded", arrays of B rows."""
-        window, turning = step.window, {}
+        window = step.window
+        turning: Inputs = {}
         if self.exif:
             turned, size = index.orientation[step.sample], self.transform.height_width
             window = stored_windows(window, turned, index.height[step.sample], index.width[step.sample])
             turning = {"size": stored_sizes(turned, *size), "turn": turns(turned, *size)}
         corner, extent = window[:, :2], window[:, 2:]
-        arrays: dict[str, NDArray[np.generic]]
-        if self._trains:
-            arrays = {
-                "corner": corner.astype(np.int32),
-                "extent": extent.astype(np.int32),
-                "flip": step.flip.astype(np.int32),
-            }
-        else:
-            arrays = {"corner": np.ascontiguousarray(corner), "end": corner + extent}
-        return arrays | turning
+        if not self._trains:
+            centre: Inputs = {"corner": np.ascontiguousarray(corner), "end": corner + extent}
+            return centre | turning
+        arrays: Inputs = {"corner": corner.astype(np.int32), "extent": extent.astype(np.int32)}
+        return arrays | {"flip": step.flip.astype(np.int32)} | turning if self.resizes else arrays
 
     @property
     def _trains(self) -> bool:
@@ -71,7 +71,13 @@ class Graph:
     def _define(self) -> DataNode:
         # DALI refers to these arrays, and so keeps them, until it has decoded them
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
-        images = self._random_crop(encoded) if self._trains else self._centre_crop(encoded)
+        if self._trains:
+            images = self._window(encoded)
+            if not self.resizes:
+                return images
+            images = self._resize(images)
+        else:
+            images = self._resized_centre(encoded)
         if self.exif:
             images = self._turn(images)
         return fn.crop_mirror_normalize(
@@ -81,17 +87,16 @@ class Graph:
             dtype=types.UINT8,
         )
 
-    def _random_crop(self, encoded: DataNode) -> DataNode:
-        images = fn.decoders.image_slice(
+    def _window(self, encoded: DataNode) -> DataNode:
+        return fn.decoders.image_slice(
             encoded,
             start=fn.external_source(name="corner", dtype=types.INT32, ndim=1),
             shape=fn.external_source(name="extent", dtype=types.INT32, ndim=1),
             axes=[0, 1],
             **self._decoding,
         )
-        return self._resize(images)
 
-    def _centre_crop(self, encoded: DataNode) -> DataNode:
+    def _resized_centre(self, encoded: DataNode) -> DataNode:
         # a window that cuts through pixels is the resampler's to take: a decoder's would be rounded
         return self._resize(
             fn.decoders.image(encoded, **self._decoding),

@@ -1,30 +1,16 @@
-"""Encoded bytes to the pixels of a window, on the host."""
+"""Encoded bytes to pixels, on the host."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from multimix_pipe.pixels import Pixels
 from multimix_pipe.shards.header import FORMATS
-
-Pixels = NDArray[np.uint8]
-
-_TRANSPOSED: dict[int, Callable[[Pixels], Pixels]] = {
-    1: lambda image: image,
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.transpose(1, 0, 2),
-    6: lambda image: image[::-1].transpose(1, 0, 2),
-    7: lambda image: image[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda image: image[:, ::-1].transpose(1, 0, 2),
-}
 
 
 class UndecodableError(Exception):
@@ -52,56 +38,3 @@ def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
             return np.array(opaque.convert("RGB"))  # a copy: torch warns of memory that cannot be written
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
         raise UndecodableError(f"{type(error).__name__}: {error}") from error
-
-
-def upright(image: Pixels, orientation: int) -> Pixels:
-    """A view of `image` as its EXIF orientation (1..8) wants it shown."""
-    return _TRANSPOSED[orientation](image)
-
-
-def crop_whole(image: Pixels, window: NDArray[np.float32]) -> Pixels:
-    """The window (y, x, height, width), in whole pixels, as a view."""
-    y, x, height, width = (int(value) for value in window)
-    return image[y : y + height, x : x + width]
-
-
-def resize(image: Pixels, height: int, width: int, antialias: bool) -> Pixels:
-    """Bilinear to uint8 (height, width, 3); with antialias as Pillow does it."""
-    if image.shape[:2] == (height, width):
-        return image
-    # copy(), not ascontiguousarray(): that lets a mirrored row of one pixel keep its negative stride, which torch refuses
-    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=antialias)
-    return resized[0].permute(1, 2, 0).numpy()
-
-
-def resize_window(image: Pixels, window: NDArray[np.float32], height: int, width: int, antialias: bool) -> Pixels:
-    """The window (y, x, height, width), which may cut through pixels, resampled to uint8 (height, width, 3).
-
-    Pixels beside the window take part at its edges, as they do when the whole image is resized and then cropped.
-    """
-    y, x, window_height, window_width = (float(value) for value in window)
-    if antialias:
-        box = (x, y, min(x + window_width, image.shape[1]), min(y + window_height, image.shape[0]))
-        resized = Image.fromarray(np.ascontiguousarray(image)).resize(
-            (width, height), Image.Resampling.BILINEAR, box=box
-        )
-        return np.asarray(resized)
-    return _sample_linear(image, y, x, window_height / height, window_width / width, height, width)
-
-
-def _sample_linear(image: Pixels, y: float, x: float, step_y: float, step_x: float, height: int, width: int) -> Pixels:
-    rows, above = _neighbours(y, step_y, height, image.shape[0])
-    columns, left = _neighbours(x, step_x, width, image.shape[1])
-    vertical = image[rows[0]] * (1 - above)[:, None, None] + image[rows[1]] * above[:, None, None]
-    both = vertical[:, columns[0]] * (1 - left)[None, :, None] + vertical[:, columns[1]] * left[None, :, None]
-    return np.rint(both).astype(np.uint8)
-
-
-def _neighbours(
-    start: float, step: float, count: int, size: int
-) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float32]]:
-    """For `count` sampling points: the two pixels around each, and the weight of the second."""
-    centre = np.clip(start + (np.arange(count) + 0.5) * step - 0.5, 0, size - 1)
-    first = np.floor(centre).astype(np.intp)
-    return (first, np.minimum(first + 1, size - 1)), (centre - first).astype(np.float32)

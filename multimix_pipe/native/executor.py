@@ -19,8 +19,8 @@ from torch import Tensor
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.execution import Job, Replacements
 from multimix_pipe.finishing import make_finisher
-from multimix_pipe.native import decode
-from multimix_pipe.native.decode import UndecodableError
+from multimix_pipe.native.decode import UndecodableError, decode_rgb
+from multimix_pipe.pixels import crop_whole, put, resize, resize_window, upright
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.reading import ReadAhead, Reading
 
@@ -129,18 +129,17 @@ class NativeExecutor:
         if encoded is None:
             return job.known_problem(sample)
         try:
-            image = decode.decode_rgb(encoded)
+            image = decode_rgb(encoded)
         except UndecodableError as error:
             return f"cannot be decoded: {error}"
         height, width = int(job.index.height[sample]), int(job.index.width[sample])
         if image.shape[:2] != (height, width):
             return f"decodes to {image.shape[1]}x{image.shape[0]} pixels, its index says {width}x{height}"
-        image = decode.upright(image, job.orientation(sample))
+        image = upright(image, job.orientation(sample))
         transform = job.config.transform
         if isinstance(transform, TrainTransform):
-            image = decode.resize(decode.crop_whole(image, window), *transform.height_width, transform.antialias)
+            image = resize(crop_whole(image, window), *transform.height_width, transform.antialias)
         else:
-            image = decode.resize_window(image, window, *transform.height_width, transform.antialias)
-        image = image[:, ::-1] if step.flip[row] else image
-        pixels[row] = image if job.config.channels_last else image.transpose(2, 0, 1)
+            image = resize_window(image, window, *transform.height_width, transform.antialias)
+        put(image, bool(step.flip[row]), job.config.channels_last, pixels[row])
         return None
