@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,12 +39,15 @@ class ShardReader:
         shard = int(self._index.shard[sample])
         view, offset = data.data, int(self._index.offset[sample])
         try:
-            with self._descriptor(shard) as descriptor:
+            descriptor = self._take(shard)
+            try:
                 while view:
                     got = os.preadv(descriptor, [view], offset)
                     if not got:
                         break
                     view, offset = view[got:], offset + got
+            finally:
+                self._keep(shard, descriptor)
         except OSError as error:
             raise ShardError(
                 f"{self._index.name(sample)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
@@ -57,20 +59,17 @@ class ShardReader:
             )
         return data
 
-    @contextmanager
-    def _descriptor(self, shard: int) -> Iterator[int]:
+    def _take(self, shard: int) -> int:
+        """A descriptor of a shard that nobody else reads from."""
         with self._lock:
             idle = self._idle.get(shard)
-            descriptor = idle.pop() if idle else None
-            self._idle_count -= descriptor is not None
-            if idle is not None and not idle:
-                del self._idle[shard]
-        if descriptor is None:
-            descriptor = os.open(self._index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield descriptor
-        finally:
-            self._keep(shard, descriptor)
+            if idle:
+                descriptor = idle.pop()
+                self._idle_count -= 1
+                if not idle:
+                    del self._idle[shard]
+                return descriptor
+        return os.open(self._index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
 
     def _keep(self, shard: int, descriptor: int) -> None:
         with self._lock:
