@@ -82,8 +82,9 @@ class DeviceFinisher:
         return self._normalize.channels_first(images.to(job.dtype))
 
     def close(self) -> None:
-        """Let go of pixels."""
-        self._being_read.clear()
+        """Let go of pixels, once they have been read."""
+        while self._being_read:
+            self._being_read.popleft()[0].synchronize()
 
     def _keep_until_read(self, pixels: Tensor) -> None:
         """Keep pixels that DALI has made: it uses memory anew in the order of its own stream, which waits for no consumer's."""
