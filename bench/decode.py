@@ -8,20 +8,15 @@
 from __future__ import annotations
 
 import statistics
-from collections import deque
-from collections.abc import Callable
-from itertools import chain, islice, repeat
 
 from data import add_shards, chosen_shards, repeated
 from torch import Tensor
 
-from multimix_pipe import Loader, MultiMix, TrainTransform, open_loader
-from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
+from multimix_pipe import MultiMix, TrainTransform, open_loader
+from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report
 from multimix_pipe.finishing import HostFinisher
 from multimix_pipe.loader import _make_executor
 from multimix_pipe.plan import StepPlan
-
-WARM_UP = 5
 
 
 class PixelsOnly(HostFinisher):
@@ -29,19 +24,6 @@ class PixelsOnly(HostFinisher):
 
     def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
         return pixels
-
-
-def rate(loader: Loader, images: int) -> Callable[[], float]:
-    """Images a second, from the sixth batch of a measurement on: what ran ahead does not count."""
-    size = loader._config.batch_size
-    batches = chain.from_iterable(repeat(loader))
-    steps = images // size
-
-    def measure() -> float:
-        deque(islice(batches, WARM_UP), maxlen=0)
-        return steps * size / seconds(lambda: deque(islice(batches, steps), maxlen=0))
-
-    return measure
 
 
 def main() -> None:
@@ -69,7 +51,9 @@ def main() -> None:
                     loader._executor = executor = _make_executor(backend, loader._job)
                     executor._finisher = PixelsOnly(loader._job)  # type: ignore[attr-defined]
                 name = f"{backend}, {'antialias' if antialias else 'no antialias'}"
-                contenders[f"{name}, {'pixels' if mix is None else 'K = 5'}"] = rate(loader, args.images)
+                contenders[f"{name}, {'pixels' if mix is None else 'K = 5'}"] = rate(
+                    forever(loader), args.batch_size, args.images // args.batch_size
+                )
     figures = in_turn(contenders, unit="images/s", peer="dali, antialias, pixels", rounds=args.rounds)
     print(figures.table())
     kept = {}

@@ -8,7 +8,7 @@ decodes a random window, resizes, mirrors and normalises, as NVIDIA's classifica
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from multimix_pipe import MultiMix, TrainTransform, open_loader
-from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
+from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
 from multimix_pipe.cores import usable_cores
 from multimix_pipe.dali import class_id
@@ -49,27 +49,6 @@ def classification(shards: list[str], gpu: bool, size: int, half: bool) -> Any:
     )
     labels = class_id(cls)
     return images, labels.gpu() if gpu else labels
-
-
-def forever(batches: Iterable[Any]) -> Iterator[Any]:
-    """Epoch after epoch."""
-    while True:
-        yield from batches
-
-
-def rate(batches: Iterable[Any], batch_size: int, steps: int, ahead: int, device: torch.device) -> Callable[[], float]:
-    """Decoded images a second, over `steps` batches of a pipeline in full run: those that lay ready are taken before."""
-    iterator = forever(batches)
-
-    def take(count: int) -> None:
-        for _ in range(count):
-            next(iterator)
-
-    def measure() -> float:
-        take(ahead + 2)
-        return steps * batch_size / seconds(lambda: take(steps), device)
-
-    return measure
 
 
 def main() -> None:
@@ -110,7 +89,9 @@ def main() -> None:
                 from mix_in_loader_dali import with_kernel
 
                 loader = with_kernel(loader)
-            contenders[f"multimix_pipe {kind}, {name}"] = rate(loader, args.batch_size, args.steps, prefetch, device)
+            contenders[f"multimix_pipe {kind}, {name}"] = rate(
+                forever(loader), args.batch_size, args.steps, ahead=prefetch + 2, device=device
+            )
     pipeline = classification(
         *(shards, device.type == "cuda", args.size, args.dtype == "float16"),
         batch_size=args.batch_size,
@@ -119,7 +100,9 @@ def main() -> None:
         prefetch_queue_depth=prefetch + 1,
     )
     plain = DALIGenericIterator(pipeline, ["images", "labels"], reader_name="reader", auto_reset=True)
-    contenders["DALI's classification pipeline"] = rate(plain, args.batch_size, args.steps, prefetch, device)
+    contenders["DALI's classification pipeline"] = rate(
+        forever(plain), args.batch_size, args.steps, ahead=prefetch + 2, device=device
+    )
     figures = in_turn(contenders, unit="images/s", peer=NO_MIXING, rounds=args.rounds)
     print(f"B = {args.batch_size}, {args.size}x{args.size} {args.dtype}, {device}, {args.steps} batches a round")
     print(figures.table())

@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
-from itertools import chain, islice, repeat
+from itertools import islice
 from pathlib import Path
 
 from data import add_shards, chosen_shards, repeated
 
 from multimix_pipe import Batch, MultiMix, open_loader
-from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
+from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report
 
 BACKENDS = ("dali", "torch")
 SETTINGS = [(16, 5), (32, 5), (64, 5), (128, 5), (64, 1), (64, 2), (64, 10)]
@@ -31,18 +30,12 @@ def batches_of(shards: list[str], backend: str, batch_size: int, k: int) -> Iter
     loader = open_loader(
         shards, batch_size=batch_size, num_classes=1000, mix=MultiMix(k=k), backend=backend, device="cpu"
     )
-    return chain.from_iterable(repeat(loader))
+    return forever(loader)
 
 
 def milliseconds_a_pair(shards: list[str], backend: str, batch_size: int, k: int) -> Callable[[], float]:
-    batches = batches_of(shards, backend, batch_size, k)
-    steps = IMAGES // batch_size
-
-    def measure() -> float:
-        deque(islice(batches, 4), maxlen=0)
-        return 1e3 * seconds(lambda: deque(islice(batches, steps), maxlen=0)) / (steps * batch_size)
-
-    return measure
+    measure = rate(batches_of(shards, backend, batch_size, k), batch_size, IMAGES // batch_size, ahead=4)
+    return lambda: 1e3 / measure()
 
 
 def resident() -> float:

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
+from multimix_pipe.config import TrainTransform
 from multimix_pipe.mixing import mixup
 from multimix_pipe.mixing.blend import blend
 from multimix_pipe.mixing.normalize import Normalize
 
-MEAN = 255 * np.float32(IMAGENET_MEAN)
-SCALE = 1 / (255 * np.float32(IMAGENET_STD))
+NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)
+MEAN, SCALE = NORMALIZE.mean, NORMALIZE.scale
 
 
 class NotAvailableError(Exception):
@@ -137,7 +137,7 @@ def blend_from_pixels(problem: Problem) -> Work:
     def mix(i: int) -> Tensor:
         pixels = problem.pixels[i % len(problem.pixels)]
         if pixels.device.type == "cpu":
-            return blend(pixels, *decisions, out, normalize=Normalize(MEAN, SCALE, channels_last=False))
+            return blend(pixels, *decisions, out, normalize=NORMALIZE)
         return blend(torch.sub(pixels, mean).mul_(scale), *decisions, out)
 
     return Work(mix, _size(problem.pixels[0]))

@@ -12,14 +12,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain, islice, repeat
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
 from data import add_shards, chosen_shards, repeated
 
 from multimix_pipe import MultiMix, open_loader
-from multimix_pipe.benchmark.harness import parser, report
+from multimix_pipe.benchmark.harness import forever, parser, report
 from multimix_pipe.dali.executor import DaliExecutor
 from multimix_pipe.finishing import HostFinisher
 from multimix_pipe.loader import Loader
@@ -66,7 +66,7 @@ class Clock:
 
 def shares(loader: Loader, clock: Clock, steps: int) -> dict[str, float]:
     """CPU milliseconds of each part in a step."""
-    batches = chain.from_iterable(repeat(loader))
+    batches = forever(loader)
     for _ in islice(batches, WARM_UP):
         pass
     clock.seconds.clear()

@@ -14,16 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice, repeat
 
 from data import add_shards, chosen_shards, repeated
 
 from multimix_pipe import Loader, open_loader
-from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
+from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report, seconds
 from multimix_pipe.reading import ReadAhead
 
 STEPS_AHEAD = 4
-WARM_UP = 5
 
 
 @contextmanager
@@ -76,15 +74,8 @@ def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: Non
 
 
 def loading(loader: Loader, steps: int) -> Callable[[], float]:
-    """Images a second of a loader, from its sixth batch on."""
-
-    def measure() -> float:
-        batches = chain.from_iterable(repeat(loader))
-        for _ in islice(batches, WARM_UP):
-            pass
-        return steps * loader._config.batch_size / seconds(lambda: deque(islice(batches, steps), maxlen=0))
-
-    return measure
+    """Images a second of a loader, from the sixth batch of an iteration of its own on."""
+    return lambda: rate(forever(loader), loader._config.batch_size, steps)()
 
 
 def delayed(measure: Callable[[], float], milliseconds: float) -> Callable[[], float]:

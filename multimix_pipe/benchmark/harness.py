@@ -14,16 +14,18 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from multimix_pipe.benchmark.chart import Bar, Group, draw_bars
 from multimix_pipe.drawing import save_picture
 from multimix_pipe.machine import describe_machine, package_versions
+
+T = TypeVar("T")
 
 PEERS = ("torchvision", "timm", "spdl", "ffcv", "opencv-python-headless")
 """Packages whose versions matter to some figure, beside those that this one requires."""
@@ -122,6 +124,28 @@ def seconds(work: Callable[[], object], device: torch.device | None = None) -> f
     if on_gpu:
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def forever(batches: Iterable[T]) -> Iterator[T]:
+    """Epoch after epoch of a loader."""
+    while True:
+        yield from batches
+
+
+def rate(
+    batches: Iterator[object], batch_size: int, steps: int, *, ahead: int = 5, device: torch.device | None = None
+) -> Callable[[], float]:
+    """Measures images a second over `steps` batches of an endless loader; `ahead`, which may lie ready, are taken before."""
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            next(batches)
+
+    def measure() -> float:
+        take(ahead)
+        return steps * batch_size / seconds(lambda: take(steps), device)
+
+    return measure
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

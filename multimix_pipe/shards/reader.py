@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.index import Index
+from multimix_pipe.shards.tar import read_fully
 
 OPEN_FILES = 128
 """Descriptors kept open; more only while more threads than this read at once."""
@@ -36,26 +37,21 @@ class ShardReader:
         Raises ShardError where the shard does not hold them.
         """
         data = np.empty(self._index.size[sample], dtype=np.uint8) if memory is None else memory
-        shard = int(self._index.shard[sample])
-        view, offset = data.data, int(self._index.offset[sample])
+        shard, offset = int(self._index.shard[sample]), int(self._index.offset[sample])
         try:
             descriptor = self._take(shard)
             try:
-                while view:
-                    got = os.preadv(descriptor, [view], offset)
-                    if not got:
-                        break
-                    view, offset = view[got:], offset + got
+                got = read_fully(descriptor, data.data, offset)
             finally:
                 self._keep(shard, descriptor)
         except OSError as error:
             raise ShardError(
                 f"{self._index.name(sample)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
             ) from error
-        if view:
+        if got < len(data):
             raise ShardError(
-                f"{self._index.name(sample)}: needs {len(data)} bytes at offset {self._index.offset[sample]}, the file ends "
-                f"{len(view)} bytes early: it changed after it was indexed. Restore it, or index it again"
+                f"{self._index.name(sample)}: needs {len(data)} bytes at offset {offset}, the file ends "
+                f"{len(data) - got} bytes early: it changed after it was indexed. Restore it, or index it again"
             )
         return data
 

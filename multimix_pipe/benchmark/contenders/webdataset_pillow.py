@@ -10,23 +10,19 @@ import torch
 from PIL import Image
 
 from multimix_pipe.benchmark.contenders.crops import random_window
-from multimix_pipe.benchmark.contenders.webdataset_source import PREFETCH, mixed_batches
+from multimix_pipe.benchmark.contenders.webdataset_source import kept_ready, mixed_batches
 from multimix_pipe.benchmark.setting import Setting
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
 
 TITLE = "DataLoader, webdataset, Pillow"
 NEEDS = ("webdataset",)
 MIXES = None
+queued = kept_ready
 
 
 def batches(setting: Setting) -> Iterator[object]:
     """Endless (images, targets)."""
     return mixed_batches(setting, _Transform(setting))
-
-
-def queued(setting: Setting) -> int:
-    """What the workers keep ready."""
-    return PREFETCH * setting.threads
 
 
 class _Transform:

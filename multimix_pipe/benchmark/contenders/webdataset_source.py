@@ -33,7 +33,6 @@ def load_batches(
     setting: Setting,
     prepare: Callable[[tuple[bytes, int]], Any],
     collate: Callable[[list[Any]], Any] | None = None,
-    prefetch: int = PREFETCH,
 ) -> Iterator[Any]:
     """Endless batches of `prepare(sample)`, made in `setting.threads` worker processes; `collate` forms them there."""
     import webdataset
@@ -45,10 +44,15 @@ def load_batches(
         batched,
         batch_size=None,
         num_workers=setting.threads,
-        prefetch_factor=prefetch,
+        prefetch_factor=PREFETCH,
         pin_memory=setting.device != "cpu",
     )
     return iter(loader)
+
+
+def kept_ready(setting: Setting) -> int:
+    """Batches that the workers of `load_batches` have ready: their contenders' `queued`."""
+    return PREFETCH * setting.threads
 
 
 def mixed_batches(setting: Setting, prepare: Callable[[tuple[bytes, int]], Any]) -> Iterator[object]:

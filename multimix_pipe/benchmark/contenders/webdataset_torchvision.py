@@ -11,23 +11,19 @@ from typing import Any
 
 import torch
 
-from multimix_pipe.benchmark.contenders.webdataset_source import PREFETCH, mixed_batches
+from multimix_pipe.benchmark.contenders.webdataset_source import kept_ready, mixed_batches
 from multimix_pipe.benchmark.setting import RATIO, SCALE, Setting
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
 
 TITLE = "DataLoader, webdataset, torchvision"
 NEEDS = ("webdataset", "torchvision")
 MIXES = None
+queued = kept_ready
 
 
 def batches(setting: Setting) -> Iterator[object]:
     """Endless (images, targets)."""
     return mixed_batches(setting, _Transform(setting))
-
-
-def queued(setting: Setting) -> int:
-    """What the workers keep ready."""
-    return PREFETCH * setting.threads
 
 
 class _Transform:

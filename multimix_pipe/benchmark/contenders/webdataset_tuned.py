@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from multimix_pipe.benchmark.contenders.webdataset_source import load_batches
+from multimix_pipe.benchmark.contenders.webdataset_source import kept_ready, load_batches
 from multimix_pipe.benchmark.contenders.webdataset_torchvision import decode
 from multimix_pipe.benchmark.setting import ALPHA, RATIO, SCALE, Setting
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
@@ -26,19 +26,14 @@ from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
 TITLE = "DataLoader, webdataset, tuned"
 NEEDS = ("webdataset", "torchvision")
 MIXES = None
+queued = kept_ready
 
-PREFETCH = 2
 _MIXING_THREADS = 4
-
-
-def queued(setting: Setting) -> int:
-    """What the workers keep ready."""
-    return PREFETCH * setting.threads
 
 
 def batches(setting: Setting) -> Iterator[object]:
     """Endless (images, targets)."""
-    loaded = load_batches(setting, _Transform(setting), _collate, PREFETCH)
+    loaded = load_batches(setting, _Transform(setting), _collate)
     mix = _on_gpu(setting) if setting.device != "cpu" else _on_cpu(setting)
     k = setting.k or 1
     for pixels, labels in loaded:
