@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -129,6 +130,20 @@ def own_shards(shards: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(shards, tmp_path / "own", ignore=shutil.ignore_patterns("*.index")))
 
 
+BAD = {"420-000", "444-010", "gray-030", "png-050"}
+WHOLE = TrainTransform(size=8, scale=(1.0, 1.0), ratio=(0.1, 10.0))
+"""Windows that reach to the last line of an image, so that a cut one cannot be decoded by any backend."""
+
+
+@pytest.fixture
+def bad_shards(tmp_path: Path) -> Path:
+    """As `shards`, with the images of BAD cut behind their headers."""
+    samples = [
+        (key, extension, data[: len(data) * 7 // 10] if key in BAD else data) for key, extension, data in sample_set()
+    ]
+    return write_shards(tmp_path / "bad", samples)
+
+
 @pytest.fixture
 def opened(shards: Path) -> Iterator[Callable[..., Loader]]:
     """`open_loader` with small settings over `shards`; what it opened is closed after the test."""
@@ -164,10 +179,20 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same_batch(a: Batch, b: Batch) -> bool:
     """Whether two batches are equal to the bit: samples, decisions, images, targets."""
-    plans = all(np.array_equal(getattr(a.plan, name), getattr(b.plan, name)) for name in PLAN_COLUMNS)
+    plans = (a.plan.epoch, a.plan.start) == (b.plan.epoch, b.plan.start)
+    plans &= all(np.array_equal(getattr(a.plan, name), getattr(b.plan, name)) for name in PLAN_COLUMNS)
     tensors = a.images.equal(b.images) and a.labels.equal(b.labels)
     own, other = (x if isinstance(x, tuple) else (x,) for x in (a.targets, b.targets))
     return plans and tensors and all(map(partial(type(own[0]).equal), own, other)) and a.keys == b.keys
+
+
+def fingerprint(batch: Batch) -> list[Any]:
+    """What `same_batch` compares, as a short JSON value: epoch, first position, keys, and a digest of all numbers."""
+    targets = batch.targets if isinstance(batch.targets, tuple) else (batch.targets,)
+    arrays = [getattr(batch.plan, name) for name in PLAN_COLUMNS]
+    arrays += [tensor.numpy() for tensor in (batch.images, batch.labels, *targets)]
+    digest = hashlib.sha256(b"".join(map(np.ndarray.tobytes, arrays))).hexdigest()[:16]
+    return [batch.plan.epoch, batch.plan.start, batch.keys, digest]
 
 
 def all_same(first: list[Batch], second: list[Batch]) -> bool:
@@ -178,6 +203,14 @@ def all_same(first: list[Batch], second: list[Batch]) -> bool:
 def keys(loader: Loader) -> list[str]:
     """All keys of one epoch."""
     return [key for batch in loader for key in batch.keys]
+
+
+def until_epoch(loader: Loader, epoch: int) -> list[Batch]:
+    """What is left of the epochs before `epoch`; a loader at the very end of one has nothing left of that."""
+    batches: list[Batch] = []
+    while loader.state_dict()["epoch"] < epoch:
+        batches += loader
+    return batches
 
 
 def resumed(opened: Open, state: dict[str, Any], **options: object) -> Loader:

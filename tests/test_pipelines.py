@@ -62,7 +62,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(s
 def test_torchrun_trains_on_two_processes(shards: Path, tmp_path: Path) -> None:
     recipe = ["pipelines/train_classifier.py", shards, "--num-classes", 3, "--size", 32, "--batch-size", 4, "--k", 2]
     options = ["--val", shards, "--epochs", 2, "--lr", 0.02, "--device", "cpu", "--out", tmp_path]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", 29713]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
     printed = run(*launcher, ROOT / recipe[0], *recipe[1:], *options)
     assert "epoch 1 done, validation accuracy" in printed
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["loader"]["epoch"] == 2

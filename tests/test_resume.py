@@ -3,31 +3,192 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, N, Open, all_same, keys, needs_dali, resumed
+from conftest import (
+    BACKENDS,
+    BAD,
+    PLAN_COLUMNS,
+    TINY,
+    WHOLE,
+    N,
+    Open,
+    all_same,
+    dali_missing,
+    fingerprint,
+    needs_dali,
+    resumed,
+    same_batch,
+    until_epoch,
+)
 
-from multimix_pipe import MultiMix, StateMismatchError
+from multimix_pipe import Batch, EvalTransform, Loader, MultiMix, StateMismatchError
+
+STEPS = 12
+"""Of an epoch: the last batch of 9 wraps around."""
+SMALL: dict[str, Any] = {"batch_size": 9, "transform": TINY, "prefetch": 3}
 
 
-def test_resume_is_exact_at_every_step(opened: Open, backend: str) -> None:
-    loader = opened(backend=backend, batch_size=20)
-    states, batches = [loader.state_dict()], []
+@dataclass(frozen=True)
+class Run:
+    """Two uninterrupted epochs, and the state before the first step and after each; after an epoch's last one there are two."""
+
+    batches: list[Batch]
+    states: list[tuple[int, dict[str, Any]]]
+    """(number of batches handed out, state)."""
+
+
+def uninterrupted(loader: Loader) -> Run:
+    run = Run([], [(0, loader.state_dict())])
     for _ in range(2):
         for batch in loader:
-            batches.append(batch)
-            states.append(loader.state_dict())
-    again = opened(backend=backend, batch_size=20)
-    for step, state in enumerate(states[:7]):
+            run.batches.append(batch)
+            run.states.append((len(run.batches), loader.state_dict()))
+        run.states.append((len(run.batches), loader.state_dict()))  # the same moment, once the epoch's end was noticed
+    loader.close()
+    return run
+
+
+def as_in_the_readme(loader: Loader, epochs: int) -> list[Batch]:
+    batches = []
+    for epoch in range(loader.state_dict()["epoch"], epochs):
+        loader.set_epoch(epoch)
+        batches += loader
+    return batches
+
+
+@pytest.mark.parametrize("k", [1, 5])
+@pytest.mark.parametrize("shuffle", ["global", "window", "none"])
+def test_resume_is_exact_after_every_step(opened: Open, backend: str, shuffle: str, k: int) -> None:
+    options = SMALL | {"backend": backend, "shuffle": shuffle, "mix": MultiMix(k=k)}
+    run = uninterrupted(opened(**options))
+    assert len(run.batches) == 2 * STEPS
+    for done, state in run.states[: STEPS + 2]:
+        with resumed(opened, state, **options) as again:
+            assert again.state_dict() == state
+            assert len(again) == STEPS
+            assert all_same(as_in_the_readme(again, 2), run.batches[done:]), done
+
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "partial": {"last_batch": "partial"},
+    "drop": {"last_batch": "drop"},
+    "one step": {"batch_size": 64, "last_batch": "drop"},
+    "less than a batch": {"batch_size": 150},
+    "weights": {"weights": np.arange(100) % 5},
+    "a subset": {"samples": [f"png-{number:03d}" for number in range(5, 94, 9)], "batch_size": 4},
+    "pairs": {"targets": "pairs"},
+    "plain images": {"expand": False},
+    "float16": {"dtype": "float16", "channels_last": True},
+    "weights of a batch": {"mix": MultiMix(k=2, lam_per="batch", sampling="stratified", prob=0.5), "batch_size": 11},
+    "evaluation": {"transform": EvalTransform(size=8), "mix": None},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_is_exact_after_every_step_in_every_variant(opened: Open, backend: str, variant: str) -> None:
+    options = SMALL | {"backend": backend, "mix": MultiMix(k=2)} | VARIANTS[variant]
+    run = uninterrupted(opened(**options))
+    for done, state in run.states[: len(run.states) // 2]:
+        with resumed(opened, state, **options) as again:
+            assert all_same(until_epoch(again, 2), run.batches[done:]), done
+
+
+def test_resume_is_exact_after_every_step_where_bad_samples_were_replaced(
+    opened: Open, bad_shards: Path, backend: str
+) -> None:
+    options = SMALL | {"backend": backend, "transform": WHOLE, "on_bad_sample": "replace", "mix": MultiMix(k=2)}
+    loader = opened(bad_shards, **options)
+    run = uninterrupted(loader)
+    assert {name.split(" : ")[1] for name in loader.bad_samples} == BAD
+    for done, state in run.states[: STEPS + 2]:
+        with opened(bad_shards, **options) as again:
+            again.load_state_dict(state)
+            assert all_same(until_epoch(again, 2), run.batches[done:]), done
+
+
+def test_a_loader_that_runs_already_can_be_put_back_to_any_step(opened: Open, backend: str) -> None:
+    options = SMALL | {"backend": backend}
+    run = uninterrupted(opened(**options))
+    again = opened(**options)
+    for place in np.random.default_rng(0).permutation(len(run.states) - 2).tolist():
+        done, state = run.states[place]
         again.load_state_dict(json.loads(json.dumps(state)))
-        assert len(again) == 5
-        rest = list(again) + list(again)
-        if step == 5:  # the state before the epoch's end was noticed: nothing is left of it, then the next one
-            assert all_same(rest, batches[5:])
-        else:
-            assert all_same(rest[: len(batches) - step], batches[step:])
+        iterator = iter(again)
+        for expected in run.batches[done : done + 2][: STEPS - done % STEPS]:
+            if batch := next(iterator, None):  # none where the state is of an epoch's very end
+                assert same_batch(batch, expected)
+
+
+def test_a_resumed_run_can_be_resumed_at_every_step_again(opened: Open, backend: str) -> None:
+    options = SMALL | {"backend": backend, "batch_size": 20}
+    run = uninterrupted(opened(**options))
+    for done, state in run.states[:6]:
+        with resumed(opened, state, **options) as second:
+            for more, batch in enumerate(second, start=1):
+                assert second.state_dict() == run.states[done + more][1]
+                with resumed(opened, second.state_dict(), **options) as third:
+                    assert same_batch(batch, run.batches[done + more - 1])
+                    assert all_same(until_epoch(third, 2), run.batches[done + more :]), (done, more)
+
+
+@needs_dali
+@pytest.mark.parametrize(("giver", "taker"), [("dali", "torch"), ("torch", "dali")])
+def test_a_state_of_one_backend_continues_in_the_other_after_every_step(opened: Open, giver: str, taker: str) -> None:
+    given, expected = (uninterrupted(opened(**SMALL, backend=backend)) for backend in (giver, taker))
+    for theirs, own in zip(given.batches, expected.batches, strict=True):
+        assert all(np.array_equal(getattr(theirs.plan, name), getattr(own.plan, name)) for name in PLAN_COLUMNS)
+        assert theirs.keys == own.keys
+    assert given.states == expected.states
+    for done, state in given.states[: STEPS + 2]:
+        with resumed(opened, state, **SMALL, backend=taker) as again:
+            assert all_same(until_epoch(again, 2), expected.batches[done:]), done
+
+
+def test_a_new_process_continues_the_run_and_another_one_continues_that(
+    opened: Open, shards: Path, tmp_path: Path
+) -> None:
+    runs, jobs = [], []
+    for backend in BACKENDS if dali_missing() is None else ("torch",):
+        for shuffle in ("global", "window", "none"):
+            for k in (1, 5):
+                options = {"backend": backend, "shuffle": shuffle, "batch_size": 9, "prefetch": 3}
+                run = uninterrupted(opened(**options, transform=TINY, mix=MultiMix(k=k)))
+                for done, state in (run.states[place] for place in (0, 5, STEPS)):
+                    runs.append([fingerprint(batch) for batch in run.batches[done:]])
+                    jobs.append({"options": options, "k": k, "state": state})
+    halfway = in_a_new_process(shards, tmp_path / "jobs", jobs, batches=2)
+    ended = in_a_new_process(
+        shards, tmp_path / "jobs", [job | {"state": done["state"]} for job, done in zip(jobs, halfway, strict=True)]
+    )
+    assert [first["batches"] + rest["batches"] for first, rest in zip(halfway, ended, strict=True)] == runs
+    assert {len(first["batches"]) for first in halfway} == {2}
+
+
+def in_a_new_process(
+    shards: Path, file: Path, jobs: list[dict[str, Any]], batches: int | None = None
+) -> list[dict[str, Any]]:
+    file.write_text(json.dumps({"shards": str(shards), "jobs": jobs, "batches": batches}))
+    script = Path(__file__).with_name("resumed_process.py")
+    command = [sys.executable, "-W", "error", str(script), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    answers: list[dict[str, Any]] = json.loads(done.stdout)
+    return answers
+
+
+def test_a_state_is_a_few_numbers(opened: Open) -> None:
+    loader = opened(backend="torch")
+    next(iter(loader))
+    text = json.dumps(loader.state_dict())
+    assert len(text) < 1200
+    assert json.loads(text) == loader.state_dict()
 
 
 def test_a_state_counts_what_was_handed_out_not_what_ran_ahead(opened: Open, backend: str) -> None:
@@ -37,23 +198,6 @@ def test_a_state_counts_what_was_handed_out_not_what_ran_ahead(opened: Open, bac
         next(iterator)
         assert loader.state_dict()["samples"] == done * 8
     assert loader.state_dict() == loader.state_dict()
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1), (2, 3)])
-def test_another_number_of_processes_continues_the_same_order(opened: Open, before: int, after: int) -> None:
-    options: dict[str, object] = {"backend": "torch", "last_batch": "partial", "batch_size": 7, "transform": TINY}
-    order = keys(opened(**options))
-    state: dict[str, object] = {}
-    for rank in range(before):
-        loader = opened(**options, rank=rank, world_size=before)
-        iterator = iter(loader)
-        next(iterator), next(iterator)
-        assert not state or state == loader.state_dict(), "the same in every process"
-        state = loader.state_dict()
-    done = 2 * 7 * before
-    shares = [[b.keys for b in resumed(opened, state, **options, rank=rank, world_size=after)] for rank in range(after)]
-    in_order = [shares[batch % after][batch // after] for batch in range(sum(map(len, shares)))]
-    assert [key for batch in in_order for key in batch] == order[done:]
 
 
 def test_set_epoch_keeps_the_position_of_the_restored_epoch_only(opened: Open, backend: str) -> None:
@@ -118,12 +262,3 @@ def test_without_strict_the_batch_size_may_change(opened: Open) -> None:
         expected = np.concatenate([getattr(batch.plan, name) for batch in batches[4:]])
         found = np.concatenate([getattr(batch.plan, name) for batch in rest])
         assert np.array_equal(found[: N - 32], expected[: N - 32]), name
-
-
-@needs_dali
-def test_a_state_may_change_its_backend(opened: Open) -> None:
-    loader = opened(backend="torch")
-    iterator = iter(loader)
-    next(iterator)
-    found = next(iter(resumed(opened, loader.state_dict(), backend="dali")))
-    assert found.keys == next(iterator).keys
