@@ -176,7 +176,7 @@ class Loader:
         self._handed = 0  # steps handed out since `_start`
         self._entered = False  # the epoch has been iterated over
         self._restored = False  # the epoch and the position come from a state
-        if not len(self):
+        if config.last_batch == "drop" and not len(self):
             logger.warning(
                 'an epoch has no steps: %d samples are less than batch_size times world_size, and last_batch="drop"',
                 len(samples),
@@ -230,7 +230,8 @@ class Loader:
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, JSON-serialisable: epoch, and the samples handed out in it over all processes.
 
-        The same in every process at the same step. Batches that ran ahead and were not handed out do not count.
+        The same in every process at the same step; with last_batch="partial" keep that of process 0, which has as many steps as
+        any. Batches that ran ahead and were not handed out do not count.
         """
         return {
             "version": STATE_VERSION,
@@ -314,8 +315,9 @@ class Loader:
         steps = (self._plan.step(epoch, first, past) for first, past in self._schedule())
         with closing(self._executor.run(steps)) as executed:
             for step, images in executed:
-                self._handed += 1
-                yield self._batch(step, images)
+                batch = self._batch(step, images)
+                self._handed += 1  # not before: one that fails here, for want of memory say, was not handed out
+                yield batch
                 self._check_process()  # before anything waits for threads that a forked child does not have
         self._enter(epoch + 1)
 

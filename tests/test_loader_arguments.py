@@ -151,3 +151,12 @@ def test_an_epoch_without_steps_is_said(opened: Open, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, "multimix_pipe"):
         assert len(opened(backend="torch", batch_size=N + 1, last_batch="drop")) == 0
     assert "an epoch has no steps" in caplog.text
+
+
+def test_a_process_without_steps_is_no_warning_where_processes_may_differ(
+    opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"batch_size": N, "last_batch": "partial", "world_size": 2}
+    with caplog.at_level(logging.WARNING, "multimix_pipe"):
+        assert [len(opened(backend="torch", rank=rank, **options)) for rank in (0, 1)] == [1, 0]
+    assert not caplog.text

@@ -200,6 +200,22 @@ def test_a_state_counts_what_was_handed_out_not_what_ran_ahead(opened: Open, bac
     assert loader.state_dict() == loader.state_dict()
 
 
+def test_a_batch_that_fails_on_its_way_out_is_not_counted(
+    opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SMALL | {"backend": backend}
+    run, loader = uninterrupted(opened(**options)), opened(**options)
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    with monkeypatch.context() as patch:
+        patch.setattr("multimix_pipe.loader.mix_targets", lambda *arguments: {}[0])  # as where memory is short
+        with pytest.raises(KeyError):
+            next(iterator)
+    assert loader.state_dict() == run.states[2][1]
+    loader.load_state_dict(loader.state_dict())
+    assert all_same(until_epoch(loader, 2), run.batches[2:])
+
+
 def test_set_epoch_keeps_the_position_of_the_restored_epoch_only(opened: Open, backend: str) -> None:
     loader = opened(backend=backend)
     loader.set_epoch(3)
