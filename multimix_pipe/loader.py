@@ -106,8 +106,8 @@ def open_loader(
         device: where the batches are to be: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" means cuda:LOCAL_RANK.
         dtype: of the images; they are mixed in float32 and rounded once. Targets are always float32.
         channels_last: give the images that memory format.
-        shuffle: "global", "window" (a few shards at a time: sequential reads) or "none".
-            Default: "global" with a TrainTransform, "none" with an EvalTransform.
+        shuffle: "global", "window" (sequential reads, a few shards at a time, which must have been shuffled when written) or
+            "none". Default: "global" with a TrainTransform, "none" with an EvalTransform.
         last_batch: "wrap" (equal steps in every process, the epoch's first samples are repeated), "drop" or "partial" (every
             sample exactly once; processes may differ by one step). Default: "wrap" to train, "partial" to evaluate.
         seed: of every draw; 0 .. 2**64-1. The same seed gives the same epochs on any machine, backend and number of processes.
