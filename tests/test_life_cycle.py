@@ -22,6 +22,7 @@ from conftest import CLASSES, TINY, Open, all_same
 
 from multimix_pipe import Batch, ConfigError, Loader, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.reading import READERS
+from multimix_pipe.shards.index import open_index
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 
@@ -236,8 +237,9 @@ def test_nothing_stays_behind(opened: Open, shards: Path, backend: str, how: str
     elif how == "left":
         with loader:
             next(iterator)
-    del loader, iterator
-    gc.collect()
+    else:
+        del loader, iterator
+        gc.collect()
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=10)
     assert set(threading.enumerate()) <= threads
@@ -301,19 +303,21 @@ def test_fifty_loaders_one_after_the_other_leave_nothing(shards: Path, backend: 
         if how == "closed":
             loader.close()
 
-    def held(before: int) -> Held:
-        deadline = time.monotonic() + 20  # dropped threads end by themselves, in a moment
-        while (now := Held.now()).threads > before and time.monotonic() < deadline:
+    def settled(threads: float = float("inf")) -> Held:
+        deadline = time.monotonic() + 20  # threads of a dropped loader end by themselves, in a moment
+        while time.monotonic() < deadline:
+            own = [thread for thread in threading.enumerate() if thread.name.startswith("multimix-")]
+            if not own and (now := Held.now()).threads <= threads:
+                return now
             time.sleep(0.02)
-        return now
+        return Held.now()
 
-    idle = Held.now()
     for _ in range(10):
         open_and_end()
-    after_ten = held(idle.threads)
+    after_ten = settled()
     for _ in range(50):
         open_and_end()
-    after_all = held(after_ten.threads)
+    after_all = settled(after_ten.threads)
     assert after_all.threads <= after_ten.threads
     assert after_all.files <= after_ten.files
     assert after_all.objects < after_ten.objects + 50 * 20
@@ -410,6 +414,7 @@ def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 @pytest.fixture
 def script(shards: Path, backend: str, tmp_path: Path) -> Script:
+    open_index(shards, progress=False)  # the first opening shows a progress bar
     return Script(tmp_path, (str(shards), backend))
 
 
