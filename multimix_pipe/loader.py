@@ -8,13 +8,13 @@ import json
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NoReturn, cast
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 STATE_VERSION = 1
 
-_alive: WeakValueDictionary[int, Loader] = WeakValueDictionary()
+_alive: weakref.WeakValueDictionary[int, Loader] = weakref.WeakValueDictionary()
 _exiting = threading.Event()
 _EXIT_SECONDS = 5  # in which an interpreter has ended
 
@@ -186,7 +186,9 @@ class Loader:
         self._reader = ShardReader(index)
         self._job = Job(index, self._plan, self._reader, self._bad_samples, config, device)
         self._executor: Executor | None = None
-        self._running: _Epoch | None = None
+        self._running: weakref.ref[_Epoch] | None = (
+            None  # weak: after a `break` nothing runs ahead, and a loader is in no cycle
+        )
         self._epoch = 0
         self._start = 0  # position at which the epoch is entered: 0, or where a state resumed it
         self._done_before = 0  # steps of the epoch before `_start`
@@ -235,8 +237,9 @@ class Loader:
             if self._entered:
                 self._enter(self._epoch + 1)
             self._entered, self._handed, self._restored = True, 0, False
-            self._running = _Epoch(self, self._batches())
-            return self._running
+            running = _Epoch(self, self._batches())
+            self._running = weakref.ref(running)
+            return running
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next to be iterated: from its start, or, if a loaded state is in it, from that state's position."""
@@ -361,8 +364,8 @@ class Loader:
     def _stop_running(self) -> None:
         with self._lock:
             running, self._running = self._running, None
-            if running is not None:
-                running.end()
+            if running is not None and (epoch := running()) is not None:
+                epoch.end()
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
