@@ -436,7 +436,8 @@ from multimix_pipe.shards.reader import ShardReader
 
 read = ShardReader.read
 ShardReader.read = lambda *arguments: time.sleep(0.1) or read(*arguments)
-for batch in opened(batch_size=100, prefetch=4):
+iterator = iter(opened(batch_size=100, prefetch=4))
+for batch in iterator:
     raised = time.monotonic()
     atexit.register(lambda: print("at once" if time.monotonic() - raised < 1.5 else "late"))
     raise ValueError("mine")
