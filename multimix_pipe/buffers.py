@@ -21,7 +21,14 @@ class _Lease:
     """What an array handed out holds on to; its end is the end of the last array or tensor on that memory."""
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
+        self._memory = memory  # the interface is an address, and keeps nothing alive
         self.__array_interface__: dict[str, Any] = memory.__array_interface__
+
+
+class _Ticket(weakref.ref[_Lease]):
+    """Memory whose lease it watches."""
+
+    memory: NDArray[np.uint8]
 
 
 class BufferPool:
@@ -31,8 +38,10 @@ class BufferPool:
         self._spare = spare
         self._lock = threading.Lock()
         self._unused: list[NDArray[np.uint8]] = []  # the one that came back last at the end
-        # a finalizer may run at any moment, while this thread holds the lock too: it only appends, which is atomic
-        self._returned: deque[NDArray[np.uint8]] = deque()
+        self._out: set[_Ticket] = set()
+        # a lease may end at any moment, while this thread holds the lock too: `append` alone is called then, which is atomic,
+        # and no Python code, in which an interrupt would be lost
+        self._returned: deque[_Ticket] = deque()
 
     def take(self, size: int) -> NDArray[np.uint8]:
         """An uninitialised uint8 array (size,) at an address that ALIGNMENT divides, of memory that is at most twice as large.
@@ -45,14 +54,18 @@ class BufferPool:
             skip = -allocated.ctypes.data % ALIGNMENT
             memory = allocated[skip : skip + size]
         lease = _Lease(memory)
-        weakref.finalize(lease, self._returned.append, memory).atexit = False
+        ticket = _Ticket(lease, self._returned.append)
+        ticket.memory = memory
+        self._out.add(ticket)
         return np.asarray(lease)[:size]
 
     def _find(self, size: int) -> NDArray[np.uint8] | None:
         """Take the smallest unused memory that fits out of the pool."""
         with self._lock:
             while self._returned:
-                self._unused.append(self._returned.popleft())
+                ticket = self._returned.popleft()
+                self._out.discard(ticket)
+                self._unused.append(ticket.memory)
             fitting = [place for place, memory in enumerate(self._unused) if size <= len(memory) <= 2 * size]
             best = min(fitting, key=lambda place: len(self._unused[place]), default=None)
             found = None if best is None else self._unused.pop(best)

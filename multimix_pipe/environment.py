@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -57,19 +60,58 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 def check_batch_fits(config: LoaderConfig, device: torch.device) -> None:
     """Raise ConfigError where one batch alone is larger than the device's memory."""
-    height, width = config.transform.height_width
-    k = config.mix.k if config.mix is not None and config.expand else 1
-    element: torch.dtype = getattr(torch, config.dtype)
-    needed = config.batch_size * k * 3 * height * width * element.itemsize
+    needed = _batch_bytes(config)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise ConfigError(
-            f"a batch must fit the memory of {device}, {memory / 1e9:.3g} GB; batch_size={config.batch_size} times k={k} images "
-            f"of {height}x{width} in {config.dtype} take {needed / 1e9:.3g} GB. Lower batch_size or k"
+            f"a batch must fit the memory of {device}, {memory / 1e9:.3g} GB; {_batch_in_words(config)} "
+            f"take {needed / 1e9:.3g} GB. Lower batch_size or k"
         )
+
+
+@contextmanager
+def memory_explained(config: LoaderConfig, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory, in torch, NumPy or DALI, into a ConfigError that says what the loader needs of it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        height, width = config.transform.height_width
+        batch, pixels = _batch_bytes(config), config.batch_size * 3 * height * width
+        ahead = config.prefetch + 1  # DALI keeps those on its device, the torch backend on the host
+        raise ConfigError(
+            f"making a batch on {device} needs more memory than is free: {type(error).__name__}: {str(error).strip()}\n"
+            f"{_batch_in_words(config)} take {batch / 1e9:.3g} GB, and as much again for the batch before, while it is "
+            f"referenced; prefetch={config.prefetch} keeps {ahead} batches of {config.batch_size} decoded images, "
+            f"{ahead * pixels / 1e9:.3g} GB. Lower batch_size, k or prefetch, use a 16-bit dtype, or free memory of others"
+        ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # DALI says it in RuntimeErrors: "CUDA allocation failed", "Can't allocate 1024 bytes on device 0."
+    said = re.search(r"out of memory|allocation failed|can't allocate", str(error), re.IGNORECASE)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said is not None
+
+
+def _batch_bytes(config: LoaderConfig) -> int:
+    """Of the images of one batch, B*K*C*H*W elements."""
+    height, width = config.transform.height_width
+    element: torch.dtype = getattr(torch, config.dtype)
+    return config.batch_size * _rows(config) * 3 * height * width * element.itemsize
+
+
+def _batch_in_words(config: LoaderConfig) -> str:
+    height, width = config.transform.height_width
+    return f"batch_size={config.batch_size} times k={_rows(config)} images of 3x{height}x{width} in {config.dtype}"
+
+
+def _rows(config: LoaderConfig) -> int:
+    """K, the images handed out for each that is decoded."""
+    return config.mix.k if config.mix is not None and config.expand else 1
 
 
 def _environment_int(name: str, default: int) -> int:

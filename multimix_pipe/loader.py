@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401  (see `_close_all`)
 import importlib
 import json
 import logging
 import os
+import threading
+import weakref
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import torch
@@ -32,7 +35,13 @@ from multimix_pipe.config import (
     Transform,
     check_int,
 )
-from multimix_pipe.environment import check_batch_fits, choose_device, default_threads, rank_and_world
+from multimix_pipe.environment import (
+    check_batch_fits,
+    choose_device,
+    default_threads,
+    memory_explained,
+    rank_and_world,
+)
 from multimix_pipe.errors import ConfigError, MissingBackendError, MultiMixError, StateMismatchError
 from multimix_pipe.execution import Executor, Job
 from multimix_pipe.plan import LANES, Plan, Schedule, StepPlan
@@ -48,6 +57,10 @@ logger = logging.getLogger("multimix_pipe")
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 STATE_VERSION = 1
+
+_alive: weakref.WeakValueDictionary[int, Loader] = weakref.WeakValueDictionary()
+_exiting = threading.Event()
+_EXIT_SECONDS = 5  # in which an interpreter has ended
 
 
 def open_loader(
@@ -93,8 +106,8 @@ def open_loader(
         device: where the batches are to be: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" means cuda:LOCAL_RANK.
         dtype: of the images; they are mixed in float32 and rounded once. Targets are always float32.
         channels_last: give the images that memory format.
-        shuffle: "global", "window" (a few shards at a time: sequential reads) or "none".
-            Default: "global" with a TrainTransform, "none" with an EvalTransform.
+        shuffle: "global", "window" (sequential reads, a few shards at a time, which must have been shuffled when written) or
+            "none". Default: "global" with a TrainTransform, "none" with an EvalTransform.
         last_batch: "wrap" (equal steps in every process, the epoch's first samples are repeated), "drop" or "partial" (every
             sample exactly once; processes may differ by one step). Default: "wrap" to train, "partial" to evaluate.
         seed: of every draw; 0 .. 2**64-1. The same seed gives the same epochs on any machine, backend and number of processes.
@@ -153,13 +166,17 @@ def open_loader(
 class Loader:
     """An iterable of `Batch`es; each `iter()` is one epoch, the next one each time. Made by `open_loader`.
 
-    A context manager: leaving it closes it.
+    A context manager: leaving it closes it. Threads may share it, and the iteration over it: their calls take turns. It is of
+    the process that opened it.
     """
 
     def __init__(self, index: Index, config: LoaderConfig) -> None:
         self._index = index
         self._config = config
         self._pid = os.getpid()
+        self._lock = (
+            threading.RLock()
+        )  # of the epoch and what runs; taken after `_check_process`: a child may find it locked
         device = choose_device(config.device)
         self._backend = _choose_backend(config.backend, device)
         check_batch_fits(config, device)
@@ -169,13 +186,16 @@ class Loader:
         self._reader = ShardReader(index)
         self._job = Job(index, self._plan, self._reader, self._bad_samples, config, device)
         self._executor: Executor | None = None
-        self._running: _Epoch | None = None
+        self._running: weakref.ref[_Epoch] | None = (
+            None  # weak: after a `break` nothing runs ahead, and a loader is in no cycle
+        )
         self._epoch = 0
         self._start = 0  # position at which the epoch is entered: 0, or where a state resumed it
         self._done_before = 0  # steps of the epoch before `_start`
         self._handed = 0  # steps handed out since `_start`
         self._entered = False  # the epoch has been iterated over
         self._restored = False  # the epoch and the position come from a state
+        _alive[id(self)] = self
         if config.last_batch == "drop" and not len(self):
             logger.warning(
                 'an epoch has no steps: %d samples are less than batch_size times world_size, and last_batch="drop"',
@@ -212,20 +232,23 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         self._check_process()
-        self._stop_running()
-        if self._entered:
-            self._enter(self._epoch + 1)
-        self._entered, self._handed, self._restored = True, 0, False
-        self._running = _Epoch(self._batches())
-        return self._running
+        with self._lock:
+            self._stop_running()
+            if self._entered:
+                self._enter(self._epoch + 1)
+            self._entered, self._handed, self._restored = True, 0, False
+            running = _Epoch(self, self._batches())
+            self._running = weakref.ref(running)
+            return running
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next to be iterated: from its start, or, if a loaded state is in it, from that state's position."""
         check_int("epoch", epoch, 0)
         self._check_process()
-        self._stop_running()
-        if not (self._restored and epoch == self._epoch):
-            self._enter(int(epoch))
+        with self._lock:
+            self._stop_running()
+            if not (self._restored and epoch == self._epoch):
+                self._enter(int(epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run is, JSON-serialisable: epoch, and the samples handed out in it over all processes.
@@ -278,11 +301,12 @@ class Loader:
         """
         if os.getpid() != self._pid:
             return
-        self._stop_running()
-        if self._executor is not None:
-            self._executor.close()
-            self._reader.close()
-        self._executor = None
+        with self._lock:
+            self._stop_running()
+            if self._executor is not None:
+                self._executor.close()
+                self._reader.close()
+            self._executor = None
 
     def __enter__(self) -> Loader:
         return self
@@ -291,6 +315,11 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a loader holds threads and open files, and cannot be copied or sent to another process. Open it there"
+        )
 
     def __repr__(self) -> str:
         c = self._config
@@ -309,16 +338,16 @@ class Loader:
         return Schedule(len(self._plan.samples), c.batch_size, c.world_size, c.rank, c.last_batch, self._start)
 
     def _batches(self) -> Generator[Batch, None, None]:
-        if self._executor is None:
-            self._executor = _make_executor(self._backend, self._job)
         epoch = self._epoch
         steps = (self._plan.step(epoch, first, past) for first, past in self._schedule())
-        with closing(self._executor.run(steps)) as executed:
-            for step, images in executed:
-                batch = self._batch(step, images)
-                self._handed += 1  # not before: one that fails here, for want of memory say, was not handed out
-                yield batch
-                self._check_process()  # before anything waits for threads that a forked child does not have
+        with memory_explained(self._config, self._job.device):
+            if self._executor is None:
+                self._executor = _make_executor(self._backend, self._job)
+            with closing(self._executor.run(steps)) as executed:
+                for step, images in executed:
+                    batch = self._batch(step, images)
+                    self._handed += 1  # not before: one that fails here was not handed out
+                    yield batch
         self._enter(epoch + 1)
 
     def _batch(self, step: StepPlan, images: torch.Tensor) -> Batch:
@@ -334,9 +363,10 @@ class Loader:
         return Batch(images, targets, labels, step, lambda: self._index.keys(step.sample))
 
     def _stop_running(self) -> None:
-        running, self._running = self._running, None
-        if running is not None:
-            running.end()
+        with self._lock:
+            running, self._running = self._running, None
+            if running is not None and (epoch := running()) is not None:
+                epoch.end()
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -367,12 +397,20 @@ class Loader:
 class _Epoch(Iterator[Batch]):
     """One iteration over a loader. A newer one ends it, and it says so: to stop in silence would lose data."""
 
-    def __init__(self, batches: Generator[Batch, None, None]) -> None:
+    def __init__(self, loader: Loader, batches: Generator[Batch, None, None]) -> None:
+        self._loader = loader
         self._batches = batches
         self._done = False
         self._superseded = False
 
     def __next__(self) -> Batch:
+        self._loader._check_process()  # before anything waits for threads that a forked child does not have
+        with self._loader._lock:
+            if not _exiting.is_set():
+                return self._advance()
+        _refuse_at_exit()
+
+    def _advance(self) -> Batch:
         if self._superseded:
             raise MultiMixError(
                 "a loader runs one epoch at a time; this iteration was ended by a newer iter(loader), or by set_epoch, "
@@ -388,6 +426,28 @@ class _Epoch(Iterator[Batch]):
         """Drop what runs ahead; a further `next` is an error unless the epoch was over."""
         self._batches.close()
         self._superseded = not self._done
+
+
+def _close_all() -> None:
+    """As the interpreter ends, before it ends the threads that loaders need: drop what runs ahead, and let nothing start."""
+    _exiting.set()
+    for reference in _alive.valuerefs():
+        if (loader := reference()) is not None:
+            loader.close()
+
+
+# threads are ended before `atexit` runs. The last registered is the first to run: before concurrent.futures' own, imported above
+threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+
+
+def _refuse_at_exit() -> NoReturn:
+    if threading.current_thread().daemon:
+        # it ends in silence, as all of its kind. Not at once: memory that it let go of now would need an interpreter to free it
+        threading.Event().wait(_EXIT_SECONDS)
+        raise SystemExit
+    raise MultiMixError(
+        "a loader is closed when the main thread has ended, and this thread still iterates over it. Join it in the main thread"
+    )
 
 
 def dali_import_error() -> Exception | None:

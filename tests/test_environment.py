@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Open
+from conftest import Open, all_same
 
 from multimix_pipe import ConfigError, MultiMix, TrainTransform
 from multimix_pipe.environment import choose_device, default_threads, rank_and_world
+from multimix_pipe.finishing import HostFinisher
 
 WITHOUT_DALI = """
 import sys
@@ -91,3 +92,40 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_a_batch_larger_than_the_memory_is_refused_before_anything_is_read(opened: Open, backend: str) -> None:
     with pytest.raises(ConfigError, match=r"a batch must fit the memory of cpu, .* Lower batch_size or k"):
         opened(backend=backend, batch_size=10**6, mix=MultiMix(k=1000), transform=TrainTransform(size=224))
+
+
+def error_of_dali() -> Exception:
+    """Out of memory in DALI's words."""
+    return RuntimeError("Critical error in pipeline:\nCan't allocate 129499136 bytes on device 0.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), error_of_dali()])
+def test_out_of_memory_is_an_error_that_says_what_a_batch_needs(
+    opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(self: HostFinisher, step: object, pixels: object) -> None:
+        raise error
+
+    options = {"backend": backend, "mix": MultiMix(k=4), "transform": TrainTransform(size=50), "dtype": "float16"}
+    loader = opened(**options, prefetch=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(HostFinisher, "finish", full)
+        with pytest.raises(ConfigError) as raised:
+            next(iter(loader))
+    assert raised.value.__cause__ is error
+    message = str(raised.value)
+    assert "on cpu needs more memory than is free" in message
+    assert type(error).__name__ + ": " + str(error) in message
+    assert "batch_size=8 times k=4 images of 3x50x50 in float16 take 0.00048 GB" in message
+    assert "prefetch=3 keeps 4 batches of 8 decoded images, 0.00024 GB" in message
+    loader.set_epoch(0)
+    assert all_same(list(loader), list(opened(**options)))
+
+
+def test_another_runtime_error_stays_what_it_is(opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: HostFinisher, step: object, pixels: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(HostFinisher, "finish", broken)
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        next(iter(opened(backend=backend)))

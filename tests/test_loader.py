@@ -1,24 +1,17 @@
-"""The loader's contract: epochs, processes, determinism, and what is left when it ends. Both backends."""
+"""The loader's contract: epochs, processes, determinism. Both backends; `test_life_cycle.py` has what ends and breaks."""
 
 from __future__ import annotations
 
-import gc
-import importlib
 import logging
-import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, SIZE, TINY, N, Open, all_same, needs_dali
+from conftest import SIZE, TINY, N, Open, all_same, needs_dali
 from torch import Tensor
 
-from multimix_pipe import ConfigError, EvalTransform, Loader, MultiMix, MultiMixError, open_loader
+from multimix_pipe import ConfigError, EvalTransform, MultiMix
 
 
 def test_an_epoch_has_len_steps_and_the_next_iter_is_the_next_epoch(opened: Open, backend: str) -> None:
@@ -41,67 +34,10 @@ def test_a_break_ends_an_epoch_and_set_epoch_chooses_one(opened: Open, backend: 
     assert next(iter(loader)).plan.epoch == 7
 
 
-def test_a_second_iterator_ends_the_first(opened: Open, backend: str) -> None:
-    loader = opened(backend=backend)
-    first = iter(loader)
-    next(first)
-    second = iter(loader)
-    with pytest.raises(MultiMixError, match="one epoch at a time"):
-        next(first)
-    loader.set_epoch(1)
-    with pytest.raises(MultiMixError, match="open a second loader"):
-        next(second)
-    third = iter(loader)
-    assert all_same([next(third)], [next(iter(opened_at(opened, backend, epoch=1)))])
-    assert len(list(third)) == len(loader) - 1
-    iter(loader)
-    assert next(third, None) is None, "one that was over stays over"
-
-
-def test_an_interrupt_in_mid_epoch_leaves_a_loader_that_can_go_on(
-    opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loader, whole = opened(backend=backend), list(opened(backend=backend))
-    executor = importlib.import_module(f"multimix_pipe.{'dali' if backend == 'dali' else 'native'}.executor")
-    kind, name = (executor.DaliExecutor, "_outputs") if backend == "dali" else (executor.NativeExecutor, "_finish")
-    real, calls = getattr(kind, name), 0
-
-    def interrupted(self: object, *arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        result = real(self, *arguments)
-        if calls == 4:  # the result is taken, and nobody has noted it yet
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(kind, name, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        list(loader)
-    assert loader.state_dict()["steps"] == 3
-    loader.set_epoch(0)
-    assert all_same(list(loader), whole)
-
-
-def opened_at(opened: Open, backend: str, epoch: int) -> Loader:
-    loader = opened(backend=backend)
-    loader.set_epoch(epoch)
-    return loader
-
-
 @pytest.mark.parametrize("epoch", [-1, 1.5, True])
 def test_an_epoch_is_a_number_from_zero(opened: Open, epoch: object) -> None:
     with pytest.raises(ConfigError, match="epoch must be an int >= 0"):
         opened(backend="torch").set_epoch(epoch)  # type: ignore[arg-type]
-
-
-def test_a_new_iteration_after_a_broken_one_gives_the_right_batches(opened: Open, backend: str) -> None:
-    loader, fresh = opened(backend=backend), opened(backend=backend)
-    for taken in (0, 1, 3):
-        iterator = iter(loader)
-        for _ in range(taken):
-            next(iterator)
-    fresh.set_epoch(3)
-    assert all_same(list(loader), list(fresh))
 
 
 def test_an_eval_transform_shows_every_sample_once_in_stored_order(opened: Open, backend: str) -> None:
@@ -187,83 +123,6 @@ def test_global_random_state_is_left_alone(opened: Open, backend: str) -> None:
     next(iter(opened(backend=backend)))
     assert torch.get_rng_state().equal(torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index] # noqa: NPY002
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_forked_child_gets_an_error_and_harms_nobody(opened: Open, backend: str) -> None:
-    loader = opened(backend=backend)
-    expected = list(loader)
-    loader.set_epoch(0)
-    iterator = iter(loader)
-    first = next(iterator)
-    attempts = (lambda: next(iterator), lambda: iter(loader), lambda: loader.set_epoch(2))
-    for attempt in attempts:
-        assert in_a_child(attempt) == "ConfigError: a loader must be used in the process that opened it"
-    assert in_a_child(loader.close) == "done"
-    assert all_same([first, *iterator], expected)
-
-
-def in_a_child(call: Callable[[], object]) -> str:
-    """What `call` raises in a forked child, up to the bracket; "done" if nothing."""
-    read, write = os.pipe()
-    with open(read) as answers:
-        child = os.fork()
-        if not child:
-            signal.alarm(30)  # a call that hangs ends without an answer
-            try:
-                call()
-                answer = "done"
-            except BaseException as error:
-                answer = f"{type(error).__name__}: {error}".split(" (")[0]
-            os.write(write, answer.encode())
-            os._exit(0)
-        os.close(write)
-        answer = answers.read()
-    os.waitpid(child, 0)
-    return answer
-
-
-def open_files() -> Counter[str]:
-    found = Counter[str]()
-    for descriptor in Path("/proc/self/fd").iterdir():
-        try:
-            found[os.readlink(descriptor)] += 1
-        except OSError:
-            continue
-    return Counter({name: count for name, count in found.items() if name.endswith(".tar")})
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize("how", ["closed", "left", "dropped"])
-def test_nothing_stays_behind(opened: Open, shards: Path, backend: str, how: str) -> None:
-    gc.collect()
-    threads, files = set(threading.enumerate()), open_files()
-    loader = open_loader(
-        shards, batch_size=8, num_classes=CLASSES, transform=TINY, backend=backend, device="cpu", num_threads=2
-    )  # type: ignore[arg-type]
-    iterator = iter(loader)
-    next(iterator)
-    assert open_files() > files
-    if how == "closed":
-        loader.close()
-        loader.close()
-    elif how == "left":
-        with loader:
-            next(iterator)
-    del loader, iterator
-    gc.collect()
-    for thread in set(threading.enumerate()) - threads:
-        thread.join(timeout=10)
-    assert set(threading.enumerate()) <= threads
-    assert open_files() == files
-
-
-def test_a_closed_loader_opens_again(opened: Open, backend: str) -> None:
-    loader = opened(backend=backend)
-    with loader:
-        expected = list(loader)
-    loader.set_epoch(0)
-    assert all_same(list(loader), expected)
 
 
 @needs_dali

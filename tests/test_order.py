@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import TINY, N, Open, keys
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -29,6 +30,32 @@ UNEVEN = [1 + 37 * i % 90 for i in range(150)]
 def test_orders_show_each_sample_once(count: int) -> None:
     for order in (stored_order(count), global_order(count, 0, 0)):
         assert np.array_equal(np.sort(order), np.arange(count))
+
+
+def test_a_loader_shows_the_order_of_its_plan(opened: Open) -> None:
+    for shuffle, order in (("global", global_order(N, 3, 1)), ("none", stored_order(N))):
+        loader = opened(backend="torch", transform=TINY, shuffle=shuffle, seed=3, last_batch="partial")
+        loader.set_epoch(1)
+        assert keys(loader) == loader.index.keys(order)
+
+
+def test_a_global_order_mixes_sorted_shards_as_a_random_permutation_does() -> None:
+    classes, per_class, batch_size, epochs = 20, 1000, 256, 30
+    count = classes * per_class
+    draws = np.random.default_rng(0).multivariate_hypergeometric([per_class] * classes, batch_size, size=20_000)
+    expected = np.sort(draws)[:, -2:].sum(1)  # of the two most common classes in a batch
+    shown, taus = [], []
+    for epoch in range(epochs):
+        order = global_order(count, 0, epoch)
+        batches = (order // per_class)[: count // batch_size * batch_size].reshape(-1, batch_size)
+        counts = np.stack([np.bincount(batch, minlength=classes) for batch in batches])
+        shown.append(np.sort(counts)[:, -2:].sum(1))
+        taus.append(stats.kendalltau(np.arange(count), order).statistic)
+    error = expected.std() / np.sqrt(np.size(shown))
+    assert abs(np.mean(shown) - expected.mean()) < 4 * error
+    tau_error = np.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1)))
+    assert stats.kstest(np.array(taus) / tau_error, "norm").pvalue > 0.01
+    assert np.abs(taus).max() < 4 * tau_error
 
 
 def test_a_global_order_differs_by_epoch_and_seed_and_repeats_for_both() -> None:

@@ -5,8 +5,11 @@ One definition for CPU and GPU; everything random comes in through the inputs.
 
 from __future__ import annotations
 
+import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,18 @@ from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards.index import Index
 
 Inputs = dict[str, NDArray[np.generic]]
+
+_built: WeakSet[Pipeline] = WeakSet()
+
+
+def _abandon() -> None:
+    """In a forked child: never end the parent's pipelines. DALI would wait for threads that are not there, and die of it."""
+    for pipeline in _built:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline._pipe))  # its destructor, too, must not run
+        pipeline._pipe = None
+
+
+os.register_at_fork(after_in_child=_abandon)
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Graph:
         with pipeline:
             pipeline.set_outputs(self._define())
         pipeline.build()
+        _built.add(pipeline)
         return pipeline
 
     def inputs(self, step: StepPlan, index: Index) -> Inputs:

@@ -115,7 +115,7 @@ def open_index(
     shards = list_shards(source, cache_dir, progress=progress)
     tables = {shard: None if rebuild else load_table(shard, label, cache_dir) for shard in shards}
     missing = [shard for shard, table in tables.items() if table is None]
-    with tqdm(total=len(missing), desc="indexing", unit="shard", disable=not progress or not missing) as bar:
+    with _Bar(total=len(missing), desc="indexing", unit="shard", disable=not progress or not missing) as bar:
         for folder, group in groupby(sorted(missing, key=lambda shard: shard.parent), key=lambda shard: shard.parent):
             tables.update(_build_folder(folder, list(group), label, cache_dir, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
@@ -125,6 +125,12 @@ def open_index(
     if index.without_image:
         log.info("%d samples have no member %s and are left out", index.without_image, "|".join(IMAGE_EXTENSIONS))
     return index
+
+
+class _Bar(tqdm):  # type: ignore[misc]  # untyped
+    """A bar without the thread that tqdm starts for all of them and never ends."""
+
+    monitor_interval = 0
 
 
 def _build_folder(

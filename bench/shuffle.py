@@ -1,0 +1,189 @@
+"""How well is an epoch shuffled where each shard holds one class?
+
+    python bench/shuffle.py --chart shuffle.png
+
+20 shards of 1,000 samples, a class each, as a folder of classes gives when it is packed in order. Two figures of an epoch's
+order: the share of a batch of 256 that its two most common classes have, a mean over the epoch's full batches; and Kendall's tau
+between an epoch's order and the stored one, 1 for none of shuffling and about 0 for all. A round is an epoch with another seed.
+Next to them what a uniformly random permutation gives. All orders are those that a loader really shows.
+
+`window` and buffers mix neighbours: they are for shards that were shuffled as they were written, as `multimix-pipe pack` does.
+webdataset's is `shuffle(1000)`, and `shardshuffle=100` as its documentation has it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import stats
+
+from multimix_pipe import TrainTransform, open_loader
+from multimix_pipe.benchmark.chart import Bar, Group, draw_bars
+from multimix_pipe.benchmark.harness import machine_line, parser, report
+from multimix_pipe.drawing import save_picture
+
+CLASSES, PER_CLASS, BATCH = 20, 1000, 256
+COUNT = CLASSES * PER_CLASS
+NUMBER = "txt"
+"""Extension of the members that hold a sample's number in stored order."""
+
+Order = NDArray[np.int64]
+"""(COUNT,) of numbers in stored order."""
+
+
+def sorted_shards() -> Path:
+    """CLASSES shards in a temporary folder; a class's images are one tiny JPEG."""
+    folder = Path(tempfile.gettempdir()) / "multimix_bench_sorted"
+    folder.mkdir(exist_ok=True)
+    for label in range(CLASSES):
+        path = folder / f"sorted-{label:02}.tar"
+        if path.exists():
+            continue
+        picture = io.BytesIO()
+        Image.new("RGB", (8, 8), (12 * label, 255 - 12 * label, 128)).save(picture, "JPEG")
+        partial = path.with_suffix(".tmp")
+        with tarfile.open(partial, "w") as tar:
+            for number in range(label * PER_CLASS, (label + 1) * PER_CLASS):
+                members = ("jpg", picture.getvalue()), ("cls", b"%d" % label), (NUMBER, b"%d" % number)
+                for extension, content in members:
+                    member = tarfile.TarInfo(f"{number:05}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        partial.rename(path)
+    return folder
+
+
+def own_order(folder: Path, shuffle: str, seed: int) -> Order:
+    """Of the keys of a loader's batches, an epoch of seed 0 for each seed."""
+    with open_loader(
+        folder, batch_size=BATCH, num_classes=CLASSES, mix=None, shuffle=shuffle, last_batch="partial",
+        transform=TrainTransform(size=8), backend="torch", device="cpu",
+    ) as loader:  # type: ignore[arg-type]  # fmt: skip
+        loader.set_epoch(seed)
+        return np.array([int(key) for batch in loader for key in batch.keys])
+
+
+def webdataset_order(folder: Path, shardshuffle: int | bool, seed: int) -> Order:
+    """Of webdataset with the buffer of its documentation, in one process."""
+    import webdataset
+
+    shards = sorted(map(str, folder.glob("*.tar")))
+    samples = webdataset.WebDataset(shards, shardshuffle=shardshuffle, seed=seed).shuffle(1000, seed=seed)
+    return np.array([int(sample[NUMBER]) for sample in samples])
+
+
+def dali_order(folder: Path, seed: int) -> Order:
+    """Of DALI's reader with its default buffer."""
+    from shuffle_dali import reader_order
+
+    return reader_order(sorted(map(str, folder.glob("*.tar"))), NUMBER, COUNT, seed)
+
+
+def random_order(folder: Path, seed: int) -> Order:
+    """What all are held against."""
+    return np.random.default_rng(seed).permutation(COUNT)
+
+
+def two_commonest(order: Order) -> float:
+    """Mean share of their batch that the two most common classes have, over the full batches."""
+    batches = (order // PER_CLASS)[: COUNT // BATCH * BATCH].reshape(-1, BATCH)
+    counts = np.stack([np.bincount(batch, minlength=CLASSES) for batch in batches])
+    return float(np.sort(counts)[:, -2:].sum(1).mean() / BATCH)
+
+
+def tau(order: Order) -> float:
+    """Kendall's, between the order and the stored one."""
+    return float(stats.kendalltau(np.arange(len(order)), order).statistic)
+
+
+def expected() -> dict[str, float]:
+    """Mean and standard error, over the random permutations, of both figures of one epoch."""
+    draws = np.random.default_rng(0).multivariate_hypergeometric([PER_CLASS] * CLASSES, BATCH, size=100_000)
+    shares = np.sort(draws)[:, -2:].sum(1) / BATCH
+    return {
+        "share": float(shares.mean()),
+        "share_error": float(shares.std() / np.sqrt(COUNT // BATCH)),
+        "tau": 0.0,
+        "tau_error": float(np.sqrt(2 * (2 * COUNT + 5) / (9 * COUNT * (COUNT - 1)))),
+    }
+
+
+CONTENDERS: dict[str, Callable[[Path, int], Order]] = {
+    'shuffle="global"': lambda folder, seed: own_order(folder, "global", seed),
+    "a permutation by NumPy": random_order,
+    'shuffle="window"': lambda folder, seed: own_order(folder, "window", seed),
+    "DALI's reader, its default buffer": dali_order,
+    "webdataset, shuffle(1000)": lambda folder, seed: webdataset_order(folder, False, seed),
+    "webdataset, shardshuffle=100 too": lambda folder, seed: webdataset_order(folder, 100, seed),
+}
+
+
+def draw(results: dict[str, dict[str, list[float]]], random: dict[str, float], path: Path) -> None:
+    def bars(figure: str, notes: dict[str, str]) -> list[Bar]:
+        return [
+            Bar(name, [abs(value) for value in found[figure]], notes.get(name, ""), own=name.startswith("shuffle="))
+            for name, found in results.items()
+        ]
+
+    first, _, window, *_ = results
+    share = f"expected of a random permutation: {random['share']:.3f} (standard error {random['share_error']:.4f})"
+    groups = [
+        Group(
+            f"Share of a batch of {BATCH} that its two most common classes have",
+            bars("share", {first: share, window: "one shard"}),
+        ),
+        Group(
+            "Kendall's tau between the epoch's order and the stored one, without its sign",
+            bars(
+                "tau",
+                {
+                    first: f"expected: 0 (standard error {random['tau_error']:.4f})",
+                    window: "whole shards in random order",
+                },
+            ),
+        ),
+    ]
+    what = f"{CLASSES} shards of {PER_CLASS:,} samples, one class each. Less is better. Blue: this package"
+    save_picture(draw_bars("How well is an epoch shuffled?", [what, machine_line()], groups, "share, tau"), path)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--chart", type=Path, help="draw the figures there too, a PNG")
+    args = arguments.parse_args()
+    logging.getLogger("multimix_pipe").setLevel(logging.ERROR)
+    folder, random = sorted_shards(), expected()
+    results: dict[str, dict[str, list[float]]] = {}
+    for name, order_of in CONTENDERS.items():
+        orders = [order_of(folder, seed) for seed in range(args.rounds)]
+        results[name] = {
+            "share": [two_commonest(order) for order in orders],
+            "tau": [tau(order) for order in orders],
+            "samples_shown": [len(np.unique(order)) for order in orders],
+        }
+        shown = results[name]
+        print(
+            f"{name:34} two most common classes {np.median(shown['share']):6.1%} "
+            f"({min(shown['share']):.1%} .. {max(shown['share']):.1%})   tau {np.median(shown['tau']):7.4f} "
+            f"({min(shown['tau']):.4f} .. {max(shown['tau']):.4f})   each sample once: "
+            f"{all(np.array_equal(np.sort(order), np.arange(COUNT)) for order in orders)}"
+        )
+    print(
+        f"a random permutation: {random['share']:.1%} +- {random['share_error']:.2%}, tau 0 +- {random['tau_error']:.4f} "
+        "(standard errors of one epoch)"
+    )
+    if args.chart is not None:
+        draw(results, random, args.chart)
+    report(__doc__.splitlines()[0], {"expected": random, "orders": results}, args.json)
+
+
+if __name__ == "__main__":
+    main()
