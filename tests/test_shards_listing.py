@@ -117,9 +117,9 @@ def test_a_shard_named_twice_is_refused(folder: Path) -> None:
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
-        if "short" in self.path:
+        if "short" in self.path or "odd" in self.path:
             self.send_response(200)
-            self.send_header("Content-Length", "1000")
+            self.send_header("Content-Length", "a few" if "odd" in self.path else "1000")
             self.end_headers()
             self.wfile.write(b"x" * 10)
         else:
@@ -156,6 +156,11 @@ def test_a_download_that_fails_is_an_error_and_leaves_no_shard(server: str, tmp_
     with pytest.raises(ShardError, match=name):
         list_shards(f"{server}/{name}", tmp_path / "cache", progress=False)
     assert not list((tmp_path / "cache").rglob("*.tar"))
+
+
+def test_a_length_that_is_no_number_is_not_believed(server: str, tmp_path: Path) -> None:
+    (shard,) = list_shards(f"{server}/odd.tar", tmp_path / "cache", progress=False)
+    assert shard.read_bytes() == b"x" * 10
 
 
 def test_an_image_is_no_shard(tmp_path: Path) -> None:

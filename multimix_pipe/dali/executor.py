@@ -143,6 +143,8 @@ class DaliExecutor:
         try:
             stream = CodeStream(encoded)
             height, width = int(stream.height), int(stream.width)
+            if not stream.num_channels:  # of a damaged BMP; the pipeline's crash comes after its parser
+                return "DALI finds no channels in its header"
         except Exception as error:  # the parser's errors are plain RuntimeErrors and more
             return f"no header that DALI can parse: {error}".strip()
         indexed = int(self._job.index.height[sample]), int(self._job.index.width[sample])

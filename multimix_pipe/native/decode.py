@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from multimix_pipe.pixels import Pixels
-from multimix_pipe.shards.header import FORMATS
+from multimix_pipe.shards.header import FORMATS, MAX_PIXELS
 
 
 class UndecodableError(Exception):
@@ -23,6 +23,9 @@ def decode_rgb(data: NDArray[np.uint8]) -> Pixels:
     libjpeg-turbo with exact DCT and smooth upsampling; what that cannot read (other formats, CMYK) is left to Pillow.
     """
     try:
+        _check_pixels(
+            *simplejpeg.decode_jpeg_header(data)[:2]
+        )  # 3 microseconds; the bytes may be others than were indexed
         pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
     except ValueError:
         return _decode_with_pillow(data)
@@ -32,9 +35,18 @@ def decode_rgb(data: NDArray[np.uint8]) -> Pixels:
 def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
     try:
         with Image.open(io.BytesIO(data.tobytes()), formats=FORMATS) as image:
+            _check_pixels(image.height, image.width)  # Pillow's own limit can be switched off
             if image.mode.startswith("I"):  # 16 bits of gray, which convert() would clip
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
             opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of P with transparency to RGB
             return np.array(opaque.convert("RGB"))  # a copy: torch warns of memory that cannot be written
+    except UndecodableError:
+        raise
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
         raise UndecodableError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_pixels(height: int, width: int) -> None:
+    """Raise UndecodableError where there are more than MAX_PIXELS: their memory would be taken before they are read."""
+    if height * width > MAX_PIXELS:
+        raise UndecodableError(f"required at most {MAX_PIXELS:,} pixels, found {width}x{height}")

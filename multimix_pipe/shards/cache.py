@@ -44,7 +44,7 @@ def fetch_remote(url: str, cache_dir: str | PathLike[str], *, progress: bool = T
 def _download(url: str, target: Path, progress: bool) -> None:
     partial = target.with_name(target.name + ".part")
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, open(partial, "wb") as file:
-        expected = int(answer.headers["Content-Length"]) if "Content-Length" in answer.headers else None
+        expected = answer.length  # of the Content-Length; None where there is none that can be read
         with tqdm(total=expected, desc=target.name, unit="B", unit_scale=True, disable=not progress) as bar:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_PIXELS = 178_956_970  # above this Pillow refuses an image as a decompression bomb
+MAX_BYTES = 2**28  # encoded; a photo of MAX_PIXELS at the highest quality has fewer
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # by content: real data sets hold PNG files named .jpeg
 
 _SEGMENT, _FILL, _NO_LENGTH, _FRAME, _UNUSUAL = range(5)
@@ -73,7 +74,7 @@ def read_headers(
         headers[i, 2] = _orientation(read(i, *exif[i].tolist()))
     for i in np.flatnonzero(headers[:, 0] < 0).tolist():
         beginning = buffer[start[i] : start[i] + have[i]].tobytes()
-        headers[i] = _png_header(beginning) or _pillow_header(read(i, 0, int(size[i]))) or UNREADABLE
+        headers[i] = _png_header(beginning) or _pillow_header(read(i, 0, min(int(size[i]), MAX_BYTES))) or UNREADABLE
     return headers
 
 
@@ -228,7 +229,11 @@ def _pillow_header(data: bytes) -> Header | None:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
             return Header(0, 0, 1)
-        except (OSError, SyntaxError, ValueError):
+        except Exception:  # of corrupt data Pillow raises nearly anything
             return None
+    if (
+        image.width * image.height > MAX_PIXELS
+    ):  # Pillow's own limit can be switched off, and then sides may pass 64 bits
+        return Header(0, 0, 1)
     # Image's own getexif, as that of PNG decodes all pixels in search of metadata after them
     return Header(image.width, image.height, _quiet_orientation(lambda: Image.Image.getexif(image)))

@@ -57,8 +57,7 @@ def _name(item: object) -> str:
 
 
 def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:
-    if item.startswith("pipe:"):
-        raise ConfigError(f"{item!r}: pipe: URLs run shell commands and are refused; name files or http(s) URLs")
+    _refuse_pipe(item, item)
     if Path(item).is_file():  # before patterns, so that a name with braces or brackets is taken as it is
         return [Path(item)]
     if Path(item).is_dir():
@@ -67,9 +66,16 @@ def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) ->
         names = list(braceexpand(item))
     except ValueError as error:
         raise ConfigError(f"{item!r} is no brace pattern like train-{{000000..001281}}.tar: {error}") from error
+    for name in names:
+        _refuse_pipe(name, item)
     if scheme := _SCHEME.match(item):
         return [_download(name, scheme[1].lower(), cache_dir, progress) for name in names]
     return _local(names, item)
+
+
+def _refuse_pipe(name: str, item: str) -> None:
+    if name.lower().startswith("pipe:"):
+        raise ConfigError(f"{item!r}: pipe: URLs run shell commands and are refused; name files or http(s) URLs")
 
 
 def _local(names: list[str], item: str) -> list[Path]:

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from multimix_pipe.errors import ShardError
-from multimix_pipe.shards.header import MAX_PIXELS, read_headers
+from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers
 from multimix_pipe.shards.tar import READ_BUFFER, Members, read_batches, read_fully, split_name
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
-FINE, BAD_HEADER, TOO_MANY_PIXELS, NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON = range(7)
+FINE, BAD_HEADER, TOO_MANY_PIXELS, NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON, TOO_MANY_BYTES = range(8)
 
 PROBLEMS: dict[int, str] = {
     BAD_HEADER: "the image header cannot be read",
@@ -28,6 +28,7 @@ PROBLEMS: dict[int, str] = {
     LABEL_NOT_INT: "the label is not an integer",
     LABEL_RANGE: "the label is negative or does not fit 64 bits",
     BAD_JSON: "the .json member is not a JSON object",
+    TOO_MANY_BYTES: f"the image has more than {MAX_BYTES:,} bytes",
 }
 """What is wrong with a sample, by the code in `Index.problem`; 0 is a sample without a known problem."""
 
@@ -152,14 +153,14 @@ class _Scan:
     def _add_labels(self, members: Members, rows: npt.NDArray[np.intp], sample: npt.NDArray[np.int64]) -> None:
         size = np.minimum(members.size[rows], self._label_limit)
         view = members.buffer.data
-        texts = [
+        texts = (  # one at a time: each may be long
             view[start : start + count].tobytes() if count <= have else self._data(members, i, 0, count)
             for i, start, have, count in zip(
                 *(column.tolist() for column in (rows, members.start[rows], members.have[rows], size)), strict=True
             )
-        ]
-        labels, problems = zip(*map(self._parse_label, texts), strict=True) if texts else ((), ())
-        self._labels.append(np.array([sample[rows], labels, problems], dtype=np.int64).T)
+        )
+        labels = np.array([*map(self._parse_label, texts)], dtype=np.int64).reshape(-1, 2)
+        self._labels.append(np.column_stack([sample[rows], labels]))
 
     def _data(self, members: Members, i: int, begin: int, end: int) -> bytes:
         """Bytes [begin, end) of a member, those of them that it has."""
@@ -182,6 +183,7 @@ class _Scan:
         label, problem = label[sample], problem[sample]
         problem[(width == 0) | (width * height > MAX_PIXELS)] = TOO_MANY_PIXELS
         problem[width < 0] = BAD_HEADER
+        problem[size > MAX_BYTES] = TOO_MANY_BYTES
         all_keys = list(self._samples)
         keys = [all_keys[number] for number in sample.tolist()]
         rows = np.empty(len(keys), dtype=ROW)

@@ -15,13 +15,15 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 
 from multimix_pipe.errors import ShardError
-from multimix_pipe.shards.scan import PROBLEMS, ROW, Table
+from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS
+from multimix_pipe.shards.scan import FINE, PROBLEMS, ROW, Table
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ SUFFIX = ".index"
 LOCK = ".multimix-index.lock"
 
 _CHECKSUM_SIZE = 9
+_LONGEST = 8  # times its shard: a sample's row and key take fewer bytes than its header in the tar
+_LONGEST_HEAD = 2**16
 
 
 def cache_folder(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -106,7 +110,7 @@ def load_table(shard: Path, label: str, cache_dir: str | os.PathLike[str] | None
         raise ShardError(f"{shard} cannot be read: {error}") from error
     for path in _places(shard, label, cache_dir):
         try:
-            table = _read_table(path, label)
+            table = _read_table(path, label, _LONGEST * stat.st_size + _LONGEST_HEAD)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -125,7 +129,10 @@ def _places(shard: Path, label: str, cache_dir: str | os.PathLike[str] | None) -
     yield str(cache_folder(shard.parent, cache_dir) / name)
 
 
-def _read_table(path: str, label: str) -> Table:
+def _read_table(path: str, label: str, longest: int) -> Table:
+    status = os.stat(path)
+    if not S_ISREG(status.st_mode) or status.st_size > longest:  # a pipe, say, that gives nothing, or has no end
+        raise ValueError(f"required a file of at most {longest:,} bytes")
     with open(path, "rb", buffering=0) as file:
         data = file.read()
     body = memoryview(data)[_CHECKSUM_SIZE:]
@@ -136,12 +143,15 @@ def _read_table(path: str, label: str) -> Table:
     found = (head["magic"], head["version"], head["label"])
     if found != (MAGIC, VERSION, label):
         raise ValueError(f"required {(MAGIC, VERSION, label)}, found {found}")
+    counts = [head[name] for name in ("samples", "shard_size", "mtime_ns", "without_image")]
+    if not all(type(count) is int for count in [*counts, *dict(head["extensions"]).values()]):
+        raise ValueError("its head has counts that are no integers")
     rows = np.frombuffer(data, ROW, head["samples"], head_end)
     keys = memoryview(data)[head_end + rows.nbytes :]
     if int(rows["key_size"].sum()) != len(keys):
         raise ValueError("its parts do not fit each other")
     _check_rows(rows, head["shard_size"])
-    return Table(rows, keys, head["shard_size"], head["mtime_ns"], head["without_image"], head["extensions"])
+    return Table(rows, keys, head["shard_size"], head["mtime_ns"], head["without_image"], dict(head["extensions"]))
 
 
 def _check_rows(rows: npt.NDArray[np.void], shard_size: int) -> None:
@@ -155,3 +165,7 @@ def _check_rows(rows: npt.NDArray[np.void], shard_size: int) -> None:
         raise ValueError(
             f"it has samples that do not lie in the {shard_size:,} bytes of its shard, or unknown problems"
         )
+    width, height, orientation = rows["width"].astype(np.int64), rows["height"].astype(np.int64), rows["orientation"]
+    usable = (width > 0) & (height > 0) & (width * height <= MAX_PIXELS) & (size <= MAX_BYTES) & (rows["label"] >= 0)
+    if not (usable | (rows["problem"] != FINE)).all() or orientation.min() < 1 or orientation.max() > 8:
+        raise ValueError("it has samples without a known problem whose size, label or orientation cannot be")

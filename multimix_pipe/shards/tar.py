@@ -33,12 +33,15 @@ _WIDE_WINDOW = 2**18  # where members are small, reading all is cheaper than ste
 _NEAR = 2**14  # bytes to the next header that are read rather than stepped over
 _BUFFER = 2**23
 
-_LONGEST_HEADER = 2**20
+_LONGEST_HEADER = 2**20  # bytes of a member's, with all that extends it
+_LONGEST_NAME = 4096
+_MOST_GLOBAL = 4096  # characters in the names of pax records for all members, which tarfile copies for each
+_LONG_NUMBER = re.compile(rb"[0-9]{200}")  # tarfile's patterns take quadratic time over longer ones
 
 _KIND, _REGULAR, _PAX = 156, ord("0"), ord("x")
 _SIZE, _CHECKSUM, _PREFIX = slice(124, 136), slice(148, 156), slice(345, 500)
 _PLACES = 8 ** np.arange(5, -1, -1, dtype=np.uint64)
-_TARFILE_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError)
+_TARFILE_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 # records that say nothing about where the data lies or what it is called; webdataset's writer adds an mtime to each file
 _HARMLESS = r"mtime|atime|ctime|uid|gid|uname|gname|comment|SCHILY\.[^=\n]*|LIBARCHIVE\.[^=\n]*"
@@ -136,15 +139,21 @@ class _Rows:
 
 
 class _HeaderFile:
-    """What tarfile reads headers from: no damaged or hostile one makes it ask for gigabytes."""
+    """What tarfile reads headers from: no damaged or hostile one makes it ask for gigabytes, or work for hours."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
+        self.left = _LONGEST_HEADER
+        """Bytes that the header may still have."""
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _LONGEST_HEADER:
-            raise ValueError(f"a header of {size:,} bytes")
-        return self._file.read(size)
+        if not 0 <= size <= self.left:
+            raise ValueError(f"a header of more than {_LONGEST_HEADER:,} bytes")
+        self.left -= size
+        data = self._file.read(size)
+        if _LONG_NUMBER.search(data):
+            raise ValueError("a header with a number of 200 digits")
+        return data
 
 
 class _Walk:
@@ -161,8 +170,9 @@ class _Walk:
         self._ended = False
         self._unusual = 0  # headers from there on that tarfile is to read
         self._next_unusual = 1  # how many that will be when the next turns out to need it
+        self._headers = _HeaderFile(file)
         try:
-            self._tar = tarfile.TarFile(fileobj=_HeaderFile(file), encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+            self._tar = tarfile.TarFile(fileobj=self._headers, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
         except _TARFILE_ERRORS as error:
             raise self._damage(str(error)) from error
         self._heed_global_records()
@@ -170,6 +180,8 @@ class _Walk:
     def next_batch(self) -> Members | None:
         """The next files, at least one; None at the end."""
         while not self._ended:
+            if self._next > self._file_size:
+                raise self._damage("the pax records before it are cut")
             members = self._checked(self._collect())
             if members.names:
                 return members
@@ -228,6 +240,7 @@ class _Walk:
             self._ended = True
             return 0
         self._file.seek(self._next)
+        self._headers.left = _LONGEST_HEADER
         try:
             info = tarfile.TarInfo.fromtarfile(self._tar)
         except _TARFILE_ERRORS as error:
@@ -237,11 +250,14 @@ class _Walk:
             raise self._damage(f"{info.name!r} has {info.size} bytes")
         if info.isreg() and info.issparse():
             raise ShardError(f"{self._path}: member {info.name!r} is stored sparse; write the shard without --sparse")
-        if following > self._file_size:
-            raise self._cut(info.name, following)
+        if len(info.name) > _LONGEST_NAME:
+            raise self._damage(f"a name of {len(info.name):,} characters")
+        # the two differ where pax records say another size than the header
+        if (needed := max(following, info.offset_data + info.size if info.isreg() else 0)) > self._file_size:
+            raise self._cut(info.name, needed)
+        self._heed_global_records()
         self._next = following
         self._unusual = max(self._unusual - 1, 0)
-        self._heed_global_records()
         if not info.isreg():
             return 0
         got = read_fully(self._file.fileno(), self._view[filled : filled + AHEAD], info.offset_data)
@@ -278,6 +294,8 @@ class _Walk:
 
     def _heed_global_records(self) -> None:
         """Leave all headers to tarfile where pax records for all following members matter."""
+        if sum(map(len, self._tar.pax_headers)) > _MOST_GLOBAL:
+            raise self._damage(f"pax records for all members with names of more than {_MOST_GLOBAL:,} characters")
         if not all(map(_HARMLESS_KEY.fullmatch, self._tar.pax_headers)):
             self._unusual = self._file_size
 
