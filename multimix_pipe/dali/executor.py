@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ from multimix_pipe.reading import ReadAhead, Reading
 
 STEPS_READ = 4
 """Steps that are being read, besides those that DALI has."""
+
+ROWS_ALONE = 2
+"""Rows a thread that are decoded together, where one of a step cannot be decoded."""
 
 Encoded = NDArray[np.uint8]
 TensorList = TensorListCPU | TensorListGPU
@@ -158,7 +161,7 @@ class DaliExecutor:
         """Give a step to DALI, which starts on it."""
         if self._pipeline is None:
             self._pipeline, self._started = self._graph.build(), False
-        self._feed_inputs(self._pipeline, work)
+        self._feed_inputs(self._pipeline, work.step, work.encoded)
         self._in_flight.append(work)
         if self._started:
             self._pipeline.schedule_run()
@@ -166,9 +169,9 @@ class DaliExecutor:
             self._pipeline.schedule_run()  # the first one runs as often as the queue is deep
             self._started = True
 
-    def _feed_inputs(self, pipeline: Pipeline, work: _Work) -> None:
-        pipeline.feed_input("encoded", work.encoded)
-        for name, array in self._graph.inputs(work.step, self._job.index).items():
+    def _feed_inputs(self, pipeline: Pipeline, step: StepPlan, encoded: list[Encoded]) -> None:
+        pipeline.feed_input("encoded", encoded)
+        for name, array in self._graph.inputs(step, self._job.index).items():
             pipeline.feed_input(name, array)
 
     def _take(self, work: _Work) -> tuple[StepPlan, Tensor]:
@@ -178,7 +181,7 @@ class DaliExecutor:
             self._feed(work)
             self._in_flight[-1] = None
         try:
-            decoded = self._outputs(self._pipeline)
+            decoded = [self._outputs(self._pipeline)]
         except RuntimeError:
             # the pipeline is lost, and the error may be of a later step: find out, then start again behind this one
             behind = [later for later in list(self._in_flight)[1:] if later is not None]
@@ -191,36 +194,46 @@ class DaliExecutor:
         work.replacements.record()
         return work.step, self._finisher.finish(work.step, self._pixels(work.step, decoded))
 
-    def _run_alone(self, work: _Work) -> TensorList:
-        """Execute one step in a pipeline of its own, with other samples in the place of those that DALI cannot decode."""
-        while True:
-            pipeline = replace(self._graph, prefetch=1).build()
-            self._feed_inputs(pipeline, work)
-            pipeline.schedule_run()
-            try:
-                return self._outputs(pipeline)
-            except RuntimeError as error:
-                named = re.search(r"decode sample #(\d+)", str(error))
-                if named is None:
-                    raise
-                row = int(named[1])
-                work.replacements.replace(row, "DALI cannot decode this window of it")
-                work.encoded[row] = self._read_row(work.replacements, row)
+    def _run_alone(self, work: _Work) -> list[TensorList]:
+        """Execute one step apart, with other samples in the place of those that DALI cannot decode; results of rows in turn.
+
+        A few rows at a time, as an error takes the results of all that are decoded with it.
+        """
+        graph, size = replace(self._graph, prefetch=1), ROWS_ALONE * self._graph.num_threads
+        pipeline, decoded = graph.build(), []
+        for first in range(0, len(work.step), size):
+            rows = slice(first, first + size)
+            while True:
+                self._feed_inputs(pipeline, work.step.rows(rows), work.encoded[rows])
+                pipeline.schedule_run()
+                try:
+                    decoded.append(self._outputs(pipeline))
+                    break
+                except RuntimeError as error:
+                    named = re.search(r"decode sample #(\d+)", str(error))
+                    if named is None:
+                        raise
+                    row = first + int(named[1])
+                    work.replacements.replace(row, "DALI cannot decode this window of it")
+                    work.encoded[row] = self._read_row(work.replacements, row)
+                    pipeline = graph.build()
+        return decoded
 
     def _outputs(self, pipeline: Pipeline) -> TensorList:
         stream = torch.cuda.current_stream(self._job.device) if self._job.device.type == "cuda" else None
         decoded: TensorList = pipeline.outputs(cuda_stream=stream)[0]
         return decoded
 
-    def _pixels(self, step: StepPlan, decoded: TensorList) -> Tensor:
-        """The batch for the finisher, of what the graph gave."""
+    def _pixels(self, step: StepPlan, decoded: list[TensorList]) -> Tensor:
+        """The batch for the finisher, of what the graph gave for its rows: at once, or a few at a time."""
         if self._graph.resizes:
-            pixels: Tensor = torch.utils.dlpack.from_dlpack(decoded.as_tensor())
-            return pixels
+            parts: list[Tensor] = [torch.utils.dlpack.from_dlpack(part.as_tensor()) for part in decoded]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         pixels = self._finisher.pixels(len(step))
         rows = pixels.numpy()
+        windows = list(chain.from_iterable(decoded))
         for _ in self._resizers.map(
-            lambda row: self._resize(step, row, np.asarray(decoded[row]), rows[row]), range(len(step))
+            lambda row: self._resize(step, row, np.asarray(windows[row]), rows[row]), range(len(step))
         ):
             pass
         return pixels
