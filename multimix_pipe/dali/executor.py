@@ -11,22 +11,21 @@ On a CPU a training graph ends with the decoded windows: DALI's resize takes thr
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
-from nvidia.nvimgcodec import CodeStream
 from torch import Tensor
 
 from multimix_pipe.config import TrainTransform
+from multimix_pipe.dali.failures import header_problem, undecodable_row
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.execution import Job, Replacements
@@ -143,14 +142,9 @@ class DaliExecutor:
 
     def _problem(self, sample: int, window: NDArray[np.float32], encoded: Encoded) -> str | None:
         """Why these bytes must not enter DALI, whose pipeline does not survive a header or a window that is wrong."""
-        try:
-            stream = CodeStream(encoded)
-            height, width = int(stream.height), int(stream.width)
-        except Exception as error:  # the parser's errors are plain RuntimeErrors and more
-            return f"no header that DALI can parse: {error}".strip()
-        indexed = int(self._job.index.height[sample]), int(self._job.index.width[sample])
-        if (height, width) != indexed:
-            return f"its header says {width}x{height} pixels, its index {indexed[1]}x{indexed[0]}"
+        height, width = int(self._job.index.height[sample]), int(self._job.index.width[sample])
+        if (reason := header_problem(encoded, height, width)) is not None:
+            return reason
         if self._job.orientation(sample) >= 5:
             height, width = width, height
         y, x, window_height, window_width = window.tolist()
@@ -210,10 +204,7 @@ class DaliExecutor:
                     decoded.append(self._outputs(pipeline))
                     break
                 except RuntimeError as error:
-                    named = re.search(r"decode sample #(\d+)", str(error))
-                    if named is None:
-                        raise
-                    row = first + int(named[1])
+                    row = first + undecodable_row(error)
                     work.replacements.replace(row, "DALI cannot decode this window of it")
                     work.encoded[row] = self._read_row(work.replacements, row)
                     pipeline = graph.build()
@@ -231,7 +222,7 @@ class DaliExecutor:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         pixels = self._finisher.pixels(len(step))
         rows = pixels.numpy()
-        windows = list(chain.from_iterable(decoded))
+        windows = [part[row] for part in decoded for row in range(len(part))]
         for _ in self._resizers.map(
             lambda row: self._resize(step, row, np.asarray(windows[row]), rows[row]), range(len(step))
         ):
