@@ -3,8 +3,8 @@
     python bench/bad_samples.py [--shards FOLDER]
 
 What the index knows has no header and is never decoded. A new one has a good header and no pixels: only decoding finds it, every
-epoch anew. What it costs is the time of the steps around it, from the one before to the one that is last decoded with it, less the
-median of all other steps as often, in such medians.
+epoch anew. What it costs is what the steps around it take more than the median of the other steps, in such medians; "none" shows
+what that measure gives of noise.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def main() -> None:
     add_shards(arguments)
     arguments.add_argument("--batch-size", type=int, default=64)
     arguments.add_argument("--images", type=int, default=1280, help="decoded a measurement of the rate")
-    arguments.add_argument("--steps", type=int, default=24, help="of an epoch with a newly found bad sample; at least 20")
+    arguments.add_argument(
+        "--steps", type=int, default=24, help="of an epoch with a newly found bad sample; at least 20"
+    )
     args = arguments.parse_args()
     folder, num_classes = chosen_shards(args.shards)
     logging.disable(logging.WARNING)  # of each bad sample

@@ -64,6 +64,8 @@ def main() -> None:
         ("growth", "--rounds", 1 if args.quick else 3, "--steps", 201 if args.quick else 2000, *shards),
         ("plan", *rounds),
         ("pixels", *shards),
+        ("judgement",),
+        ("bad_samples", *rounds, "--images", 128 if args.quick else 1280, *shards),
         ("training", *rounds, "--batch-size", 16, *shards, "--repeat", 1),
     ):
         results[question] = run(question, *options)
