@@ -222,6 +222,7 @@ def test_an_interrupt_ends_it_in_a_line_after_what_was_found(tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).resolve().parents[1],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
     ) as child:
         assert child.stdout is not None
         assert child.stderr is not None
