@@ -65,6 +65,8 @@ def main() -> None:
         ("plan", *rounds),
         ("pixels", *shards),
         ("shuffle", *rounds),
+        ("judgement",),
+        ("bad_samples", *rounds, "--images", 128 if args.quick else 1280, *shards),
         ("training", *rounds, "--batch-size", 16, *shards, "--repeat", 1),
     ):
         results[question] = run(question, *options)

@@ -178,7 +178,7 @@ class Loader:
             threading.RLock()
         )  # of the epoch and what runs; taken after `_check_process`: a child may find it locked
         device = choose_device(config.device)
-        self._backend = _choose_backend(config.backend, device)
+        self._backend = choose_backend(config.backend, device)
         check_batch_fits(config, device)
         samples = choose_samples(index, config)
         self._plan = Plan(samples, config.transform, config.mix, config.shuffle, config.seed, config.batch_size)
@@ -459,7 +459,8 @@ def dali_import_error() -> Exception | None:
     return None
 
 
-def _choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
+def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
+    """What a `backend` argument means here. Raises MissingBackendError, or ConfigError where it cannot serve `device`."""
     if backend == "torch":
         return "torch"
     if backend == "auto" and device.type == "mps":

@@ -163,15 +163,23 @@ def test_replaced_samples_are_counted_and_the_same_every_time(
         assert same_batch(next(iter(second)), batches[step + 1])
 
 
-def test_good_rows_of_a_step_with_bad_ones_keep_their_samples(opened: Open, tmp_path: Path, backend: str) -> None:
-    settings: dict[str, object] = {"mix": None, "transform": WHOLE, "on_bad_sample": "replace"}
-    damaged = open_in_order(opened, shards_with(tmp_path / "a", {9: "cut at 70%"}), backend, **settings)
+@pytest.mark.parametrize("transform", [WHOLE, EvalTransform(size=16, resize=18)], ids=["train", "eval"])
+def test_good_rows_of_a_step_with_bad_ones_keep_their_samples(
+    opened: Open, tmp_path: Path, backend: str, transform: TrainTransform | EvalTransform
+) -> None:
+    settings: dict[str, object] = {"mix": None, "transform": transform, "on_bad_sample": "replace", "batch_size": 12}
+    bad = {1: "cut at 70%", 2: "no scan data", 6: "cut at 70%", 11: "no scan data", 21: "cut at 70%"}
+    damaged = open_in_order(opened, shards_with(tmp_path / "a", bad), backend, **settings)
     whole = open_in_order(opened, shards_with(tmp_path / "b", {}), backend, **settings)
-    for found, expected in zip(damaged, whole, strict=True):
-        for row, key in enumerate(expected.keys):
-            if key != "s09":
-                assert found.keys[row] == key
-                assert found.images[row].equal(expected.images[row])
+    by_key = {key: image for batch in whole for key, image in zip(batch.keys, batch.images, strict=True)}
+    for step, found in enumerate(damaged):
+        for row, key in enumerate(found.keys):
+            number = 12 * step + row
+            if number not in bad:
+                assert key == f"s{number:02d}"
+            if number not in bad or isinstance(transform, EvalTransform):  # else its crop is another one too
+                assert found.images[row].equal(by_key[key])
+    assert len(damaged.bad_samples) == len(bad)
 
 
 def test_labels_and_targets_are_those_of_the_replacement(opened: Open, tmp_path: Path, backend: str) -> None:

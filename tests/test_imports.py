@@ -29,7 +29,7 @@ LAYERS = [
     {"batch"},
     {"loader"},
     {"__init__"},
-    {"benchmark"},
+    {"benchmark", "verify"},
     {"cli"},
     {"__main__"},
 ]

@@ -11,7 +11,6 @@ On a CPU a training graph ends with the decoded windows: DALI's resize takes thr
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +22,10 @@ import torch
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
-from nvidia.nvimgcodec import CodeStream
 from torch import Tensor
 
 from multimix_pipe.config import TrainTransform
+from multimix_pipe.dali.failures import header_problem, undecodable_row
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.execution import Job, Replacements
@@ -37,6 +36,9 @@ from multimix_pipe.reading import ReadAhead, Reading
 
 STEPS_READ = 4
 """Steps that are being read, besides those that DALI has."""
+
+ROWS_ALONE = 2
+"""Rows a thread that are decoded together, where one of a step cannot be decoded."""
 
 Encoded = NDArray[np.uint8]
 TensorList = TensorListCPU | TensorListGPU
@@ -140,16 +142,9 @@ class DaliExecutor:
 
     def _problem(self, sample: int, window: NDArray[np.float32], encoded: Encoded) -> str | None:
         """Why these bytes must not enter DALI, whose pipeline does not survive a header or a window that is wrong."""
-        try:
-            stream = CodeStream(encoded)
-            height, width = int(stream.height), int(stream.width)
-            if not stream.num_channels:  # of a damaged BMP; the pipeline's crash comes after its parser
-                return "DALI finds no channels in its header"
-        except Exception as error:  # the parser's errors are plain RuntimeErrors and more
-            return f"no header that DALI can parse: {error}".strip()
-        indexed = int(self._job.index.height[sample]), int(self._job.index.width[sample])
-        if (height, width) != indexed:
-            return f"its header says {width}x{height} pixels, its index {indexed[1]}x{indexed[0]}"
+        height, width = int(self._job.index.height[sample]), int(self._job.index.width[sample])
+        if (reason := header_problem(encoded, height, width)) is not None:
+            return reason
         if self._job.orientation(sample) >= 5:
             height, width = width, height
         y, x, window_height, window_width = window.tolist()
@@ -160,7 +155,7 @@ class DaliExecutor:
         """Give a step to DALI, which starts on it."""
         if self._pipeline is None:
             self._pipeline, self._started = self._graph.build(), False
-        self._feed_inputs(self._pipeline, work)
+        self._feed_inputs(self._pipeline, work.step, work.encoded)
         self._in_flight.append(work)
         if self._started:
             self._pipeline.schedule_run()
@@ -168,9 +163,9 @@ class DaliExecutor:
             self._pipeline.schedule_run()  # the first one runs as often as the queue is deep
             self._started = True
 
-    def _feed_inputs(self, pipeline: Pipeline, work: _Work) -> None:
-        pipeline.feed_input("encoded", work.encoded)
-        for name, array in self._graph.inputs(work.step, self._job.index).items():
+    def _feed_inputs(self, pipeline: Pipeline, step: StepPlan, encoded: list[Encoded]) -> None:
+        pipeline.feed_input("encoded", encoded)
+        for name, array in self._graph.inputs(step, self._job.index).items():
             pipeline.feed_input(name, array)
 
     def _take(self, work: _Work) -> tuple[StepPlan, Tensor]:
@@ -180,7 +175,7 @@ class DaliExecutor:
             self._feed(work)
             self._in_flight[-1] = None
         try:
-            decoded = self._outputs(self._pipeline)
+            decoded = [self._outputs(self._pipeline)]
         except RuntimeError:
             # the pipeline is lost, and the error may be of a later step: find out, then start again behind this one
             behind = [later for later in list(self._in_flight)[1:] if later is not None]
@@ -193,36 +188,43 @@ class DaliExecutor:
         work.replacements.record()
         return work.step, self._finisher.finish(work.step, self._pixels(work.step, decoded))
 
-    def _run_alone(self, work: _Work) -> TensorList:
-        """Execute one step in a pipeline of its own, with other samples in the place of those that DALI cannot decode."""
-        while True:
-            pipeline = replace(self._graph, prefetch=1).build()
-            self._feed_inputs(pipeline, work)
-            pipeline.schedule_run()
-            try:
-                return self._outputs(pipeline)
-            except RuntimeError as error:
-                named = re.search(r"decode sample #(\d+)", str(error))
-                if named is None:
-                    raise
-                row = int(named[1])
-                work.replacements.replace(row, "DALI cannot decode this window of it")
-                work.encoded[row] = self._read_row(work.replacements, row)
+    def _run_alone(self, work: _Work) -> list[TensorList]:
+        """Execute one step apart, with other samples in the place of those that DALI cannot decode; results of rows in turn.
+
+        A few rows at a time, as an error takes the results of all that are decoded with it.
+        """
+        graph, size = replace(self._graph, prefetch=1), ROWS_ALONE * self._graph.num_threads
+        pipeline, decoded = graph.build(), []
+        for first in range(0, len(work.step), size):
+            rows = slice(first, first + size)
+            while True:
+                self._feed_inputs(pipeline, work.step.rows(rows), work.encoded[rows])
+                pipeline.schedule_run()
+                try:
+                    decoded.append(self._outputs(pipeline))
+                    break
+                except RuntimeError as error:
+                    row = first + undecodable_row(error)
+                    work.replacements.replace(row, "DALI cannot decode this window of it")
+                    work.encoded[row] = self._read_row(work.replacements, row)
+                    pipeline = graph.build()
+        return decoded
 
     def _outputs(self, pipeline: Pipeline) -> TensorList:
         stream = torch.cuda.current_stream(self._job.device) if self._job.device.type == "cuda" else None
         decoded: TensorList = pipeline.outputs(cuda_stream=stream)[0]
         return decoded
 
-    def _pixels(self, step: StepPlan, decoded: TensorList) -> Tensor:
-        """The batch for the finisher, of what the graph gave."""
+    def _pixels(self, step: StepPlan, decoded: list[TensorList]) -> Tensor:
+        """The batch for the finisher, of what the graph gave for its rows: at once, or a few at a time."""
         if self._graph.resizes:
-            pixels: Tensor = torch.utils.dlpack.from_dlpack(decoded.as_tensor())
-            return pixels
+            parts: list[Tensor] = [torch.utils.dlpack.from_dlpack(part.as_tensor()) for part in decoded]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         pixels = self._finisher.pixels(len(step))
         rows = pixels.numpy()
+        windows = [part[row] for part in decoded for row in range(len(part))]
         for _ in self._resizers.map(
-            lambda row: self._resize(step, row, np.asarray(decoded[row]), rows[row]), range(len(step))
+            lambda row: self._resize(step, row, np.asarray(windows[row]), rows[row]), range(len(step))
         ):
             pass
         return pixels

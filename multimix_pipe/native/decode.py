@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from multimix_pipe.pixels import Pixels
 from multimix_pipe.shards.header import FORMATS, MAX_PIXELS
@@ -23,9 +25,8 @@ def decode_rgb(data: NDArray[np.uint8]) -> Pixels:
     libjpeg-turbo with exact DCT and smooth upsampling; what that cannot read (other formats, CMYK) is left to Pillow.
     """
     try:
-        _check_pixels(
-            *simplejpeg.decode_jpeg_header(data)[:2]
-        )  # 3 microseconds; the bytes may be others than were indexed
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(height, width)  # again, as the bytes may be others than were indexed
         pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
     except ValueError:
         return _decode_with_pillow(data)
@@ -36,12 +37,16 @@ def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
     try:
         with Image.open(io.BytesIO(data.tobytes()), formats=FORMATS) as image:
             _check_pixels(image.height, image.width)  # Pillow's own limit can be switched off
+            if image.format == "PNG":
+                _check_png(data.tobytes())
             if image.mode.startswith("I"):  # 16 bits of gray, which convert() would clip
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
             opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of P with transparency to RGB
             return np.array(opaque.convert("RGB"))  # a copy: torch warns of memory that cannot be written
     except UndecodableError:
         raise
+    except UnidentifiedImageError:  # its message holds an address in memory
+        raise UndecodableError("no image of a known format") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on broken bytes
         raise UndecodableError(f"{type(error).__name__}: {error}") from error
 
@@ -50,3 +55,14 @@ def _check_pixels(height: int, width: int) -> None:
     """Raise UndecodableError where there are more than MAX_PIXELS: their memory would be taken before they are read."""
     if height * width > MAX_PIXELS:
         raise UndecodableError(f"required at most {MAX_PIXELS:,} pixels, found {width}x{height}")
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ValueError where the pixels' checksums are wrong. Pillow does not look at them; libpng, and so DALI, does."""
+    place, kind = 8, b""
+    while kind != b"IEND":
+        size, kind = struct.unpack_from(">L4s", data, place)
+        end = place + 8 + size
+        if kind == b"IDAT" and struct.unpack_from(">L", data, end) != (zlib.crc32(data[place + 4 : end]),):
+            raise ValueError("wrong checksum of a PNG's pixels")
+        place = end + 4

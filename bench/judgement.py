@@ -1,0 +1,173 @@
+"""Which images does each part take: indexing, verify, the two backends? And how far apart are the pixels of those both take?
+
+    python bench/judgement.py [--odd FOLDER]
+
+Each image, generated odd ones and every file of FOLDER, is a sample of a shard of its own kind, most under .jpg as in real data.
+A backend decodes its whole, then a small window at the top left and one at the bottom right. "index": refused when the shards are
+indexed, the same for all. "bad": refused when it is decoded. Rows where the backends differ are marked with *.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from odd_images import odd_images
+
+from multimix_pipe import BadSampleError, TrainTransform, open_loader
+from multimix_pipe.benchmark.harness import parser, report
+from multimix_pipe.config import IMAGENET_STD
+from multimix_pipe.loader import Loader, _make_executor
+from multimix_pipe.plan import StepPlan
+from multimix_pipe.shards import Index, open_index
+from multimix_pipe.verify import verify
+
+BACKENDS = ("torch", "dali")
+WINDOWS = ("whole", "top", "bottom")
+SIZE = 64
+OWN_EXTENSIONS = (".png", ".jpeg", ".webp")
+"""Files of a folder keep these; all others are samples under .jpg."""
+
+
+@dataclass
+class Judged:
+    """What was said of one image: "ok", "index" or "bad"."""
+
+    name: str
+    verify: dict[str, str]
+    """By the backend whose decoder judged."""
+    backends: dict[str, dict[str, str]]
+    """By backend, then by window."""
+    difference: float | None
+    """Mean absolute difference of 0..255 values between the backends' whole images at SIZE; None where one has none."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the backends do not say the same of each window."""
+        return self.backends["torch"] != self.backends["dali"]
+
+    def line(self) -> str:
+        """A row of the table."""
+        told = [f"{self.verify[backend]:6}" for backend in BACKENDS]
+        told += [f"{' '.join(self.backends[backend].values()):18}" for backend in BACKENDS]
+        apart = "" if self.difference is None else f"{self.difference:.2f}"
+        return f"{'*' if self.differs else ' '} {self.name[:56]:56} {'  '.join(told)} {apart}".rstrip()
+
+
+def judge(images: Mapping[str, bytes]) -> list[Judged]:
+    """Put images, by file name, into a shard, and ask each part for its judgement."""
+    shard = _written(images)
+    index = open_index(shard, progress=False)
+    bad = {backend: {found.key for found in verify(shard, backend=backend, progress=False).bad} for backend in BACKENDS}
+    pixels: dict[str, dict[int, torch.Tensor]] = {backend: {} for backend in BACKENDS}
+    told: dict[str, dict[int, dict[str, str]]] = {backend: {} for backend in BACKENDS}
+    for backend in BACKENDS:
+        loader = open_loader(
+            shard,
+            batch_size=1,
+            num_classes=1,
+            mix=None,
+            transform=TrainTransform(size=SIZE, flip=0.0),
+            backend=backend,
+            device="cpu",
+            num_threads=1,
+            prefetch=1,
+        )
+        with loader:
+            for sample in range(len(index)):
+                told[backend][sample] = _told(loader, sample, pixels[backend])
+    scale = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
+    judged = []
+    for sample, name in enumerate(images):
+        both = [pixels[backend].get(sample) for backend in BACKENDS]
+        apart = None if both[0] is None or both[1] is None else float(((both[0] - both[1]).abs() * scale).mean())
+        says = {backend: _verified(index, sample, bad[backend]) for backend in BACKENDS}
+        judged.append(Judged(name, says, {backend: told[backend][sample] for backend in BACKENDS}, apart))
+    return judged
+
+
+def _written(images: Mapping[str, bytes]) -> Path:
+    shard = Path(tempfile.mkdtemp(prefix="multimix_judgement_")) / "odd.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number, (name, data) in enumerate(images.items()):
+            extension = Path(name).suffix if Path(name).suffix in OWN_EXTENSIONS else ".jpg"
+            for kind, content in ((extension, data), (".cls", b"0")):
+                member = tarfile.TarInfo(f"{number:04}{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return shard
+
+
+def _verified(index: Index, sample: int, bad: set[str]) -> str:
+    if index.problem[sample]:
+        return "index"
+    return "bad" if index.key(sample) in bad else "ok"
+
+
+def _told(loader: Loader, sample: int, pixels: dict[int, torch.Tensor]) -> dict[str, str]:
+    """What a loader's backend says of each window of a sample; the pixels of its whole are noted, where it has any."""
+    height, width = int(loader.index.height[sample]), int(loader.index.width[sample])
+    rows, columns = max(1, height // 8), max(1, width // 8)
+    windows = ((0, 0, height, width), (0, 0, rows, columns), (height - rows, width - columns, rows, columns))
+    told = {}
+    for name, window in zip(WINDOWS, windows, strict=True):
+        step = StepPlan(
+            epoch=0,
+            start=0,
+            sample=np.array([sample]),
+            window=np.array([window], dtype=np.float32),
+            flip=np.zeros(1, dtype=np.bool_),
+            partner=np.zeros(1, dtype=np.int64),
+            lam=np.ones((1, 1), dtype=np.float32),
+        )
+        executor = _make_executor(loader.backend, loader._job)
+        try:
+            ((_, images),) = executor.run([step])
+        except BadSampleError:
+            told[name] = "index" if loader.index.problem[sample] else "bad"
+        else:
+            told[name] = "ok"
+            if name == WINDOWS[0]:
+                pixels[sample] = images[0].clone()
+        finally:
+            executor.close()
+    return told
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--odd", type=Path, help="a folder of images to judge too")
+    args = arguments.parse_args()
+    logging.disable(logging.WARNING)
+    images = odd_images()
+    if args.odd:
+        images |= {path.name: path.read_bytes() for path in sorted(args.odd.iterdir()) if path.suffix != ".tsv"}
+    judged = judge(images)
+    print(f"  {'':56} verify:         {'backend torch':18}  {'backend dali':18} pixels")
+    print(f"  {'':56} torch   dali    {' '.join(WINDOWS):18}  {' '.join(WINDOWS):18} differ by")
+    for row in judged:
+        print(row.line())
+    print(f"{sum(row.differs for row in judged)} of {len(judged)} differ")
+    unfound = [
+        f"{row.name} ({backend})"
+        for row in judged
+        for backend in BACKENDS
+        if row.verify[backend] == "ok" and set(row.backends[backend].values()) != {"ok"}
+    ]
+    print(f"found by a backend and not by verify with its decoder: {', '.join(unfound) or 'none'}")
+    report(
+        __doc__.splitlines()[0],
+        {"judged": [asdict(row) | {"differs": row.differs} for row in judged], "not_found_by_verify": unfound},
+        args.json,
+    )
+
+
+if __name__ == "__main__":
+    main()
