@@ -9,8 +9,10 @@ what that measure gives of noise.
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
+import shutil
 import statistics
 import tarfile
 import tempfile
@@ -44,7 +46,9 @@ def without_pixels(data: bytes) -> bytes:
 
 def written(index: Index, count: int, bad: Collection[int], damage: Damage) -> Path:
     """A shard of `count` samples, those of `index` over and over, the ones numbered in `bad` damaged."""
-    shard = Path(tempfile.mkdtemp(prefix="multimix_bench_")) / "samples.tar"
+    folder = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
+    atexit.register(shutil.rmtree, folder)  # hundreds of megabytes
+    shard = folder / "samples.tar"
     reader = ShardReader(index)
     with tarfile.open(shard, "w") as tar:
         for number in range(count):

@@ -9,8 +9,10 @@ indexed, the same for all. "bad": refused when it is decoded. Rows where the bac
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
+import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -94,7 +96,9 @@ def judge(images: Mapping[str, bytes]) -> list[Judged]:
 
 
 def _written(images: Mapping[str, bytes]) -> Path:
-    shard = Path(tempfile.mkdtemp(prefix="multimix_judgement_")) / "odd.tar"
+    folder = Path(tempfile.mkdtemp(prefix="multimix_judgement_"))
+    atexit.register(shutil.rmtree, folder)
+    shard = folder / "odd.tar"
     with tarfile.open(shard, "w") as tar:
         for number, (name, data) in enumerate(images.items()):
             extension = Path(name).suffix if Path(name).suffix in OWN_EXTENSIONS else ".jpg"
