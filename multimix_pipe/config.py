@@ -248,7 +248,7 @@ class LoaderConfig:
     rank: int = 0
     world_size: int = 1
     on_bad_sample: OnBadSample = "raise"
-    max_bad: int | None = None
+    max_bad: int | float | None = None
     num_threads: int = 1
     prefetch: int = 2
     targets: Targets = "rows"
@@ -274,7 +274,9 @@ class LoaderConfig:
         check_int("world_size", self.world_size, 1)
         check_int("rank", self.rank, 0, self.world_size - 1)
         check_choice("on_bad_sample", self.on_bad_sample, get_args(OnBadSample))
-        if self.max_bad is not None:
+        if isinstance(self.max_bad, float):
+            check_number("max_bad, as a share of the samples,", self.max_bad, 0.0, 1.0)
+        elif self.max_bad is not None:
             check_int("max_bad", self.max_bad, 0)
         check_int("num_threads", self.num_threads, 1, 1024)
         check_int("prefetch", self.prefetch, 1, 64)

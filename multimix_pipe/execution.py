@@ -7,9 +7,12 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from multimix_pipe.config import LoaderConfig
+from multimix_pipe.errors import ShardError
 from multimix_pipe.plan import Plan, StepPlan
 from multimix_pipe.shards.bad_samples import BadSamples
 from multimix_pipe.shards.index import PROBLEMS, Index
@@ -38,10 +41,20 @@ class Job:
         """Whether the executor forms the K mixed rows of each pair."""
         return self.config.mix is not None and self.config.expand
 
-    def known_problem(self, sample: int) -> str | None:
-        """What indexing found wrong with a sample; None if it may be decoded."""
+    def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8] | str:
+        """The encoded bytes of a sample, as `ShardReader.read` gives them; or why it cannot be used.
+
+        A shard that no longer holds them costs its samples where bad ones are replaced; else it raises ShardError.
+        """
         code = int(self.index.problem[sample])
-        return PROBLEMS[code] if code else None
+        if code:
+            return PROBLEMS[code]
+        try:
+            return self.reader.read(sample, memory)
+        except ShardError as error:
+            if self.config.on_bad_sample == "raise":
+                raise
+            return str(error).removeprefix(f"{self.index.name(sample)}: ")
 
     def orientation(self, sample: int) -> int:
         """The EXIF orientation to apply, 1..8: 1 (none) unless exif=True."""

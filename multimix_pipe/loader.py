@@ -80,7 +80,7 @@ def open_loader(
     rank: int | None = None,
     world_size: int | None = None,
     on_bad_sample: OnBadSample = "raise",
-    max_bad: int | None = None,
+    max_bad: int | float | None = None,
     num_threads: int | None = None,
     prefetch: int = 2,
     targets: Targets = "rows",
@@ -112,8 +112,10 @@ def open_loader(
             sample exactly once; processes may differ by one step). Default: "wrap" to train, "partial" to evaluate.
         seed: of every draw; 0 .. 2**64-1. The same seed gives the same epochs on any machine, backend and number of processes.
         rank, world_size: of this process; None: torch.distributed, else torchrun's environment, else 0 of 1.
-        on_bad_sample: "raise", or "replace" by a deterministic other sample; `Loader.bad_samples` names them.
-        max_bad: under "replace", the number of different bad samples after which the run ends with an error.
+        on_bad_sample: "raise", or "replace" by a deterministic other sample; `Loader.bad_samples` names them. A damaged shard is
+            an error, or costs its samples from the damage on; so does one that is cut or gone while the loader runs.
+        max_bad: under "replace", how many different bad samples there may be: a number, or as a float a share of the samples
+            used. One more ends the run with an error: at opening, where indexing finds them, else at its step.
         num_threads: decoding threads; None: usable cores / LOCAL_WORLD_SIZE.
         prefetch: batches prepared ahead.
         targets: "rows", dense (B*K, num_classes); or "pairs", (labels, partners' labels, lam).
@@ -159,7 +161,12 @@ def open_loader(
         samples=samples,
         weights=weights,
     )
-    index = open_index(shards, label=label, cache_dir=None if cache_dir is None else Path(cache_dir))
+    index = open_index(
+        shards,
+        label=label,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
+        keep_damaged=on_bad_sample == "replace",
+    )
     return Loader(index, config)
 
 
@@ -182,7 +189,7 @@ class Loader:
         check_batch_fits(config, device)
         samples = choose_samples(index, config)
         self._plan = Plan(samples, config.transform, config.mix, config.shuffle, config.seed, config.batch_size)
-        self._bad_samples = BadSamples(index, config.on_bad_sample, config.max_bad)
+        self._bad_samples = BadSamples(index, samples.number, config.on_bad_sample, config.max_bad)
         self._reader = ShardReader(index)
         self._job = Job(index, self._plan, self._reader, self._bad_samples, config, device)
         self._executor: Executor | None = None
@@ -268,8 +275,9 @@ class Loader:
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Continue where `state` was taken; the number of processes may have changed.
 
-        strict=False also lets `batch_size` differ: order, crops and weights stay as they were, partners change.
-        Raises StateMismatchError, naming the field, for a state of another data set, seed or configuration.
+        A state of another data set, seed or configuration raises StateMismatchError, which names the fields. With strict=False
+        a warning names them instead, and this loader's epoch goes on behind as many samples as the state's had handed out. Where
+        `batch_size` alone differs, order, crops and weights stay as they were, and partners change.
         """
         self._check_process()
         if not isinstance(state, dict):
@@ -278,17 +286,20 @@ class Loader:
             raise StateMismatchError(
                 f"version: a state of version {STATE_VERSION} is required, found {state.get('version')!r}"
             )
-        for name, mine in self._identity().items():
-            if name == "batch_size" and not strict:
-                continue
-            if state.get(name) != mine:
-                hint = ". With strict=False it may differ, and partners change" if name == "batch_size" else ""
-                raise StateMismatchError(f"{name}: this loader has {mine!r}, the state has {state.get(name)!r}{hint}")
+        differing = [
+            f"{name}: this loader has {mine!r}, the state has {theirs!r}"
+            for name, mine, theirs in _differences(self._identity(), state)
+        ]
+        if differing and strict:
+            hint = "Open the loader as it was, or go on all the same with strict=False"
+            raise StateMismatchError(f"{'; '.join(differing)}. {hint}")
         numbers = [state.get(name) for name in ("epoch", "samples", "steps", "order_batch_size")]
         if not all(isinstance(number, int) and number >= 0 for number in numbers) or not numbers[-1]:
             raise StateMismatchError(
                 f"epoch, samples and steps must be ints >= 0 and order_batch_size >= 1; found {numbers}"
             )
+        if differing:
+            logger.warning("a state that differs from the loader is loaded. %s", "; ".join(differing))
         self._stop_running()
         self._enter(state["epoch"])
         self._start, self._done_before, self._restored = state["samples"], state["steps"], True
@@ -392,6 +403,16 @@ class Loader:
             "lanes": LANES,
         }
         return cast("dict[str, Any]", json.loads(json.dumps(identity)))
+
+
+def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Names of the fields of `mine` that differ, with both values; of two dicts in turn the fields within."""
+    for name, value in mine.items():
+        other = theirs.get(name)
+        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+            yield from ((f"{name}.{inner}", *both) for inner, *both in _differences(value, other))
+        elif other != value:
+            yield name, value, other
 
 
 class _Epoch(Iterator[Batch]):

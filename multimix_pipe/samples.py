@@ -22,6 +22,8 @@ def choose_samples(index: Index, config: LoaderConfig) -> Samples:
     A label that is missing or no number is an error here, unless bad samples are replaced. An image that cannot be used stays:
     like one that turns out to be broken when it is decoded, it is an error, or replaced, at the step that comes to it.
     """
+    for _, found in index.damage:
+        logger.warning("%s. The samples before that are used", found)
     number = select(index, config.samples, config.exclude)
     good = index.problem[number] == 0
     usable, bad = number[good], number[~good]

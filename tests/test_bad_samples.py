@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from multimix_pipe import (
     EvalTransform,
     Loader,
     MultiMix,
+    MultiMixError,
     ShardError,
     TrainTransform,
 )
@@ -199,6 +201,20 @@ def test_past_max_bad_the_run_ends_at_that_step(opened: Open, tmp_path: Path, ba
     assert run_to_error(open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=3))[1] is None
 
 
+def test_max_bad_may_be_a_share_and_counts_what_indexing_finds_at_opening(
+    opened: Open, tmp_path: Path, backend: str
+) -> None:
+    folder = shards_with(tmp_path, {1: "zero bytes", 10: "cut at 70%", 18: "cut at 70%"})
+    options: dict[str, object] = {"on_bad_sample": "replace"}
+    with pytest.raises(BadSampleError, match=r"^1 bad samples are known already, max_bad=0.04, which is 0, allowed"):
+        open_in_order(opened, folder, backend, max_bad=0.04, **options)
+    _, error = run_to_error(open_in_order(opened, folder, backend, max_bad=0.1, **options))
+    assert "3 bad samples met, max_bad=0.1, which is 2, allowed; the last one: set-000.tar : s18" in str(error)
+    assert run_to_error(open_in_order(opened, folder, backend, max_bad=3 / N, **options))[1] is None
+    with pytest.raises(ConfigError, match=r"max_bad, as a share of the samples, must be a finite number in \[0, 1\]"):
+        open_in_order(opened, folder, backend, max_bad=1.5, **options)
+
+
 @pytest.mark.parametrize("damage", ["cut at 70%", "zero bytes"])
 def test_where_all_samples_are_bad_the_run_ends(opened: Open, tmp_path: Path, backend: str, damage: str) -> None:
     folder = shards_with(tmp_path, dict.fromkeys(range(3), damage), count=3)
@@ -245,9 +261,8 @@ def test_one_label_that_is_missing_or_no_number_is_an_error_before_training_star
 
 
 def test_a_shard_cut_after_indexing_is_a_shard_error_at_its_step(opened: Open, tmp_path: Path, backend: str) -> None:
-    folder = shards_with(tmp_path, {})
-    loader = open_in_order(opened, folder, backend, on_bad_sample="replace")
-    os.truncate(folder / "set-000.tar", int(loader.index.offset[9]) + 100)
+    loader = open_in_order(opened, shards_with(tmp_path, {}), backend)
+    os.truncate(tmp_path / "set-000.tar", int(loader.index.offset[9]) + 100)
     batches, error = run_to_error(loader)
     assert isinstance(error, ShardError)
     assert "set-000.tar : s09: needs" in str(error)
@@ -255,14 +270,111 @@ def test_a_shard_cut_after_indexing_is_a_shard_error_at_its_step(opened: Open, t
     assert len(batches) == 2
 
 
-def test_a_shard_deleted_after_indexing_is_a_shard_error(opened: Open, tmp_path: Path, backend: str) -> None:
-    folder = shards_with(tmp_path, {})
-    loader = open_in_order(opened, folder, backend, on_bad_sample="replace")
-    (folder / "set-000.tar").unlink()
+def test_replacing_a_shard_cut_after_indexing_costs_just_its_samples(
+    opened: Open, tmp_path: Path, backend: str
+) -> None:
+    loader = open_in_order(opened, shards_with(tmp_path, {}), backend, on_bad_sample="replace")
+    os.truncate(tmp_path / "set-000.tar", int(loader.index.offset[9]) + 100)
     batches, error = run_to_error(loader)
-    assert isinstance(error, ShardError)
-    assert "the shard must be readable; No such file" in str(error)
+    assert error is None
+    lost = {f"set-000.tar : s{number:02d}" for number in range(9, N)}
+    assert loader.bad_samples.keys() == lost
+    assert "ends" in loader.bad_samples["set-000.tar : s09"]
+    shown = {key for batch in batches for key in batch.keys}
+    assert shown == {f"s{number:02d}" for number in range(9)}
+
+
+@pytest.mark.parametrize("policy", ["raise", "replace"])
+def test_a_shard_deleted_after_indexing_is_an_error_or_costs_its_samples(
+    opened: Open, tmp_path: Path, backend: str, policy: str
+) -> None:
+    samples = [(f"s{number:02d}", "jpg", good(number)) for number in range(N)]
+    loader = open_in_order(opened, write_shards(tmp_path, samples, shards=2), backend, on_bad_sample=policy)
+    (tmp_path / "set-001.tar").unlink()
+    batches, error = run_to_error(loader)
+    if policy == "raise":
+        assert isinstance(error, ShardError)
+        assert str(error).startswith("set-001.tar : s")
+        assert "the shard must be readable; No such file" in str(error)
+        assert len(batches) == N // 2 // BATCH, "those of the shard that is there come first"
+    else:
+        assert error is None
+        assert loader.bad_samples.keys() == {f"set-001.tar : s{number:02d}" for number in range(1, N, 2)}
+
+
+def test_where_all_shards_are_gone_the_run_ends(opened: Open, tmp_path: Path, backend: str) -> None:
+    loader = open_in_order(opened, shards_with(tmp_path, {}), backend, on_bad_sample="replace")
+    (tmp_path / "set-000.tar").unlink()
+    batches, error = run_to_error(loader)
+    assert "100 samples in a row are bad; the last one: set-000.tar : s" in str(error)
     assert not batches
+
+
+def test_a_process_without_descriptors_does_not_replace_samples(
+    opened: Open, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = open_in_order(opened, shards_with(tmp_path, {}), backend, on_bad_sample="replace")
+
+    def no_descriptor_left(path: str, flags: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("multimix_pipe.shards.reader.os.open", no_descriptor_left)
+    with pytest.raises(MultiMixError, match=r"no sample can be read: .*Too many open files; raise the limit"):
+        next(iter(loader))
+    assert not loader.bad_samples
+
+
+# shards that are damaged before they are indexed
+
+
+def damaged_shards(folder: Path, damage: str) -> Path:
+    """Two shards; of the second, which has the odd samples, what comes before s11 is whole."""
+    samples = [(f"s{number:02d}", "jpg", good(number)) for number in range(N)]
+    write_shards(folder, samples, shards=2)
+    shard = folder / "set-001.tar"
+    with tarfile.open(shard) as tar:
+        header = tar.getmember("s11.jpg").offset
+    if damage == "cut":
+        os.truncate(shard, header + 700)
+    else:
+        with open(shard, "r+b") as file:
+            file.seek(header + 148)
+            file.write(b"123456")
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["cut", "checksum"])
+def test_a_damaged_shard_is_an_error_that_names_it_or_costs_what_comes_after_the_damage(
+    opened: Open, tmp_path: Path, backend: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = damaged_shards(tmp_path, damage)
+    wanted = (
+        "set-001.tar is cut short: member 's11.jpg'" if damage == "cut" else "set-001.tar is damaged or cut at byte"
+    )
+    for _ in range(2):  # built, and from its file
+        with pytest.raises(ShardError, match=wanted):
+            open_in_order(opened, folder, backend)
+    for _ in range(2):
+        caplog.clear()
+        loader = open_in_order(opened, folder, backend, on_bad_sample="replace", last_batch="partial")
+        assert wanted in caplog.text
+        assert "The samples before that are used" in caplog.text
+        shown = {key for batch in loader for key in batch.keys}
+        assert shown == {f"s{number:02d}" for number in range(N) if number % 2 == 0 or number < 11}
+        assert not loader.bad_samples
+
+
+def test_a_shard_that_is_no_tar_costs_all_of_its_own(
+    opened: Open, tmp_path: Path, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = damaged_shards(tmp_path, "cut")
+    (folder / "set-001.tar").write_bytes(b"\xff" * 5000)
+    loader = open_in_order(opened, folder, backend, on_bad_sample="replace", last_batch="partial")
+    assert "set-001.tar (5,000 bytes) is not a whole tar file" in caplog.text
+    assert {key for batch in loader for key in batch.keys} == {f"s{number:02d}" for number in range(0, N, 2)}
+    (folder / "set-000.tar").write_bytes(b"")
+    with pytest.raises(ShardError, match=r"set-000.tar is not a tar file: it has 0 bytes"):
+        open_in_order(opened, folder, backend, on_bad_sample="replace")
 
 
 @pytest.mark.parametrize("transform", [WHOLE, EvalTransform(size=16, resize=18)], ids=["train", "eval"])

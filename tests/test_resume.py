@@ -236,8 +236,9 @@ MISMATCHES: dict[str, dict[str, object]] = {
     "shuffle": {"shuffle": "none"},
     "last_batch": {"last_batch": "drop"},
     "exif": {"exif": True},
-    "mix": {"mix": MultiMix(k=3)},
-    "transform": {"transform": TINY},
+    "mix": {"mix": None},
+    r"mix\.k": {"mix": MultiMix(k=3)},
+    r"transform\.size": {"transform": TINY},
     "subset": {"exclude": ["420-000"]},
     "on_bad_sample": {"on_bad_sample": "replace"},
 }
@@ -260,6 +261,37 @@ def test_a_state_of_other_data_or_another_version_is_refused(opened: Open, own_s
         other.load_state_dict(state | {"version": 0})
     with pytest.raises(StateMismatchError, match="ints >= 0"):
         other.load_state_dict(other.state_dict() | {"samples": -1})
+
+
+def test_without_strict_what_differs_is_named_and_the_epoch_goes_on(
+    opened: Open, own_shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = opened(backend="torch")
+    loader.set_epoch(2)
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    state = json.loads(json.dumps(loader.state_dict()))
+    (own_shards / "set-003.tar").unlink()
+    other = opened(own_shards, backend="torch", seed=5, mix=MultiMix(alpha=0.2))
+    with pytest.raises(StateMismatchError, match=r"^data: .*; subset: .*; seed: .*; mix\.alpha: .*strict=False"):
+        other.load_state_dict(state)
+    other.load_state_dict(state, strict=False)
+    for named in (
+        "data: ",
+        "subset: ",
+        "seed: this loader has 5, the state has 0",
+        "mix.alpha: this loader has 0.2, the",
+    ):
+        assert named in caplog.text
+    assert "shuffle" not in caplog.text
+    whole = opened(own_shards, backend="torch", seed=5, mix=MultiMix(alpha=0.2))
+    whole.set_epoch(2)
+    assert all(map(same_batch, other, list(whole)[3:]))
+    last = opened(backend="torch")
+    last.load_state_dict(state | {"samples": 10_000}, strict=False)
+    assert list(last) == [], "an epoch that is over"
+    assert next(iter(last)).plan.epoch == 3
 
 
 def test_without_strict_the_batch_size_may_change(opened: Open) -> None:

@@ -131,12 +131,14 @@ class DaliExecutor:
         step = replacements.step
         while True:
             sample = int(step.sample[row])
-            reason = self._job.known_problem(sample)
-            if reason is None:
-                encoded = self._job.reader.read(sample, memory)
-                reason = self._problem(sample, step.window[row], encoded)
-                if reason is None:
-                    return encoded
+            read = self._job.read(sample, memory)
+            if isinstance(read, str):
+                reason = read
+            else:
+                problem = self._problem(sample, step.window[row], read)
+                if problem is None:
+                    return read
+                reason = problem
             replacements.replace(row, reason)
             memory = None  # that is of the first sample's size
 

@@ -33,7 +33,7 @@ class _Pending:
     replacements: Replacements
     pixels: Tensor
     """(B, 3, H, W), or (B, H, W, 3) for channels_last, uint8 on the host, filled once `rows` are done."""
-    reading: Reading[Encoded | None]
+    reading: Reading[Encoded | str]
     rows: list[Future[None]]
     images: Future[Tensor] | None
     """The finished images, on a CPU."""
@@ -87,7 +87,7 @@ class NativeExecutor:
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small
         chunk = max(1, len(step) // (4 * self._job.config.num_threads))
         replacements, array = Replacements(self._job, step), pixels.numpy()
-        reading = self._readers.start(step, lambda row, memory: self._read(int(step.sample[row]), memory))
+        reading = self._readers.start(step, lambda row, memory: self._job.read(int(step.sample[row]), memory))
         rows = [
             self._threads.submit(
                 self._fill_rows, replacements, reading, array, range(first, min(first + chunk, len(step)))
@@ -109,25 +109,21 @@ class NativeExecutor:
             task.result()
         return self._finisher.finish(step, pixels)
 
-    def _read(self, sample: int, memory: Encoded | None = None) -> Encoded | None:
-        """Its bytes; None of a sample that indexing found a problem with."""
-        return None if self._job.known_problem(sample) else self._job.reader.read(sample, memory)
-
     def _fill_rows(
-        self, replacements: Replacements, reading: Reading[Encoded | None], pixels: NDArray[np.uint8], rows: range
+        self, replacements: Replacements, reading: Reading[Encoded | str], pixels: NDArray[np.uint8], rows: range
     ) -> None:
         step = replacements.step
         for row in rows:
             encoded = reading.row(row)
             while (reason := self._fill_row(step, encoded, pixels, row)) is not None:
                 replacements.replace(row, reason)
-                encoded = self._read(int(step.sample[row]))
+                encoded = self._job.read(int(step.sample[row]))
 
-    def _fill_row(self, step: StepPlan, encoded: Encoded | None, pixels: NDArray[np.uint8], row: int) -> str | None:
+    def _fill_row(self, step: StepPlan, encoded: Encoded | str, pixels: NDArray[np.uint8], row: int) -> str | None:
         """Decode one row into its place; what is wrong with the sample, if anything is."""
         job, sample, window = self._job, int(step.sample[row]), step.window[row]
-        if encoded is None:
-            return job.known_problem(sample)
+        if isinstance(encoded, str):
+            return encoded
         try:
             image = decode_rgb(encoded)
         except UndecodableError as error:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
+from numpy.typing import NDArray
+
 from multimix_pipe.config import OnBadSample
 from multimix_pipe.errors import BadSampleError
 from multimix_pipe.shards.index import Index
@@ -17,11 +20,20 @@ MAX_ATTEMPTS = 100
 class BadSamples:
     """The policy of `on_bad_sample`, and the record of what it met."""
 
-    def __init__(self, index: Index, policy: OnBadSample, max_bad: int | None) -> None:
+    def __init__(
+        self, index: Index, numbers: NDArray[np.int64], policy: OnBadSample, max_bad: int | float | None
+    ) -> None:
+        """`numbers` are the samples used. Raises BadSampleError where indexing found more bad ones than are allowed."""
         self._index = index
         self._policy = policy
-        self._max_bad = max_bad
+        self._most = int(max_bad * len(numbers)) if isinstance(max_bad, float) else max_bad
+        self._allowed = f"max_bad={max_bad}" + (f", which is {self._most}," if isinstance(max_bad, float) else "")
         self._reasons: dict[int, str] = {}
+        known = np.count_nonzero(index.problem[numbers])
+        if policy == "replace" and self._most is not None and known > self._most:
+            raise BadSampleError(
+                f"{known} bad samples are known already, {self._allowed} allowed; `multimix-pipe verify` names all"
+            )
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -49,7 +61,7 @@ class BadSamples:
         self._reasons[sample] = reason
         name = self._index.name(sample)
         logger.warning("bad sample replaced: %s: %s", name, reason)
-        if self._max_bad is not None and len(self._reasons) > self._max_bad:
+        if self._most is not None and len(self._reasons) > self._most:
             raise BadSampleError(
-                f"{len(self._reasons)} bad samples met, max_bad={self._max_bad} allowed; the last one: {name}: {reason}"
+                f"{len(self._reasons)} bad samples met, {self._allowed} allowed; the last one: {name}: {reason}"
             )

@@ -60,6 +60,8 @@ class Index:
     """(N + 1,) key i is `key_buffer[key_start[i]:key_start[i + 1]]`."""
     without_image: int
     """Samples of the shards that are left out because they have no image."""
+    damage: tuple[tuple[Path, str], ...] = ()
+    """Shards that cannot be read to their end, and why: of these the samples before that are here."""
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -98,16 +100,17 @@ def open_index(
     progress: bool = True,
     workers: int | None = None,
     rebuild: bool = False,
+    keep_damaged: bool = False,
 ) -> Index:
     """The index of the shards that `source` names (see `list_shards`).
 
     Index files are read where they fit their shard by size and time, and built where not: in `workers` processes (None:
     one a usable core), with a progress bar on stderr. They lie beside the shards, or where that folder cannot be written
     in `cache_dir` (None: the user's cache). `label` is "cls", or "json:KEY" for an integer field of the sample's .json
-    member. `rebuild` builds all of them anew.
+    member. `rebuild` builds all of them anew. Of shards that are cut or damaged `keep_damaged` keeps the samples before that.
 
-    Raises ConfigError for arguments that cannot be meant, ShardError where a shard is missing, damaged or no tar, or
-    where no sample in all of them has an image.
+    Raises ConfigError for arguments that cannot be meant, ShardError where a shard is missing, damaged (unless
+    `keep_damaged`) or no plain tar, or where no sample in all of them has an image.
     """
     check_label(label)
     if workers is not None:
@@ -120,6 +123,8 @@ def open_index(
             tables.update(_build_folder(folder, list(group), label, cache_dir, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
     index = _join(shards, found)
+    if index.damage and not (keep_damaged and len(index)):
+        raise ShardError(index.damage[0][1])
     if not len(index):
         raise ShardError(_nothing_found(source, found))
     if index.without_image:
@@ -176,6 +181,7 @@ def _join(shards: tuple[Path, ...], tables: list[Table]) -> Index:
         key_buffer=b"".join(table.keys for table in tables),
         key_start=key_start,
         without_image=sum(table.without_image for table in tables),
+        damage=tuple((shard, table.damage) for shard, table in zip(shards, tables, strict=True) if table.damage),
     )
 
 

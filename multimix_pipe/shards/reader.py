@@ -5,6 +5,7 @@ Shards are not memory-mapped: a file that shrinks would kill the process, here i
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import OrderedDict
@@ -13,12 +14,14 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.tar import read_fully
 
 OPEN_FILES = 128
 """Descriptors kept open; more only while more threads than this read at once."""
+
+_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class ShardReader:
@@ -34,7 +37,7 @@ class ShardReader:
     def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """The encoded bytes of one sample, in `memory` if that is given (of their size).
 
-        Raises ShardError where the shard does not hold them.
+        Raises ShardError where the shard does not hold them; MultiMixError where this process has no more room or descriptors.
         """
         data = np.empty(self._index.size[sample], dtype=np.uint8) if memory is None else memory
         shard, offset = int(self._index.shard[sample]), int(self._index.offset[sample])
@@ -45,6 +48,10 @@ class ShardReader:
             finally:
                 self._keep(shard, descriptor)
         except OSError as error:
+            if error.errno in _OF_THE_PROCESS:  # says nothing about the sample, which must not be replaced for it
+                raise MultiMixError(
+                    f"no sample can be read: {error}; raise the limit (ulimit -n) or free memory"
+                ) from error
             raise ShardError(
                 f"{self._index.name(sample)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
             ) from error

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers
-from multimix_pipe.shards.tar import READ_BUFFER, Members, read_batches, read_fully, split_name
+from multimix_pipe.shards.tar import READ_BUFFER, DamagedTarError, Members, read_batches, read_fully, split_name
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -68,25 +68,32 @@ class Table:
     """Samples left out because none of their members is an image."""
     extensions: dict[str, int]
     """How many members have which extension, the most frequent eight."""
+    damage: str = ""
+    """What is wrong with a shard that cannot be read to its end; the rows are the samples before that."""
 
 
 def scan_shard(shard: Path, label: str) -> Table:
     """Read the headers of `shard`, the first bytes of its images and its labels; `label` is "cls" or "json:KEY".
 
     Members of one sample need not be neighbours. Of several images in a sample the first of IMAGE_EXTENSIONS counts.
+    Of a shard that is cut or damaged the table holds what comes before that.
     """
+    damage = ""
     try:
         with open(shard, "rb", buffering=READ_BUFFER) as file:
             stat = os.fstat(file.fileno())
             scan = _Scan(file.fileno(), label)
-            for members in read_batches(file, shard):
-                scan.add(members)
+            try:
+                for members in read_batches(file, shard):
+                    scan.add(members)
+            except DamagedTarError as error:
+                damage = str(error)
             after = os.stat(shard)
     except OSError as error:
         raise ShardError(f"{shard} cannot be read: {error}") from error
     if (after.st_size, after.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
         raise ShardError(f"{shard} changed while it was indexed; wait until it is written, then try again")
-    return scan.table(shard, stat)
+    return scan.table(shard, stat, damage)
 
 
 class _Scan:
@@ -171,7 +178,7 @@ class _Scan:
         data = bytearray(end - begin)
         return bytes(data[: read_fully(self._descriptor, memoryview(data), int(members.offset[i]) + begin)])
 
-    def table(self, shard: Path, stat: os.stat_result) -> Table:
+    def table(self, shard: Path, stat: os.stat_result, damage: str) -> Table:
         """All samples that have an image. Raises ShardError where a sample has two members of one extension."""
         columns = np.concatenate([np.empty((0, 2), np.int64), *self._columns])
         self._check_unique(columns, shard)
@@ -199,6 +206,7 @@ class _Scan:
             stat.st_mtime_ns,
             len(self._samples) - len(keys),
             dict(extensions.most_common(8)),
+            damage,
         )
 
     def _label_columns(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:

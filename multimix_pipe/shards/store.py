@@ -28,7 +28,7 @@ from multimix_pipe.shards.scan import FINE, PROBLEMS, ROW, Table
 log = logging.getLogger(__name__)
 
 MAGIC = "multimix_pipe index"
-VERSION = 2
+VERSION = 3
 SUFFIX = ".index"
 LOCK = ".multimix-index.lock"
 
@@ -90,6 +90,7 @@ def save_table(path: Path, table: Table, label: str) -> None:
         "mtime_ns": table.mtime_ns,
         "without_image": table.without_image,
         "extensions": table.extensions,
+        "damage": table.damage,
         "samples": len(table.rows),
     }
     body = b"\n".join((json.dumps(head).encode(), table.rows.tobytes() + table.keys))
@@ -146,12 +147,15 @@ def _read_table(path: str, label: str, longest: int) -> Table:
     counts = [head[name] for name in ("samples", "shard_size", "mtime_ns", "without_image")]
     if not all(type(count) is int for count in [*counts, *dict(head["extensions"]).values()]):
         raise ValueError("its head has counts that are no integers")
+    if not isinstance(head["damage"], str):
+        raise ValueError("its head has a damage that is no text")
     rows = np.frombuffer(data, ROW, head["samples"], head_end)
     keys = memoryview(data)[head_end + rows.nbytes :]
     if int(rows["key_size"].sum()) != len(keys):
         raise ValueError("its parts do not fit each other")
     _check_rows(rows, head["shard_size"])
-    return Table(rows, keys, head["shard_size"], head["mtime_ns"], head["without_image"], dict(head["extensions"]))
+    extensions, damage = dict(head["extensions"]), head["damage"]
+    return Table(rows, keys, head["shard_size"], head["mtime_ns"], head["without_image"], extensions, damage)
 
 
 def _check_rows(rows: npt.NDArray[np.void], shard_size: int) -> None:

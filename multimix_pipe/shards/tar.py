@@ -49,6 +49,10 @@ _HARMLESS_KEY = re.compile(_HARMLESS)
 _HARMLESS_RECORDS = re.compile(rf"(?:[0-9]+ (?:{_HARMLESS})=[^\n]*\n)+\0*".encode())
 
 
+class DamagedTarError(ShardError):
+    """From some byte on a tar cannot be read: it is cut or damaged. The members before it have been read."""
+
+
 class Member(NamedTuple):
     """A regular file in a tar: `size` bytes of data at byte `offset` of the tar."""
 
@@ -93,7 +97,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 def read_members(file: BinaryIO, path: Path) -> Iterator[Member]:
     """Regular files of the tar open at `file`, in file order.
 
-    Raises ShardError, naming `path`, where this is no plain tar, or where it is cut or damaged.
+    Raises ShardError, naming `path`, where this is no plain tar; DamagedTarError where it is cut or damaged.
     """
     for members in read_batches(file, path):
         for name, offset, size in zip(members.names, members.offset.tolist(), members.size.tolist(), strict=True):
@@ -168,6 +172,7 @@ class _Walk:
         self._view, self._buffer = memoryview(self._memory), np.frombuffer(self._memory, np.uint8)
         self._next = 0  # the header to go on with
         self._ended = False
+        self._cut_off: DamagedTarError | None = None  # the end of the file, within a member
         self._unusual = 0  # headers from there on that tarfile is to read
         self._next_unusual = 1  # how many that will be when the next turns out to need it
         self._headers = _HeaderFile(file)
@@ -180,6 +185,8 @@ class _Walk:
     def next_batch(self) -> Members | None:
         """The next files, at least one; None at the end."""
         while not self._ended:
+            if self._cut_off is not None:
+                raise self._cut_off
             if self._next > self._file_size:
                 raise self._damage("the pax records before it are cut")
             members = self._checked(self._collect())
@@ -289,7 +296,8 @@ class _Walk:
         start, size, have, offset = start[files], size[files], have[files], offset[files]
         padded_end = offset + _padded(size)
         if len(files) and padded_end[-1] > self._file_size:  # only the last can be: the walk ends beyond the file
-            raise self._cut(names[-1].decode("utf-8", "replace"), int(padded_end[-1]))
+            self._cut_off = self._cut(names.pop().decode("utf-8", "replace"), int(padded_end[-1]))
+            start, size, have, offset = start[:-1], size[:-1], have[:-1], offset[:-1]
         return Members(names, offset, size, self._buffer, start, have)
 
     def _heed_global_records(self) -> None:
@@ -299,18 +307,18 @@ class _Walk:
         if not all(map(_HARMLESS_KEY.fullmatch, self._tar.pax_headers)):
             self._unusual = self._file_size
 
-    def _damage(self, found: str) -> ShardError:
+    def _damage(self, found: str) -> DamagedTarError:
         if not self._next:
-            return ShardError(
+            return DamagedTarError(
                 f"{self._path} ({self._file_size:,} bytes) is not a whole tar file: {found}; write or copy it again"
             )
-        return ShardError(
+        return DamagedTarError(
             f"{self._path} is damaged or cut at byte {self._next:,}: required the header of a next member or the end mark; "
             f"{found}; copy or download it again"
         )
 
-    def _cut(self, name: str, needed: int) -> ShardError:
-        return ShardError(
+    def _cut(self, name: str, needed: int) -> DamagedTarError:
+        return DamagedTarError(
             f"{self._path} is cut short: member {name!r} needs bytes up to {needed:,}, the file has {self._file_size:,}; "
             "copy or download it again"
         )
@@ -368,4 +376,4 @@ def _check_magic(file: BinaryIO, path: Path, size: int) -> None:
                 "first (images hardly shrink, so that little is lost)"
             )
     if size < BLOCK:
-        raise ShardError(f"{path} is not a tar file: it has {size} bytes, a tar has at least {BLOCK}")
+        raise DamagedTarError(f"{path} is not a tar file: it has {size} bytes, a tar has at least {BLOCK}")
