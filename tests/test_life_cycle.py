@@ -434,6 +434,7 @@ def test_a_script_that_ends_with_an_error_says_that_alone_and_at_once(script: Sc
 import atexit
 from multimix_pipe.shards.reader import ShardReader
 
+next(iter(opened()))
 read = ShardReader.read
 ShardReader.read = lambda *arguments: time.sleep(0.1) or read(*arguments)
 iterator = iter(opened(batch_size=100, prefetch=4))
