@@ -52,7 +52,7 @@ class BadSample:
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard that is missing, damaged, or otherwise cannot be indexed: none of its samples has been verified."""
+    """A shard that is missing or cannot be indexed, or is damaged: of it only the samples before the damage are verified."""
 
     shard: str
     """Its path, as far as it is known."""
@@ -66,7 +66,7 @@ class VerifyReport:
     backend: str
     """ "dali" or "torch": whose decoder judged."""
     shards: int
-    """Those verified."""
+    """Those verified to their end."""
     samples: int
     """Those verified."""
     without_image: int
@@ -91,16 +91,18 @@ def verify(
     full on the CPU, and those whose size is not what their index says. Training may succeed where the bad part lies outside a
     window, or on a GPU; it does not fail on any other. `found` is called with whatever is bad, as soon as it is known.
 
-    A shard that cannot be indexed is reported, and the others are verified. Raises ShardError where `source` names no
-    shard that is there.
+    A shard that cannot be indexed, or not to its end, is reported, and the others are verified. Raises ShardError where
+    `source` names no shard that is there.
     """
     chosen = choose_backend(backend, torch.device("cpu"))
     judge = _judge(chosen)
     shards, bad_shards = _list_present(source, cache_dir, progress)
     indexes, damaged = _open_sound(
-        shards, partial(open_index, label=label, cache_dir=cache_dir, progress=progress, workers=workers)
+        shards,
+        partial(open_index, label=label, cache_dir=cache_dir, progress=progress, workers=workers, keep_damaged=True),
     )
     bad_shards += damaged
+    bad_shards += [BadShard(str(shard), reason) for index in indexes for shard, reason in index.damage]
     for shard in bad_shards:
         found(shard)
     bad = []
@@ -121,7 +123,7 @@ def verify(
         pool.shutdown(cancel_futures=True)  # after an interrupt nobody wants what has not been begun
     return VerifyReport(
         backend=chosen,
-        shards=sum(len(index.shards) for index in indexes),
+        shards=sum(len(index.shards) - len(index.damage) for index in indexes),
         samples=count,
         without_image=sum(index.without_image for index in indexes),
         bad=tuple(bad),

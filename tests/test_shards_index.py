@@ -351,7 +351,7 @@ def _resealed(data: bytes) -> bytes:
         lambda data: b"",
         lambda data: b"no zip at all",
         lambda data: _resealed(data.replace(b"multimix_pipe index", b"anothers_pipe index")),
-        lambda data: _resealed(data.replace(b'"version": 2', b'"version": 1')),
+        lambda data: _resealed(data.replace(b'"version": 3', b'"version": 2')),
         lambda data: _resealed(data.replace(b'"samples": 20', b'"samples": 19')),
         lambda data: _resealed(data.replace(b'"samples": 20', b'"samples": 10000000000000')),
         lambda data: _resealed(data.replace(b'"shard_size"', b'"sharp_size"')),

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,16 @@ def test_a_damaged_shard_is_listed_and_the_others_are_verified(many: Path, backe
     assert found == [*report.bad_shards, *report.bad]
 
 
+def test_of_a_shard_that_is_cut_short_what_comes_before_is_verified(many: Path, backend: str) -> None:
+    with tarfile.open(many / "s-5.tar") as tar:
+        header = tar.getmember("cut.jpg").offset
+    os.truncate(many / "s-5.tar", header + 600)
+    report = verify(many, backend=backend, progress=False)
+    assert [Path(shard.shard).name for shard in report.bad_shards] == ["s-2.tar", "s-5.tar"]
+    assert "s-5.tar is cut short: member 'cut.jpg'" in report.bad_shards[1].reason
+    assert (report.shards, report.samples, report.bad) == (6, 34, ())
+
+
 @pytest.mark.parametrize("source", ["s-{0..9}.tar", ["s-{0..7}.tar", "s-8.tar", "s-{9..9}.tar"]], ids=["one", "list"])
 def test_missing_shards_of_a_pattern_or_a_list_are_listed(
     many: Path, source: str | list[str], monkeypatch: pytest.MonkeyPatch
@@ -170,7 +181,7 @@ def test_the_report_as_json_has_everything(
     assert {"python", "pillow", "simplejpeg"} <= report["versions"].keys()
     told = capsys.readouterr().out
     assert f"s-5.tar : cut: {bad['reason']}" in told.splitlines()
-    assert "35 samples, 1 bad in 7 shards; 1 more shards cannot be read" in told
+    assert "35 samples, 1 bad in 7 shards; 1 more shards are missing or damaged" in told
 
 
 def test_json_to_stdout_is_all_there_is_on_it(many: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def counts(report: VerifyReport) -> dict[str, int]:
 def summary(report: VerifyReport) -> str:
     """What was verified and how much of it is bad, and a line for each reason."""
     shards = f" in {report.shards:,} shards" + (
-        f"; {len(report.bad_shards):,} more shards cannot be read" if report.bad_shards else ""
+        f"; {len(report.bad_shards):,} more shards are missing or damaged" if report.bad_shards else ""
     )
     lines = [f"{report.samples:,} samples, {len(report.bad):,} bad{shards}; decoded by the {report.backend} backend"]
     return "\n".join([*lines, *(f"{count:8,}  {reason}" for reason, count in counts(report).items())])
