@@ -152,6 +152,7 @@ def test_a_kill_while_shards_are_indexed_harms_no_later_opening(tmp_path: Path, 
     rng = np.random.default_rng(7)
     job = {"shards": str(folder), "run": str(tmp_path), "backend": "torch"}
     unfinished = 0
+    (folder / f".{next(folder.glob('*.tar')).name}.index.1.tmp").write_bytes(b"half")
     for life in range(12):
         seen = int(rng.integers(0, 50))  # index files, when it is killed
         moment = indexed(folder, seen, after(0, float(rng.uniform(0, 0.01)), tmp_path, life))
@@ -164,6 +165,7 @@ def test_a_kill_while_shards_are_indexed_harms_no_later_opening(tmp_path: Path, 
     assert unfinished >= 3, "some were killed before the index was whole"
     trained = [key for batch in checkpointed(tmp_path)["trained"] for key in batch[2]]
     assert set(trained) == {key for key, _, _ in samples}
+    assert not list(folder.glob(".*.tmp")), "half written files of the killed are gone"
 
 
 def indexed(folder: Path, files: int, later: Moment) -> Moment:

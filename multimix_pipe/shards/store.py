@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISREG
+from typing import BinaryIO
 from urllib.parse import quote
 
 import numpy as np
@@ -33,6 +34,7 @@ SUFFIX = ".index"
 LOCK = ".multimix-index.lock"
 
 _CHECKSUM_SIZE = 9
+_PARTIAL = ".tmp"
 _LONGEST = 8  # times its shard: a sample's row and key take fewer bytes than its header in the tar
 _LONGEST_HEAD = 2**16
 
@@ -70,14 +72,23 @@ def locked_folder(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Ite
                 f"({error}); give cache_dir=, a writable folder, or set XDG_CACHE_HOME to one"
             ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that indexes %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks; safe, as files are replaced whole
-            log.warning("%s cannot be locked (%s): processes that start together each build the index", place, error)
+        if _lock(lock, folder):
+            for left in place.glob(f".*{SUFFIX}.*{_PARTIAL}"):  # of a process that was killed while it held the lock
+                left.unlink(missing_ok=True)
         yield place
+
+
+def _lock(lock: BinaryIO, folder: Path) -> bool:
+    """Wait for the lock of the index files of `folder`'s shards; False where there are no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process that indexes %s", folder)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:  # some network file systems have none; safe, as files are replaced whole
+        log.warning("%s cannot be locked (%s): processes that start together each build the index", lock.name, error)
+        return False
+    return True
 
 
 def save_table(path: Path, table: Table, label: str) -> None:
@@ -94,7 +105,7 @@ def save_table(path: Path, table: Table, label: str) -> None:
         "samples": len(table.rows),
     }
     body = b"\n".join((json.dumps(head).encode(), table.rows.tobytes() + table.keys))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
     try:
         partial.write_bytes(b"%08x\n" % zlib.crc32(body) + body)
         os.replace(partial, path)
