@@ -306,6 +306,15 @@ def test_an_image_of_more_bytes_than_any_photo_is_neither_read_nor_decoded(tmp_p
     assert run_or_refused(shard, "replace")
 
 
+def test_a_key_that_is_no_text_does_not_end_the_commands(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "x.tar", [("\udcff.jpg", b"broken"), ("\udcff.cls", b"1"), *plain_members(1)])
+    command = [sys.executable, "-m", "multimix_pipe", "verify", str(shard), "--quiet"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert r"x.tar : \udcff: " in ended.stdout
+
+
 # labels
 
 LABELS: list[tuple[str, bytes, str | None]] = [
