@@ -237,6 +237,14 @@ def test_mutated_images_are_replaced_and_never_end_a_run(hostile_shards: Path, b
     assert ended["grown"] < 700 * MB
 
 
+def test_a_bmp_in_which_dali_finds_no_channels_does_not_enter_it(tmp_path: Path, backend: str) -> None:
+    images = [data[:30] + b"\2" + data[31:] if data[:2] == b"BM" else data for data in sound_images() * 4]  # as if RLE4
+    shard_of(tmp_path / "x.tar", images)
+    ended = run_apart(tmp_path, backend)
+    assert ended["error"] is None
+    assert ended["batches"] == -(-len(images) // 32)
+
+
 def bombs() -> list[bytes]:
     """Images that claim billions of pixels, a few hundred bytes each, in all formats and ways to write sides."""
     sides = [(65535, 65535), (20_000, 20_000), (2**31 - 1, 2**31 - 1), (2**32 - 1, 1), (16383, 16383), (2**24, 2**24)]
@@ -279,7 +287,7 @@ def test_a_bomb_that_took_the_place_of_an_indexed_image_is_not_decoded(tmp_path:
 
 def test_where_pillows_limit_is_switched_off_ours_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    images = [*bombs(), resized_header(sound_images()[-2], 2**33 + 1, 2**33)]  # pixels that pass 64 bits
+    images = [*bombs(), resized_header(sound_images()[-2], 2**33, 2**33)]  # their product is 0 in 64 bits
     index = opened_or_refused(shard_of(tmp_path / "x.tar", [*images, encode()]))
     assert index is not None
     assert index.problem[-1] == 0
@@ -296,6 +304,15 @@ def test_an_image_of_more_bytes_than_any_photo_is_neither_read_nor_decoded(tmp_p
     assert index.problem.tolist() == [TOO_MANY_BYTES, 0]
     assert "bytes" in PROBLEMS[TOO_MANY_BYTES]
     assert run_or_refused(shard, "replace")
+
+
+def test_a_key_that_is_no_text_does_not_end_the_commands(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "x.tar", [("\udcff.jpg", b"broken"), ("\udcff.cls", b"1"), *plain_members(1)])
+    command = [sys.executable, "-m", "multimix_pipe", "verify", str(shard), "--quiet"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert r"x.tar : \udcff: " in ended.stdout
 
 
 # labels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import shlex
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.command_line = shlex.join([PROGRAM, *argv])
     except SystemExit as leave:  # --help, --version, or a wrong argument
         return leave.code if isinstance(leave.code, int) else 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # keys of samples need not be UTF-8
     try:
         with _log_to_stderr(logging.DEBUG if args.verbose else logging.INFO):
             return _run(args)

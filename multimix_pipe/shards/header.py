@@ -231,9 +231,7 @@ def _pillow_header(data: bytes) -> Header | None:
             return Header(0, 0, 1)
         except Exception:  # of corrupt data Pillow raises nearly anything
             return None
-    if (
-        image.width * image.height > MAX_PIXELS
-    ):  # Pillow's own limit can be switched off, and then sides may pass 64 bits
+    if image.width * image.height > MAX_PIXELS:  # Pillow's own limit can be switched off, and sides pass 64 bits
         return Header(0, 0, 1)
     # Image's own getexif, as that of PNG decodes all pixels in search of metadata after them
     return Header(image.width, image.height, _quiet_orientation(lambda: Image.Image.getexif(image)))
