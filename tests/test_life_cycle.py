@@ -432,12 +432,12 @@ del dropped
 def test_a_script_that_ends_with_an_error_says_that_alone_and_at_once(script: Script) -> None:
     text = """
 import atexit
-from multimix_pipe.shards.reader import ShardReader
+import multimix_pipe.native.executor
 
 next(iter(opened()))
-read = ShardReader.read
-ShardReader.read = lambda *arguments: time.sleep(0.1) or read(*arguments)
-iterator = iter(opened(batch_size=100, prefetch=4))
+decode = multimix_pipe.native.executor.decode_rgb
+multimix_pipe.native.executor.decode_rgb = lambda encoded: time.sleep(0.1) or decode(encoded)
+iterator = iter(opened(prefetch=10))  # four seconds of decoding
 for batch in iterator:
     raised = time.monotonic()
     atexit.register(lambda: print("at once" if time.monotonic() - raised < 1.5 else "late"))
