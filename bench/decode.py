@@ -13,9 +13,9 @@ from data import add_shards, chosen_shards, repeated
 from torch import Tensor
 
 from multimix_pipe import MultiMix, TrainTransform, open_loader
+from multimix_pipe.backends import make_executor
 from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report
 from multimix_pipe.finishing import HostFinisher
-from multimix_pipe.loader import _make_executor
 from multimix_pipe.plan import StepPlan
 
 
@@ -48,7 +48,7 @@ def main() -> None:
                     device="cpu",
                 )
                 if mix is None:
-                    loader._executor = executor = _make_executor(backend, loader._job)
+                    loader._executor = executor = make_executor(backend, loader._job)
                     executor._finisher = PixelsOnly(loader._job)  # type: ignore[attr-defined]
                 name = f"{backend}, {'antialias' if antialias else 'no antialias'}"
                 contenders[f"{name}, {'pixels' if mix is None else 'K = 5'}"] = rate(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401  (see `_close_all`)
-import importlib
 import json
 import logging
 import os
@@ -20,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from multimix_pipe.backends import choose_backend, make_executor
 from multimix_pipe.batch import Batch, PairTargets
 from multimix_pipe.config import (
     Backend,
@@ -42,8 +41,9 @@ from multimix_pipe.environment import (
     memory_explained,
     rank_and_world,
 )
-from multimix_pipe.errors import ConfigError, MissingBackendError, MultiMixError, StateMismatchError
+from multimix_pipe.errors import ConfigError, StateMismatchError
 from multimix_pipe.execution import Executor, Job
+from multimix_pipe.iteration import Epoch, close_at_exit
 from multimix_pipe.plan import LANES, Plan, Schedule, StepPlan
 from multimix_pipe.samples import choose_samples
 from multimix_pipe.shards.bad_samples import BadSamples
@@ -57,10 +57,6 @@ logger = logging.getLogger("multimix_pipe")
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 STATE_VERSION = 1
-
-_alive: weakref.WeakValueDictionary[int, Loader] = weakref.WeakValueDictionary()
-_exiting = threading.Event()
-_EXIT_SECONDS = 5  # in which an interpreter has ended
 
 
 def open_loader(
@@ -181,9 +177,8 @@ class Loader:
         self._index = index
         self._config = config
         self._pid = os.getpid()
-        self._lock = (
-            threading.RLock()
-        )  # of the epoch and what runs; taken after `_check_process`: a child may find it locked
+        # of the epoch and what runs; taken after `_check_process`, as a forked child may find it locked
+        self._lock = threading.RLock()
         device = choose_device(config.device)
         self._backend = choose_backend(config.backend, device)
         check_batch_fits(config, device)
@@ -193,16 +188,15 @@ class Loader:
         self._reader = ShardReader(index)
         self._job = Job(index, self._plan, self._reader, self._bad_samples, config, device)
         self._executor: Executor | None = None
-        self._running: weakref.ref[_Epoch] | None = (
-            None  # weak: after a `break` nothing runs ahead, and a loader is in no cycle
-        )
+        # weak: after a `break` nothing runs ahead, and a loader is in no cycle
+        self._running: weakref.ref[Epoch] | None = None
         self._epoch = 0
         self._start = 0  # position at which the epoch is entered: 0, or where a state resumed it
         self._done_before = 0  # steps of the epoch before `_start`
         self._handed = 0  # steps handed out since `_start`
         self._entered = False  # the epoch has been iterated over
         self._restored = False  # the epoch and the position come from a state
-        _alive[id(self)] = self
+        close_at_exit(self)
         if config.last_batch == "drop" and not len(self):
             logger.warning(
                 'an epoch has no steps: %d samples are less than batch_size times world_size, and last_batch="drop"',
@@ -244,7 +238,7 @@ class Loader:
             if self._entered:
                 self._enter(self._epoch + 1)
             self._entered, self._handed, self._restored = True, 0, False
-            running = _Epoch(self, self._batches())
+            running = Epoch(self._batches(), self._lock, self._check_process)
             self._running = weakref.ref(running)
             return running
 
@@ -300,10 +294,11 @@ class Loader:
             )
         if differing:
             logger.warning("a state that differs from the loader is loaded. %s", "; ".join(differing))
-        self._stop_running()
-        self._enter(state["epoch"])
-        self._start, self._done_before, self._restored = state["samples"], state["steps"], True
-        self._plan.order_batch_size = state["order_batch_size"]
+        with self._lock:
+            self._stop_running()
+            self._enter(state["epoch"])
+            self._start, self._done_before, self._restored = state["samples"], state["steps"], True
+            self._plan.order_batch_size = state["order_batch_size"]
 
     def close(self) -> None:
         """Stop threads and free files and device memory. Iterating again opens them again.
@@ -353,7 +348,7 @@ class Loader:
         steps = (self._plan.step(epoch, first, past) for first, past in self._schedule())
         with memory_explained(self._config, self._job.device):
             if self._executor is None:
-                self._executor = _make_executor(self._backend, self._job)
+                self._executor = make_executor(self._backend, self._job)
             with closing(self._executor.run(steps)) as executed:
                 for step, images in executed:
                     batch = self._batch(step, images)
@@ -413,100 +408,3 @@ def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple
             yield from ((f"{name}.{inner}", *both) for inner, *both in _differences(value, other))
         elif other != value:
             yield name, value, other
-
-
-class _Epoch(Iterator[Batch]):
-    """One iteration over a loader. A newer one ends it, and it says so: to stop in silence would lose data."""
-
-    def __init__(self, loader: Loader, batches: Generator[Batch, None, None]) -> None:
-        self._loader = loader
-        self._batches = batches
-        self._done = False
-        self._superseded = False
-
-    def __next__(self) -> Batch:
-        self._loader._check_process()  # before anything waits for threads that a forked child does not have
-        with self._loader._lock:
-            if not _exiting.is_set():
-                return self._advance()
-        _refuse_at_exit()
-
-    def _advance(self) -> Batch:
-        if self._superseded:
-            raise MultiMixError(
-                "a loader runs one epoch at a time; this iteration was ended by a newer iter(loader), or by set_epoch, "
-                "load_state_dict or close. To iterate twice at once, open a second loader"
-            )
-        try:
-            return next(self._batches)
-        except BaseException:
-            self._done = True
-            raise
-
-    def end(self) -> None:
-        """Drop what runs ahead; a further `next` is an error unless the epoch was over."""
-        self._batches.close()
-        self._superseded = not self._done
-
-
-def _close_all() -> None:
-    """As the interpreter ends, before it ends the threads that loaders need: drop what runs ahead, and let nothing start."""
-    _exiting.set()
-    for reference in _alive.valuerefs():
-        if (loader := reference()) is not None:
-            loader.close()
-
-
-# threads are ended before `atexit` runs. The last registered is the first to run: before concurrent.futures' own, imported above
-threading._register_atexit(_close_all)  # type: ignore[attr-defined]
-
-
-def _refuse_at_exit() -> NoReturn:
-    if threading.current_thread().daemon:
-        # it ends in silence, as all of its kind. Not at once: memory that it let go of now would need an interpreter to free it
-        threading.Event().wait(_EXIT_SECONDS)
-        raise SystemExit
-    raise MultiMixError(
-        "a loader is closed when the main thread has ended, and this thread still iterates over it. Join it in the main thread"
-    )
-
-
-def dali_import_error() -> Exception | None:
-    """Why the DALI backend does not import here; None where it does."""
-    try:
-        importlib.import_module("multimix_pipe.dali.executor")
-    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-        return error
-    return None
-
-
-def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
-    """What a `backend` argument means here. Raises MissingBackendError, or ConfigError where it cannot serve `device`."""
-    if backend == "torch":
-        return "torch"
-    if backend == "auto" and device.type == "mps":
-        return "torch"
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f'backend="dali" needs device "cpu" or "cuda"; found {str(device)!r}. Use backend="torch"')
-    error = dali_import_error()
-    if error is not None:
-        if backend == "auto":
-            # absent is one thing, installed and broken another
-            level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
-            logger.log(level, "backend torch: NVIDIA DALI does not import (%s)", error)
-            return "torch"
-        raise MissingBackendError(
-            f'backend="dali" needs NVIDIA DALI, which does not import here ({error}). Install it with '
-            "pip install 'multimix-pipe[dali]' (CUDA 13) or 'multimix-pipe[dali-cuda12]', or use backend=\"torch\""
-        ) from error
-    return "dali"
-
-
-def _make_executor(backend: str, job: Job) -> Executor:
-    if backend == "dali":
-        from multimix_pipe.dali.executor import DaliExecutor
-
-        return DaliExecutor(job)
-    from multimix_pipe.native.executor import NativeExecutor
-
-    return NativeExecutor(job)

@@ -18,10 +18,11 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from multimix_pipe.backends import choose_backend
 from multimix_pipe.config import Backend
 from multimix_pipe.cores import usable_cores
 from multimix_pipe.errors import ShardError
-from multimix_pipe.loader import Source, choose_backend
+from multimix_pipe.loader import Source
 from multimix_pipe.native.decode import UndecodableError, decode_rgb
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 from multimix_pipe.shards.listing import list_shards

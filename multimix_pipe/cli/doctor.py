@@ -70,8 +70,8 @@ def _try_backends(shards: str) -> bool:
     """Run every backend on every device that is here; whether all that was tried is right."""
     import torch
 
+    from multimix_pipe.backends import dali_import_error
     from multimix_pipe.environment import choose_device
-    from multimix_pipe.loader import dali_import_error
 
     print(f"CUDA: {_cuda()}; MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
     device = choose_device("auto")

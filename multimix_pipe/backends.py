@@ -1,0 +1,57 @@
+"""Which backend executes a loader's plans."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Literal
+
+import torch
+
+from multimix_pipe.config import Backend
+from multimix_pipe.errors import ConfigError, MissingBackendError
+from multimix_pipe.execution import Executor, Job
+
+logger = logging.getLogger("multimix_pipe")
+
+
+def dali_import_error() -> Exception | None:
+    """Why the DALI backend does not import here; None where it does."""
+    try:
+        importlib.import_module("multimix_pipe.dali.executor")
+    except (ImportError, OSError) as error:  # OSError: a shared library that does not load
+        return error
+    return None
+
+
+def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
+    """What a `backend` argument means here. Raises MissingBackendError, or ConfigError where it cannot serve `device`."""
+    if backend == "torch":
+        return "torch"
+    if backend == "auto" and device.type == "mps":
+        return "torch"
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f'backend="dali" needs device "cpu" or "cuda"; found {str(device)!r}. Use backend="torch"')
+    error = dali_import_error()
+    if error is not None:
+        if backend == "auto":
+            # absent is one thing, installed and broken another
+            level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
+            logger.log(level, "backend torch: NVIDIA DALI does not import (%s)", error)
+            return "torch"
+        raise MissingBackendError(
+            f'backend="dali" needs NVIDIA DALI, which does not import here ({error}). Install it with '
+            "pip install 'multimix-pipe[dali]' (CUDA 13) or 'multimix-pipe[dali-cuda12]', or use backend=\"torch\""
+        ) from error
+    return "dali"
+
+
+def make_executor(backend: str, job: Job) -> Executor:
+    """The executor of a backend that `choose_backend` gave."""
+    if backend == "dali":
+        from multimix_pipe.dali.executor import DaliExecutor
+
+        return DaliExecutor(job)
+    from multimix_pipe.native.executor import NativeExecutor
+
+    return NativeExecutor(job)

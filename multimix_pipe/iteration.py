@@ -1,0 +1,91 @@
+"""One iteration over a loader, and how loaders end with the interpreter."""
+
+from __future__ import annotations
+
+import concurrent.futures.thread  # noqa: F401  (see `_close_all`)
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from typing import NoReturn, Protocol
+
+from multimix_pipe.batch import Batch
+from multimix_pipe.errors import MultiMixError
+
+_EXIT_SECONDS = 5  # in which an interpreter has ended
+
+
+class Closeable(Protocol):
+    """A loader, as far as its end goes."""
+
+    def close(self) -> None:
+        """Stop its threads."""
+        ...
+
+
+_alive: weakref.WeakValueDictionary[int, Closeable] = weakref.WeakValueDictionary()
+_exiting = threading.Event()
+
+
+class Epoch(Iterator[Batch]):
+    """One iteration over a loader. A newer one ends it, and it says so: to stop in silence would lose data."""
+
+    def __init__(
+        self, batches: Generator[Batch, None, None], lock: threading.RLock, check_process: Callable[[], None]
+    ) -> None:
+        """`lock` is held while a batch is made; `check_process` raises in a forked child."""
+        self._batches = batches
+        self._lock = lock
+        self._check_process = check_process
+        self._done = False
+        self._superseded = False
+
+    def __next__(self) -> Batch:
+        self._check_process()  # before anything waits for threads that a forked child does not have
+        with self._lock:
+            if not _exiting.is_set():
+                return self._advance()
+        _refuse_at_exit()
+
+    def _advance(self) -> Batch:
+        if self._superseded:
+            raise MultiMixError(
+                "a loader runs one epoch at a time; this iteration was ended by a newer iter(loader), or by set_epoch, "
+                "load_state_dict or close. To iterate twice at once, open a second loader"
+            )
+        try:
+            return next(self._batches)
+        except BaseException:
+            self._done = True
+            raise
+
+    def end(self) -> None:
+        """Drop what runs ahead; a further `next` is an error unless the epoch was over."""
+        self._batches.close()
+        self._superseded = not self._done
+
+
+def close_at_exit(loader: Closeable) -> None:
+    """Close a loader, if it still is there, as the interpreter ends."""
+    _alive[id(loader)] = loader
+
+
+def _close_all() -> None:
+    """As the interpreter ends, before it ends the threads that loaders need: drop what runs ahead, and let nothing start."""
+    _exiting.set()
+    for reference in _alive.valuerefs():
+        if (loader := reference()) is not None:
+            loader.close()
+
+
+# threads are ended before `atexit` runs. The last registered is the first to run: before concurrent.futures' own, imported above
+threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+
+
+def _refuse_at_exit() -> NoReturn:
+    if threading.current_thread().daemon:
+        # it ends in silence, as all of its kind. Not at once: memory that it let go of now would need an interpreter to free it
+        threading.Event().wait(_EXIT_SECONDS)
+        raise SystemExit
+    raise MultiMixError(
+        "a loader is closed when the main thread has ended, and this thread still iterates over it. Join it in the main thread"
+    )
