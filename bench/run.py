@@ -1,6 +1,6 @@
 """All benchmarks that need no GPU, in one go: one JSON file with every figure. `gpu.py` is the one for a GPU.
 
-    python bench/run.py [--shards FOLDER] [--quick] [--out bench/results]
+    python bench/run.py [--shards FOLDER] [--quick] [--only QUESTION ...] [--out bench/results]
 
 writes OUT/<processor>-<date>.json, and end to end's chart beside it, and prints what each benchmark prints.
 """
@@ -33,7 +33,8 @@ def run(name: str, *options: object) -> dict[str, object]:
             return {"failed": f"exit status {status}"}
         figures: dict[str, object] = json.loads(path.read_text())
     figures.pop("machine")  # stands once, at the top
-    figures["command"] = " ".join(["python", f"bench/{name}.py", *map(str, options)])
+    shown = ["FOLDER" if isinstance(option, Path) and option.is_dir() else str(option) for option in options]
+    figures["command"] = " ".join(["python", f"bench/{name}.py", *shown])
     return figures
 
 
@@ -43,18 +44,19 @@ def main() -> None:
         "--shards", type=Path, help="a folder of shards with classes.json; default: generated photos"
     )
     arguments.add_argument("--quick", action="store_true", help="two rounds of little work: does it all run?")
+    arguments.add_argument("--only", nargs="+", metavar="QUESTION", help="these benchmarks alone")
     arguments.add_argument("--out", type=Path, default=BENCH / "results")
     args = arguments.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     described = machine()
-    name = re.sub(r"[^a-z0-9]+", "-", str(described["cpu"]).lower()).strip("-")
-    path = args.out.resolve() / f"{name}-{described['date']}.json"
+    processor = re.sub(r"[^a-z0-9]+", "-", str(described["cpu"]).lower()).strip("-")
+    path = args.out.resolve() / f"{processor}-{described['date']}.json"
 
     rounds = ["--rounds", 2 if args.quick else 5]
     shards = ["--shards", args.shards.resolve()] if args.shards else []
     chart = ["--chart", path.with_suffix(".png")]
     results: dict[str, object] = {"machine": described}
-    for question, *options in (
+    questions: tuple[tuple[object, ...], ...] = (
         ("end_to_end", "--k", 5, *rounds, "--seconds", 0.5 if args.quick else 6, *shards, *chart),
         ("decode", *rounds, "--images", 128 if args.quick else 640, *shards),
         ("mix_stage", *rounds),
@@ -68,8 +70,15 @@ def main() -> None:
         ("judgement",),
         ("bad_samples", *rounds, "--images", 128 if args.quick else 1280, *shards),
         ("training", *rounds, "--batch-size", 16, *shards, "--repeat", 1),
-    ):
-        results[question] = run(question, *options)
+    )
+    unknown = set(args.only or ()) - {str(question) for question, *_ in questions}
+    if unknown:
+        arguments.error(f"--only: there is no benchmark {', '.join(sorted(unknown))}")
+    for question, *options in questions:
+        name = str(question)
+        if args.only and name not in args.only:
+            continue
+        results[name] = run(name, *options)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nwritten: {path}")
