@@ -84,7 +84,7 @@ def memory_explained(config: LoaderConfig, device: torch.device) -> Iterator[Non
         batch, pixels = _batch_bytes(config), config.batch_size * 3 * height * width
         ahead = config.prefetch + 1  # DALI keeps those on its device, the torch backend on the host
         raise ConfigError(
-            f"making a batch on {device} needs more memory than is free: {type(error).__name__}: {str(error).strip()}\n"
+            f"making a batch on {device} needs more memory than is free: {type(error).__name__}: {' '.join(str(error).split())}. "
             f"{_batch_in_words(config)} take {batch / 1e9:.3g} GB, and as much again for the batch before, while it is "
             f"referenced; prefetch={config.prefetch} keeps {ahead} batches of {config.batch_size} decoded images, "
             f"{ahead * pixels / 1e9:.3g} GB. Lower batch_size, k or prefetch, use a 16-bit dtype, or free memory of others"
@@ -92,8 +92,8 @@ def memory_explained(config: LoaderConfig, device: torch.device) -> Iterator[Non
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # DALI says it in RuntimeErrors: "CUDA allocation failed", "Can't allocate 1024 bytes on device 0."
-    said = re.search(r"out of memory|allocation failed|can't allocate", str(error), re.IGNORECASE)
+    # DALI says it in RuntimeErrors: "CUDA allocation failed", "Can't allocate 1024 bytes on device 0.", "std::bad_alloc"
+    said = re.search(r"out of memory|allocation failed|can't allocate|bad_alloc", str(error), re.IGNORECASE)
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said is not None
 
 

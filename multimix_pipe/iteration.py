@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import concurrent.futures.thread  # noqa: F401  (see `_close_all`)
 import threading
 import weakref
@@ -38,6 +39,7 @@ class Epoch(Iterator[Batch]):
         self._check_process = check_process
         self._done = False
         self._superseded = False
+        self._advancing = False
 
     def __next__(self) -> Batch:
         self._check_process()  # before anything waits for threads that a forked child does not have
@@ -52,14 +54,22 @@ class Epoch(Iterator[Batch]):
                 "a loader runs one epoch at a time; this iteration was ended by a newer iter(loader), or by set_epoch, "
                 "load_state_dict or close. To iterate twice at once, open a second loader"
             )
+        self._advancing = True
         try:
             return next(self._batches)
         except BaseException:
             self._done = True
             raise
+        finally:
+            self._advancing = False
 
     def end(self) -> None:
         """Drop what runs ahead; a further `next` is an error unless the epoch was over."""
+        if self._advancing:  # only this thread can be within `next`: the lock keeps the others out
+            raise MultiMixError(
+                "a loader cannot be closed, or begin anew, while the same thread waits for its next batch, as in a signal "
+                "handler. Set a flag there, and close after the step"
+            )
         self._batches.close()
         self._superseded = not self._done
 
@@ -78,7 +88,7 @@ def _close_all() -> None:
 
 
 # threads are ended before `atexit` runs. The last registered is the first to run: before concurrent.futures' own, imported above
-threading._register_atexit(_close_all)  # type: ignore[attr-defined]
+getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
 def _refuse_at_exit() -> NoReturn:

@@ -229,7 +229,9 @@ class Loader:
 
     def __len__(self) -> int:
         """Steps of the epoch for this process; after a resume in mid-epoch, those done and those remaining."""
-        return self._done_before + len(self._schedule())
+        self._check_process()
+        with self._lock:
+            return self._done_before + len(self._schedule())
 
     def __iter__(self) -> Iterator[Batch]:
         self._check_process()
@@ -244,7 +246,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next to be iterated: from its start, or, if a loaded state is in it, from that state's position."""
-        check_int("epoch", epoch, 0)
+        check_int("epoch", epoch, 0, 2**64 - 1)
         self._check_process()
         with self._lock:
             self._stop_running()
@@ -257,14 +259,15 @@ class Loader:
         The same in every process at the same step; with last_batch="partial" keep that of process 0, which has as many steps as
         any. Batches that ran ahead and were not handed out do not count.
         """
-        return {
-            "version": STATE_VERSION,
-            **self._identity(),
-            "epoch": self._epoch,
-            "samples": self._schedule().position_after(self._handed),
-            "steps": self._done_before + self._handed,
-            "order_batch_size": self._plan.order_batch_size,
-        }
+        self._check_process()
+        with self._lock:
+            place = {
+                "epoch": self._epoch,
+                "samples": self._schedule().position_after(self._handed),
+                "steps": self._done_before + self._handed,
+                "order_batch_size": self._plan.order_batch_size,
+            }
+        return {"version": STATE_VERSION, **self._identity(), **place}
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Continue where `state` was taken; the number of processes may have changed.
@@ -369,10 +372,10 @@ class Loader:
         return Batch(images, targets, labels, step, lambda: self._index.keys(step.sample))
 
     def _stop_running(self) -> None:
-        with self._lock:
-            running, self._running = self._running, None
-            if running is not None and (epoch := running()) is not None:
-                epoch.end()
+        """To be called with the lock held."""
+        if self._running is not None and (epoch := self._running()) is not None:
+            epoch.end()
+        self._running = None
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:

@@ -23,7 +23,7 @@ from multimix_pipe.config import Backend
 from multimix_pipe.cores import usable_cores
 from multimix_pipe.errors import ShardError
 from multimix_pipe.loader import Source
-from multimix_pipe.native.decode import UndecodableError, decode_rgb
+from multimix_pipe.native.decode import UndecodableError, decode_indexed
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 from multimix_pipe.shards.listing import list_shards
 from multimix_pipe.shards.reader import ShardReader
@@ -142,9 +142,8 @@ def _judge(backend: str) -> Judge:
     def judge(images: Sequence[Encoded], sizes: Sequence[tuple[int, int]]) -> list[str | None]:
         reasons = dali(images, sizes)
         for row, reason in enumerate(reasons):
-            if (
-                reason is not None
-            ):  # DALI does not say why; the other decoder may, and whether it can do it is worth knowing
+            if reason is not None:
+                # DALI does not say why; the other decoder may, and whether it can do it is worth knowing
                 other = _torch_problem(images[row], *sizes[row])
                 reasons[row] = f"{reason} ({other or 'the torch backend can'})"
         return reasons
@@ -158,11 +157,9 @@ def _judge_by_torch(images: Sequence[Encoded], sizes: Sequence[tuple[int, int]])
 
 def _torch_problem(image: Encoded, height: int, width: int) -> str | None:
     try:
-        found = decode_rgb(image).shape
+        decode_indexed(image, height, width)
     except UndecodableError as error:
-        return f"cannot be decoded: {error}"
-    if found[:2] != (height, width):
-        return f"decodes to {found[1]}x{found[0]} pixels, its index says {width}x{height}"
+        return str(error)
     return None
 
 

@@ -112,7 +112,7 @@ def test_a_decoding_error_names_its_sample_at_its_step(
     batches, error = run_to_error(loader)
     assert isinstance(error, BadSampleError)
     assert str(error).startswith(f"set-000.tar : s{bad:02d}: ")
-    assert f'exclude=["s{bad:02d}"]' in str(error)
+    assert f'exclude=["set-000.tar : s{bad:02d}"]' in str(error)
     assert len(batches) == bad // BATCH, "the batches before it come first"
     assert loader.state_dict()["steps"] == len(batches)
 
@@ -192,6 +192,13 @@ def test_labels_and_targets_are_those_of_the_replacement(opened: Open, tmp_path:
         assert batch.labels.equal(batch.targets)  # type: ignore[arg-type]
 
 
+def test_past_max_bad_every_further_bad_sample_ends_the_run(opened: Open, tmp_path: Path, backend: str) -> None:
+    folder = shards_with(tmp_path, {1: "cut at 70%", 10: "cut at 70%"})
+    loader = open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=1)
+    for _ in range(3):  # a loop that goes on after an error must not get around it
+        assert isinstance(run_to_error(loader)[1], BadSampleError)
+
+
 def test_past_max_bad_the_run_ends_at_that_step(opened: Open, tmp_path: Path, backend: str) -> None:
     folder = shards_with(tmp_path, {1: "cut at 70%", 10: "cut at 70%", 18: "cut at 70%"})
     loader = open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=2, prefetch=5)
@@ -206,10 +213,12 @@ def test_max_bad_may_be_a_share_and_counts_what_indexing_finds_at_opening(
 ) -> None:
     folder = shards_with(tmp_path, {1: "zero bytes", 10: "cut at 70%", 18: "cut at 70%"})
     options: dict[str, object] = {"on_bad_sample": "replace"}
-    with pytest.raises(BadSampleError, match=r"^1 bad samples are known already, max_bad=0.04, which is 0, allowed"):
+    with pytest.raises(
+        BadSampleError, match=r"^1 bad samples and damaged shards are known already, max_bad=0.04 \(0 samples\) allowed"
+    ):
         open_in_order(opened, folder, backend, max_bad=0.04, **options)
     _, error = run_to_error(open_in_order(opened, folder, backend, max_bad=0.1, **options))
-    assert "3 bad samples met, max_bad=0.1, which is 2, allowed; the last one: set-000.tar : s18" in str(error)
+    assert "3 bad samples met, max_bad=0.1 (2 samples) allowed; the last one: set-000.tar : s18" in str(error)
     assert run_to_error(open_in_order(opened, folder, backend, max_bad=3 / N, **options))[1] is None
     with pytest.raises(ConfigError, match=r"max_bad, as a share of the samples, must be a finite number in \[0, 1\]"):
         open_in_order(opened, folder, backend, max_bad=1.5, **options)
@@ -260,36 +269,68 @@ def test_one_label_that_is_missing_or_no_number_is_an_error_before_training_star
 # shards that change behind the loader's back
 
 
-def test_a_shard_cut_after_indexing_is_a_shard_error_at_its_step(opened: Open, tmp_path: Path, backend: str) -> None:
-    loader = open_in_order(opened, shards_with(tmp_path, {}), backend)
-    os.truncate(tmp_path / "set-000.tar", int(loader.index.offset[9]) + 100)
+def two_shards(folder: Path) -> Path:
+    """Even samples in the first shard, odd ones in the second, which comes after N // 2 samples in stored order."""
+    return write_shards(folder, [(f"s{number:02d}", "jpg", good(number)) for number in range(N)], shards=2)
+
+
+def cut_short(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+def other_by_rename(shard: Path) -> None:
+    """Another valid shard of the same size takes its place, with another time."""
+    data = shard.read_bytes()
+    other = shard.with_suffix(".new")
+    other.write_bytes(data.replace(b"\0\0\x05\0", b"\0\0\x06\0"))
+    os.utime(other, ns=(0, shard.stat().st_mtime_ns + 10**9))
+    other.rename(shard)
+
+
+def written_in_place(shard: Path) -> None:
+    time = shard.stat().st_mtime_ns
+    shard.write_bytes(shard.read_bytes())
+    os.utime(shard, ns=(0, time + 1))
+
+
+CHANGES = [cut_short, other_by_rename, written_in_place]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_shard_changed_after_indexing_is_a_shard_error_at_its_step(
+    opened: Open, tmp_path: Path, backend: str, change: Callable[[Path], None]
+) -> None:
+    loader = open_in_order(opened, two_shards(tmp_path), backend)
+    change(tmp_path / "set-001.tar")
     batches, error = run_to_error(loader)
     assert isinstance(error, ShardError)
-    assert "set-000.tar : s09: needs" in str(error)
-    assert "changed after it was indexed" in str(error)
-    assert len(batches) == 2
+    assert str(error).startswith("set-001.tar : s")
+    assert "its shard changed after it was indexed" in str(error)
+    assert len(batches) == N // 2 // BATCH, "those of the other shard come first"
 
 
-def test_replacing_a_shard_cut_after_indexing_costs_just_its_samples(
-    opened: Open, tmp_path: Path, backend: str
+@pytest.mark.parametrize("change", CHANGES)
+def test_replacing_a_shard_changed_while_the_loader_runs_costs_just_its_samples(
+    opened: Open, tmp_path: Path, backend: str, change: Callable[[Path], None]
 ) -> None:
-    loader = open_in_order(opened, shards_with(tmp_path, {}), backend, on_bad_sample="replace")
-    os.truncate(tmp_path / "set-000.tar", int(loader.index.offset[9]) + 100)
-    batches, error = run_to_error(loader)
-    assert error is None
-    lost = {f"set-000.tar : s{number:02d}" for number in range(9, N)}
-    assert loader.bad_samples.keys() == lost
-    assert "ends" in loader.bad_samples["set-000.tar : s09"]
-    shown = {key for batch in batches for key in batch.keys}
-    assert shown == {f"s{number:02d}" for number in range(9)}
+    loader = open_in_order(opened, two_shards(tmp_path), backend, on_bad_sample="replace")
+    assert len(list(loader)) == N // BATCH
+    assert not loader.bad_samples
+    change(tmp_path / "set-001.tar")
+    shown = {key for batch in loader for key in batch.keys}
+    lost = {f"set-001.tar : s{number:02d}" for number in range(1, N, 2)}
+    if change is other_by_rename:  # where the indexed file is still open, its bytes are the right ones
+        assert loader.bad_samples.keys() <= lost
+    else:
+        assert loader.bad_samples.keys() == lost
+        assert shown == {f"s{number:02d}" for number in range(0, N, 2)}
 
 
 @pytest.mark.parametrize("policy", ["raise", "replace"])
 def test_a_shard_deleted_after_indexing_is_an_error_or_costs_its_samples(
     opened: Open, tmp_path: Path, backend: str, policy: str
 ) -> None:
-    samples = [(f"s{number:02d}", "jpg", good(number)) for number in range(N)]
-    loader = open_in_order(opened, write_shards(tmp_path, samples, shards=2), backend, on_bad_sample=policy)
+    loader = open_in_order(opened, two_shards(tmp_path), backend, on_bad_sample=policy)
     (tmp_path / "set-001.tar").unlink()
     batches, error = run_to_error(loader)
     if policy == "raise":
@@ -328,22 +369,23 @@ def test_a_process_without_descriptors_does_not_replace_samples(
 
 
 def damaged_shards(folder: Path, damage: str) -> Path:
-    """Two shards; of the second, which has the odd samples, what comes before s11 is whole."""
-    samples = [(f"s{number:02d}", "jpg", good(number)) for number in range(N)]
-    write_shards(folder, samples, shards=2)
-    shard = folder / "set-001.tar"
+    """Two shards; of the second what comes before s11 is whole."""
+    shard = two_shards(folder) / "set-001.tar"
     with tarfile.open(shard) as tar:
         header = tar.getmember("s11.jpg").offset
     if damage == "cut":
         os.truncate(shard, header + 700)
+    elif damage == "cut between members":
+        os.truncate(shard, header)
     else:
+        at, data = {"checksum": (148, b"123456"), "hole": (0, bytes(512)), "zeros": (0, bytes(2**21))}[damage]
         with open(shard, "r+b") as file:
-            file.seek(header + 148)
-            file.write(b"123456")
+            file.seek(header + at)
+            file.write(data)
     return folder
 
 
-@pytest.mark.parametrize("damage", ["cut", "checksum"])
+@pytest.mark.parametrize("damage", ["cut", "cut between members", "checksum", "hole", "zeros"])
 def test_a_damaged_shard_is_an_error_that_names_it_or_costs_what_comes_after_the_damage(
     opened: Open, tmp_path: Path, backend: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -362,6 +404,8 @@ def test_a_damaged_shard_is_an_error_that_names_it_or_costs_what_comes_after_the
         shown = {key for batch in loader for key in batch.keys}
         assert shown == {f"s{number:02d}" for number in range(N) if number % 2 == 0 or number < 11}
         assert not loader.bad_samples
+    with pytest.raises(BadSampleError, match=r"^1 bad samples and damaged shards are known already, max_bad=0 allowed"):
+        open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=0)
 
 
 def test_a_shard_that_is_no_tar_costs_all_of_its_own(
@@ -384,10 +428,11 @@ def test_an_image_replaced_after_indexing_does_not_enter_with_a_wrong_window(
     folder = shards_with(tmp_path, {})
     loader = open_in_order(opened, folder, backend, on_bad_sample="replace", mix=None, transform=transform)
     other = encoded(picture(1, 20, 20), "JPEG", quality=50)
-    size = int(loader.index.size[9])
+    size, time = int(loader.index.size[9]), (folder / "set-000.tar").stat().st_mtime_ns
     with open(folder / "set-000.tar", "r+b") as shard:
         shard.seek(int(loader.index.offset[9]))
         shard.write(other.ljust(size, b"\0"))
+    os.utime(folder / "set-000.tar", ns=(0, time))  # as a failing disk does it: same time, other bytes
     batches, error = run_to_error(loader)
     assert error is None
     assert len(batches) == 6
@@ -408,9 +453,13 @@ def test_a_zoo_of_odd_images_ends_no_run(
 ) -> None:
     zoo = folder_from_environment("MULTIMIX_ODD", "a folder of odd and broken images")
     samples = [
-        (path.name.replace(".", "_"), path.suffix[1:] if path.suffix in (".png", ".jpeg", ".webp") else "jpg", data)
+        (
+            path.name.replace(".", "_"),
+            path.suffix[1:] if path.suffix in (".png", ".jpeg", ".webp") else "jpg",
+            path.read_bytes(),
+        )
         for path in sorted(zoo.iterdir())
-        if path.suffix != ".tsv" and (data := path.read_bytes()) is not None
+        if path.suffix != ".tsv"
     ]
     folder = write_shards(tmp_path, samples, shards=3)
     settings: dict[str, object] = {"batch_size": 16, "transform": transform, "exif": exif, "shuffle": "global"}

@@ -285,13 +285,22 @@ def test_a_cut_shard_is_named(tmp_path: Path, keep: int) -> None:
         index_of(path)
 
 
-def test_a_shard_without_an_end_mark_is_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shard_without_an_end_mark_is_damaged_and_one_with_half_of_it_is_not(tmp_path: Path) -> None:
     members = plain_members(2)
     path = write_tar(tmp_path / "x.tar", members)
     data = path.read_bytes().rstrip(b"\0")
     path.write_bytes(data + b"\0" * (-len(data) % 512))
+    with pytest.raises(ShardError, match="the file ends: it was cut between two members, or its writer was not closed"):
+        index_of(path)
+    path.write_bytes(path.read_bytes() + bytes(512))
     assert_holds(index_of(path), members)
-    assert "no end mark" in caplog.text
+
+
+def test_what_lies_behind_an_end_mark_is_not_lost_in_silence(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "x.tar", plain_members(2))
+    path.write_bytes(2 * path.read_bytes())  # as `cat a.tar b.tar` makes it
+    with pytest.raises(ShardError, match=r"zeros in the place of a header, with [0-9,]+ bytes from there"):
+        index_of(path)
 
 
 def test_a_damaged_header_in_the_middle_does_not_pass_as_the_end(tmp_path: Path) -> None:

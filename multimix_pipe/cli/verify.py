@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     for option, name in (("--json", args.json), ("--write-bad", args.write_bad)):
         if name not in (None, STDOUT):  # now, not after an hour of decoding
             _check_writable(option, Path(name))
+    if args.write_bad and args.write_bad in (STDOUT, args.json):
+        raise ConfigError(f"--write-bad must name a file of its own; found {args.write_bad!r}")
     tells = args.json != STDOUT
     report = verify(
         args.source,
@@ -69,7 +71,12 @@ def run(args: argparse.Namespace) -> int:
     if tells:
         print(summary(report))
     if args.write_bad:
-        _write("--write-bad", args.write_bad, "".join(sample.name + "\n" for sample in report.bad))
+        names = [sample.name for sample in report.bad if "\n" not in sample.name]  # a line cannot hold it
+        _write("--write-bad", args.write_bad, "".join(name + "\n" for name in names))
+        if left := len(report.bad) - len(names):
+            print(
+                f"{left} bad samples have a line end in their names, and are not in {args.write_bad}", file=sys.stderr
+            )
     if args.json:
         text = json.dumps(as_json(report), indent=1) + "\n"
         if tells:

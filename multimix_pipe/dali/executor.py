@@ -104,9 +104,8 @@ class DaliExecutor:
                 yield self._take(self._in_flight[0])
         except (GeneratorExit, MultiMixError):
             raise
-        except (
-            BaseException
-        ):  # an interrupt, say, between taking a result and noting it: nobody knows what is in flight
+        except BaseException:
+            # an interrupt, say, between taking a result and noting it: nobody knows what is in flight
             self._discard_pipeline()
             raise
         finally:

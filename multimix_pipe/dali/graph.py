@@ -27,7 +27,10 @@ _built: WeakSet[Pipeline] = WeakSet()
 
 
 def _abandon() -> None:
-    """In a forked child: never end the parent's pipelines. DALI would wait for threads that are not there, and die of it."""
+    """In a forked child: never end the parent's pipelines. DALI would wait for threads that are not there, and die of it.
+
+    DALI ends all pipelines at exit, and has no public way to let go of one.
+    """
     for pipeline in _built:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline._pipe))  # its destructor, too, must not run
         pipeline._pipe = None

@@ -33,6 +33,17 @@ def decode_rgb(data: NDArray[np.uint8]) -> Pixels:
     return pixels
 
 
+def decode_indexed(data: NDArray[np.uint8], height: int, width: int) -> Pixels:
+    """`decode_rgb` of an image whose index says (height, width). The error's message is the whole reason."""
+    try:
+        image = decode_rgb(data)
+    except UndecodableError as error:
+        raise UndecodableError(f"cannot be decoded: {error}") from error
+    if image.shape[:2] != (height, width):
+        raise UndecodableError(f"decodes to {image.shape[1]}x{image.shape[0]} pixels, its index says {width}x{height}")
+    return image
+
+
 def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
     try:
         with Image.open(io.BytesIO(data.tobytes()), formats=FORMATS) as image:
@@ -43,7 +54,7 @@ def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
             opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of P with transparency to RGB
             return np.array(opaque.convert("RGB"))  # a copy: torch warns of memory that cannot be written
-    except UndecodableError:
+    except (UndecodableError, MemoryError):  # of the latter the image is not to blame
         raise
     except UnidentifiedImageError:  # its message holds an address in memory
         raise UndecodableError("no image of a known format") from None

@@ -19,7 +19,7 @@ from torch import Tensor
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.execution import Job, Replacements
 from multimix_pipe.finishing import make_finisher
-from multimix_pipe.native.decode import UndecodableError, decode_rgb
+from multimix_pipe.native.decode import UndecodableError, decode_indexed
 from multimix_pipe.pixels import crop_whole, put, resize, resize_window, upright
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.reading import ReadAhead, Reading
@@ -125,12 +125,9 @@ class NativeExecutor:
         if isinstance(encoded, str):
             return encoded
         try:
-            image = decode_rgb(encoded)
+            image = decode_indexed(encoded, int(job.index.height[sample]), int(job.index.width[sample]))
         except UndecodableError as error:
-            return f"cannot be decoded: {error}"
-        height, width = int(job.index.height[sample]), int(job.index.width[sample])
-        if image.shape[:2] != (height, width):
-            return f"decodes to {image.shape[1]}x{image.shape[0]} pixels, its index says {width}x{height}"
+            return str(error)
         image = upright(image, job.orientation(sample))
         transform = job.config.transform
         if isinstance(transform, TrainTransform):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,26 +27,27 @@ class BadSamples:
         """`numbers` are the samples used. Raises BadSampleError where indexing found more bad ones than are allowed."""
         self._index = index
         self._policy = policy
-        self._most = int(max_bad * len(numbers)) if isinstance(max_bad, float) else max_bad
-        self._allowed = f"max_bad={max_bad}" + (f", which is {self._most}," if isinstance(max_bad, float) else "")
+        self._most = math.floor(max_bad * len(numbers) + 1e-6) if isinstance(max_bad, float) else max_bad
+        self._allowed = f"max_bad={max_bad}" + (f" ({self._most} samples)" if isinstance(max_bad, float) else "")
         self._reasons: dict[int, str] = {}
-        known = np.count_nonzero(index.problem[numbers])
+        known = np.count_nonzero(index.problem[numbers]) + len(index.damage)
         if policy == "replace" and self._most is not None and known > self._most:
             raise BadSampleError(
-                f"{known} bad samples are known already, {self._allowed} allowed; `multimix-pipe verify` names all"
+                f"{known} bad samples and damaged shards are known already, {self._allowed} allowed; "
+                "`multimix-pipe verify` names all"
             )
 
     @property
     def reasons(self) -> dict[str, str]:
         """The bad samples replaced so far: `shard.tar : key` -> what is wrong."""
-        return {self._index.name(sample): reason for sample, reason in self._reasons.items()}
+        return {self._index.name(sample): reason for sample, reason in self._reasons.copy().items()}
 
     def check_replaceable(self, sample: int, reason: str, attempt: int) -> None:
         """Raise BadSampleError under "raise", and where a position has had MAX_ATTEMPTS bad samples in a row."""
         name = self._index.name(sample)
         if self._policy == "raise":
             raise BadSampleError(
-                f'{name}: {reason}. Leave it out with exclude=["{self._index.key(sample)}"], or train on others in the '
+                f'{name}: {reason}. Leave it out with exclude=["{name}"], or train on others in the '
                 'place of bad samples with on_bad_sample="replace"'
             )
         if attempt + 1 >= MAX_ATTEMPTS:
@@ -56,11 +58,10 @@ class BadSamples:
 
         Called when its batch is handed out: what runs ahead in threads must not decide at which step a run ends.
         """
-        if sample in self._reasons:
-            return
-        self._reasons[sample] = reason
         name = self._index.name(sample)
-        logger.warning("bad sample replaced: %s: %s", name, reason)
+        if sample not in self._reasons:
+            self._reasons[sample] = reason
+            logger.warning("bad sample replaced: %s: %s", name, reason)
         if self._most is not None and len(self._reasons) > self._most:
             raise BadSampleError(
                 f"{len(self._reasons)} bad samples met, {self._allowed} allowed; the last one: {name}: {reason}"

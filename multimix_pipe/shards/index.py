@@ -60,6 +60,8 @@ class Index:
     """(N + 1,) key i is `key_buffer[key_start[i]:key_start[i + 1]]`."""
     without_image: int
     """Samples of the shards that are left out because they have no image."""
+    stamps: tuple[tuple[int, int], ...]
+    """Bytes and modification time in ns of each shard, as it was indexed."""
     damage: tuple[tuple[Path, str], ...] = ()
     """Shards that cannot be read to their end, and why: of these the samples before that are here."""
 
@@ -181,6 +183,7 @@ def _join(shards: tuple[Path, ...], tables: list[Table]) -> Index:
         key_buffer=b"".join(table.keys for table in tables),
         key_start=key_start,
         without_image=sum(table.without_image for table in tables),
+        stamps=tuple((table.shard_size, table.mtime_ns) for table in tables),
         damage=tuple((shard, table.damage) for shard, table in zip(shards, tables, strict=True) if table.damage),
     )
 

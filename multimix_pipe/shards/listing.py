@@ -96,8 +96,11 @@ def _local(names: list[str], item: str) -> list[Path]:
 
 
 def _matches(pattern: str, item: str) -> list[Path]:
-    paths = sorted(path for path in glob(pattern, recursive=True) if os.path.isfile(path))
+    there = sorted(path for path in glob(pattern, recursive=True) if not os.path.isdir(path))
+    paths = [path for path in there if os.path.isfile(path)]
     tars = [Path(path) for path in paths if path.endswith(".tar")]
+    if gone := [path for path in there if path.endswith(".tar") and not os.path.isfile(path)]:
+        raise ShardError(f"{len(gone)} shards are links to nothing, or no files: {', '.join(gone[:3])}")
     if tars:
         return tars
     others = paths

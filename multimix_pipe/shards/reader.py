@@ -37,16 +37,21 @@ class ShardReader:
     def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
         """The encoded bytes of one sample, in `memory` if that is given (of their size).
 
-        Raises ShardError where the shard does not hold them; MultiMixError where this process has no more room or descriptors.
+        Raises ShardError where the shard cannot be read, or is not the one that was indexed; MultiMixError where this process has
+        no more room or descriptors.
         """
         data = np.empty(self._index.size[sample], dtype=np.uint8) if memory is None else memory
         shard, offset = int(self._index.shard[sample]), int(self._index.offset[sample])
         try:
             descriptor = self._take(shard)
             try:
-                got = read_fully(descriptor, data.data, offset)
-            finally:
-                self._keep(shard, descriptor)
+                status = os.fstat(descriptor)
+                found = status.st_size, status.st_mtime_ns
+                got = read_fully(descriptor, data.data, offset) if found == self._index.stamps[shard] else 0
+            except OSError:
+                os.close(descriptor)
+                raise
+            self._keep(shard, descriptor)
         except OSError as error:
             if error.errno in _OF_THE_PROCESS:  # says nothing about the sample, which must not be replaced for it
                 raise MultiMixError(
@@ -56,9 +61,10 @@ class ShardReader:
                 f"{self._index.name(sample)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
             ) from error
         if got < len(data):
+            size, _ = self._index.stamps[shard]
             raise ShardError(
-                f"{self._index.name(sample)}: needs {len(data)} bytes at offset {offset}, the file ends "
-                f"{len(data) - got} bytes early: it changed after it was indexed. Restore it, or index it again"
+                f"{self._index.name(sample)}: its shard changed after it was indexed: {size:,} bytes then, {found[0]:,} now, or "
+                "another time of modification. Restore it, or open the loader again"
             )
         return data
 

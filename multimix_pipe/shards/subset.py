@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -73,12 +74,15 @@ def _keys_of_shards(index: Index, wanted: set[str]) -> set[str]:
 
 def _read_keys(argument: str, keys: Keys) -> list[str]:
     if not isinstance(keys, (str, PathLike)):
-        return list(keys)
+        listed = list(keys) if isinstance(keys, Iterable) else [keys]
+        if not all(isinstance(key, str) for key in listed):
+            raise ConfigError(f"{argument} must be a list of keys, each a str, or a text file of them; found {keys!r}")
+        return listed
     path = Path(keys)
     if not path.is_file():
         raise ConfigError(
             f"{argument} must be a list of keys or a text file of them, one a line; there is no file {str(path)!r}"
         )
-    return [
-        line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if line.strip()
-    ]
+    # not splitlines() and strip(): a key may hold other white space, at its end too
+    lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+    return [key for key in (line.removesuffix("\r") for line in lines) if key]

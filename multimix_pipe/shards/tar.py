@@ -6,7 +6,6 @@ NumPy. Every other kind (long names, pax records that matter, links, sparse file
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import tarfile
@@ -19,8 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import ShardError
-
-log = logging.getLogger(__name__)
 
 Size = TypeVar("Size", int, NDArray[np.int64])
 
@@ -35,6 +32,7 @@ _BUFFER = 2**23
 
 _LONGEST_HEADER = 2**20  # bytes of a member's, with all that extends it
 _LONGEST_NAME = 4096
+_LONGEST_PADDING = 2**20  # of zeros; tar fills 10 KiB by default, and as much as its blocking factor says
 _MOST_GLOBAL = 4096  # characters in the names of pax records for all members, which tarfile copies for each
 _LONG_NUMBER = re.compile(rb"[0-9]{200}")  # tarfile's patterns take quadratic time over longer ones
 
@@ -242,8 +240,9 @@ class _Walk:
         self._file.seek(self._next)
         block = self._file.read(BLOCK)
         if not block:
-            log.warning("%s has no end mark: its writer was not closed, or it was cut between two members", self._path)
-        if not block or block.count(0) == BLOCK:
+            raise self._damage("the file ends: it was cut between two members, or its writer was not closed")
+        if block.count(0) == BLOCK:
+            self._check_end(self._file_size - self._next)
             self._ended = True
             return 0
         self._file.seek(self._next)
@@ -299,6 +298,11 @@ class _Walk:
             self._cut_off = self._cut(names.pop().decode("utf-8", "replace"), int(padded_end[-1]))
             start, size, have, offset = start[:-1], size[:-1], have[:-1], offset[:-1]
         return Members(names, offset, size, self._buffer, start, have)
+
+    def _check_end(self, left: int) -> None:
+        """Zeros are the end mark where nothing but padding follows, `left` bytes; else a hole that was never written."""
+        if left > _LONGEST_PADDING or self._file.read(left).strip(b"\0"):
+            raise self._damage(f"zeros in the place of a header, with {left:,} bytes from there to the file's end")
 
     def _heed_global_records(self) -> None:
         """Leave all headers to tarfile where pax records for all following members matter."""
