@@ -365,6 +365,19 @@ def test_a_process_without_descriptors_does_not_replace_samples(
     assert not loader.bad_samples
 
 
+def test_want_of_memory_is_no_fault_of_the_image(opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [(f"s{number:02d}", "png", encoded(picture(number, 64, 48), "PNG")) for number in range(N)]
+    loader = open_in_order(opened, write_shards(tmp_path, samples), "torch", on_bad_sample="replace")
+
+    def no_memory(data: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("multimix_pipe.native.decode._check_png", no_memory)
+    with pytest.raises(ConfigError, match="needs more memory than is free: MemoryError"):
+        next(iter(loader))
+    assert not loader.bad_samples
+
+
 # shards that are damaged before they are indexed
 
 

@@ -169,6 +169,48 @@ def test_any_thread_may_use_a_loader(opened: Open, backend: str) -> None:
     assert all_same([first, next(iter(loader))], [whole[0]] * 2)
 
 
+def test_a_thread_that_asks_for_states_never_sees_them_go_back(opened: Open) -> None:
+    loader = opened(backend="torch", batch_size=50, transform=TINY)
+    seen, over = [], threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            state = loader.state_dict()
+            seen.append((state["epoch"], state["samples"]))
+
+    thread, before = threading.Thread(target=ask), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for _ in range(100):
+            for _ in loader:
+                pass
+    finally:
+        sys.setswitchinterval(before)
+        over.set()
+        thread.join()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 20
+
+
+def test_a_signal_handler_that_closes_a_loader_in_its_own_next_is_told_so(
+    opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = opened(backend=backend)
+    expected = list(loader)
+    loader.set_epoch(0)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: loader.close())
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("multimix_pipe.loader.mix_targets", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(MultiMixError, match="while the same thread waits for its next batch"):
+                next(iter(loader))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    loader.set_epoch(0)
+    assert all_same(list(loader), expected)
+
+
 def test_threads_that_share_an_iteration_get_each_batch_once(opened: Open, backend: str) -> None:
     loader, whole = opened(backend=backend, batch_size=3), list(opened(backend=backend, batch_size=3))
     iterator = iter(loader)

@@ -34,9 +34,9 @@ def test_a_break_ends_an_epoch_and_set_epoch_chooses_one(opened: Open, backend: 
     assert next(iter(loader)).plan.epoch == 7
 
 
-@pytest.mark.parametrize("epoch", [-1, 1.5, True])
+@pytest.mark.parametrize("epoch", [-1, 1.5, True, 2**64])
 def test_an_epoch_is_a_number_from_zero(opened: Open, epoch: object) -> None:
-    with pytest.raises(ConfigError, match="epoch must be an int >= 0"):
+    with pytest.raises(ConfigError, match="epoch must be an int in \\[0, "):
         opened(backend="torch").set_epoch(epoch)  # type: ignore[arg-type]
 
 

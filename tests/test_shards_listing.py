@@ -104,6 +104,14 @@ def test_a_folder_of_splits_names_those_with_shards(tmp_path: Path) -> None:
         list_shards(root)
 
 
+def test_a_link_to_nothing_is_not_passed_over(folder: Path) -> None:
+    write_tar(folder / "a.tar", plain_members(1))
+    (folder / "b.tar").symlink_to(folder / "gone")
+    for source in (folder, str(folder / "*.tar")):
+        with pytest.raises(ShardError, match=r"1 shards are links to nothing, or no files: \S*/b\.tar"):
+            list_shards(source)
+
+
 def test_pipes_run_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         list_shards(f"pipe:touch {tmp_path}/ran")

@@ -59,6 +59,25 @@ def test_an_entry_of_no_sample_is_an_error_to_keep_and_a_warning_to_leave_out(
     assert f"exclude: 1 keys are not in this data set, the first: {entry!r}" in caplog.text
 
 
+def test_a_file_of_keys_means_each_line_to_the_letter(tmp_path: Path) -> None:
+    keys = ["blank ", " blank", "tab\t", "unit\x85", "line\u2028end", "form\x0cfeed", "plain"]
+    members = [[(f"{key}.jpg", encode()), (f"{key}.cls", b"0")] for key in keys]
+    index = open_index(
+        write_tar(tmp_path / "x.tar", [member for sample in members for member in sample]), progress=False
+    )
+    names = tmp_path / "names.txt"
+    for end in ("\n", "\r\n"):
+        names.write_bytes(end.join([*(index.name(i) for i in range(6)), "", ""]).encode())
+        assert select(index, None, names).tolist() == [6]
+        assert select(index, names, None).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("keys", [5, [3], [None, "a"]])
+def test_what_is_no_list_of_keys_is_named(index: Index, keys: object) -> None:
+    with pytest.raises(ConfigError, match="exclude must be a list of keys, each a str, or a text file"):
+        select(index, None, keys)  # type: ignore[arg-type]
+
+
 def test_nothing_left_is_an_error(index: Index) -> None:
     with pytest.raises(ConfigError, match="the shards hold 6"):
         select(index, [], None)

@@ -15,7 +15,7 @@ from conftest import needs_dali
 from shard_files import encode, plain_members, write_tar
 from test_pack import command
 
-from multimix_pipe import ShardError
+from multimix_pipe import ConfigError, ShardError
 from multimix_pipe.cli import main
 from multimix_pipe.shards import open_index
 from multimix_pipe.shards.subset import select
@@ -244,6 +244,16 @@ def test_an_interrupt_ends_it_in_a_line_after_what_was_found(tmp_path: Path) -> 
     assert told.rstrip().endswith("multimix-pipe: interrupted")
     assert "Traceback" not in told
     assert not out.exists()
+
+
+@pytest.mark.parametrize("options", [["--write-bad", "-"], ["--json", "both.txt", "--write-bad", "both.txt"]])
+def test_the_list_of_bad_samples_is_a_file_of_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--write-bad must name a file of its own"):
+        command("verify", folder, "--quiet", *options)
+    assert not Path(options[-1]).exists()
 
 
 def test_written_names_are_what_exclude_takes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ LOCK = ".multimix-index.lock"
 
 _CHECKSUM_SIZE = 9
 _PARTIAL = ".tmp"
-_LONGEST = 8  # times its shard: a sample's row and key take fewer bytes than its header in the tar
+_LONGEST = 8  # times its shard, with room: a sample's row and key take fewer bytes than its header in the tar
 _LONGEST_HEAD = 2**16
 
 
