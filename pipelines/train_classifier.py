@@ -184,8 +184,9 @@ def main() -> None:
                 log.write(json.dumps({"epoch": epoch, "loss": last, "accuracy": accuracy}) + "\n")
             print(f"epoch {epoch} done, validation accuracy {accuracy}", flush=True)
     train.close()
-    if leads and train.bad_samples:
-        print(f"{len(train.bad_samples)} bad samples were replaced: {train.bad_samples}")
+    for kind, loader in (("training", train), ("validation", val)):
+        if leads and loader is not None and loader.bad_samples:
+            print(f"{len(loader.bad_samples)} bad {kind} samples were replaced: {loader.bad_samples}")
     if dist.is_initialized():
         dist.destroy_process_group()
 
