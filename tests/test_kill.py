@@ -32,7 +32,7 @@ Moment = Callable[[], bool]
 
 @contextmanager
 def process(errors: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A new Python, whose stderr is a file: nobody reads a pipe meanwhile. It ends with this block, and by itself after a time."""
+    """A new Python, whose stderr is a file: nobody reads a pipe meanwhile. It ends with this block, or after a time."""
     command = [sys.executable, "-W", "error", str(SCRIPT), *arguments]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
     with open(errors, "w") as stderr, subprocess.Popen(command, stderr=stderr, **pipes) as running:
