@@ -35,7 +35,8 @@ def describe_machine() -> dict[str, str | int]:
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "platform": platform.platform(),
+        # without the host's own build of its kernel
+        "platform": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
     }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
