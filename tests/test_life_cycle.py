@@ -152,7 +152,7 @@ def in_threads(*calls: Callable[[], object]) -> list[BaseException]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=30)
+        thread.join(timeout=120)
     assert not any(thread.is_alive() for thread in threads)
     return errors
 
@@ -199,7 +199,7 @@ def test_closing_in_another_thread_ends_an_iteration_with_an_error(opened: Open,
                 begun.set()
 
     def close() -> None:
-        begun.wait(30)
+        begun.wait(120)
         loader.close()
 
     iterator = iter(loader)
@@ -240,7 +240,7 @@ def test_nothing_stays_behind(opened: Open, shards: Path, backend: str, how: str
     else:
         del loader, iterator
     for thread in set(threading.enumerate()) - threads:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
     assert set(threading.enumerate()) <= threads
     assert open_files() == files
 
@@ -303,7 +303,7 @@ def test_fifty_loaders_one_after_the_other_leave_nothing(shards: Path, backend: 
             loader.close()
 
     def settled(threads: float = float("inf")) -> Held:
-        deadline = time.monotonic() + 20  # threads of a dropped loader end by themselves, in a moment
+        deadline = time.monotonic() + 60  # threads of a dropped loader end by themselves, in a moment
         while time.monotonic() < deadline:
             own = [thread for thread in threading.enumerate() if thread.name.startswith("multimix-")]
             if not own and (now := Held.now()).threads <= threads:
@@ -349,7 +349,7 @@ def in_a_child(call: Callable[[], object]) -> str:
     with open(read) as answers:
         child = os.fork()
         if not child:
-            signal.alarm(30)  # a call that hangs ends without an answer
+            signal.alarm(120)  # a call that hangs ends without an answer
             try:
                 call()
                 answer = "done"
@@ -372,6 +372,8 @@ PRELUDE = """
 import os, signal, sys, threading, time
 import multiprocessing
 import multimix_pipe
+
+signal.alarm(300)  # one that hangs before it has said that it is ready
 
 def opened(**options):
     settings = dict(batch_size=8, num_classes=7, transform=multimix_pipe.TrainTransform(size=24), device="cpu", num_threads=2)
@@ -404,7 +406,7 @@ class Script:
 def end_of(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a process that ends by itself."""
     try:
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail(f"it hangs; stderr: {process.communicate()[1]}")
@@ -588,7 +590,7 @@ def test_ctrl_c_ends_a_script_in_the_body_of_its_loop(script: Script) -> None:
     text = """
 for batch in opened():
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(1000)
 """
     process = script.start(text)
     interrupted(process)
