@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from multimix_pipe import MultiMix, TrainTransform
+from multimix_pipe.benchmark.harness import peak_memory
 from multimix_pipe.config import LoaderConfig
 from multimix_pipe.plan import Plan
 from multimix_pipe.samples import choose_samples
@@ -27,12 +28,6 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def highest() -> int:
-    """The most that it held since it started; getrusage would count what its parent held at the fork."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-
-
 def main() -> None:
     seconds: dict[str, float] = {}
 
@@ -44,7 +39,7 @@ def main() -> None:
 
     before = resident()
     index = timed("open_index", lambda: open_index(sys.argv[1], progress=False))
-    peak = highest() - before
+    peak = peak_memory() - before
     kept = resident() - before
     config = LoaderConfig(
         batch_size=256,

@@ -31,11 +31,13 @@ def describe_machine() -> dict[str, str | int]:
     """CPU model, usable cores, memory and platform, and the GPU where torch sees one."""
     import torch
 
+    kernel = platform.uname()
     machine: dict[str, str | int] = {
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "platform": platform.platform(),
+        # without the host's own build of its kernel
+        "platform": f"{kernel.system} {kernel.release.split('-')[0]} {kernel.machine}",
     }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()

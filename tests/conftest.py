@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from PIL import Image
 from shard_files import write_tar
 
 from multimix_pipe import Batch, Loader, TrainTransform, open_loader
+from multimix_pipe.backends import dali_import_error
 from multimix_pipe.shards.pack import pack
 
 CLASSES = 7
@@ -38,11 +38,8 @@ Pixels = NDArray[np.uint8]
 
 def dali_missing() -> str | None:
     """Why DALI cannot be used here, None where it can."""
-    try:
-        importlib.import_module("multimix_pipe.dali.executor")
-    except ImportError as error:
-        return f"DALI does not import: {error}"
-    return None
+    error = dali_import_error()
+    return None if error is None else f"DALI does not import: {error}"
 
 
 needs_dali = pytest.mark.skipif(dali_missing() is not None, reason=str(dali_missing()))

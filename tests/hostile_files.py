@@ -12,10 +12,9 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from shard_files import encode
+from shard_files import BLOCK, encode, header, sealed
 from webdataset import TarWriter
 
-BLOCK = 512
 Draw = np.random.Generator
 T = TypeVar("T")
 Mutation = Callable[[Draw, bytearray], bytearray]
@@ -31,20 +30,6 @@ def pick(draw: Draw, values: list[T]) -> T:
 
 
 # tars
-
-
-def sealed(block: bytes) -> bytes:
-    """A header block with the checksum that it should have."""
-    header = bytearray(block.ljust(BLOCK, b"\0"))
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header)
-
-
-def header(name: bytes, size: bytes | int, kind: bytes = b"0", link: bytes = b"") -> bytes:
-    size = b"%011o\0" % size if isinstance(size, int) else size
-    fields = (name, b"0000644\0", b"0000000\0", b"0000000\0", size, b"00000000000\0", b"", kind, link, b"ustar\x0000")
-    return sealed(struct.pack("100s8s8s8s12s12s8ss100s8s247x", *fields))
 
 
 def padded(data: bytes) -> bytes:

@@ -9,7 +9,6 @@ run if it is one of the family, and by how many bytes the process grew.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import warnings
 from typing import Any
@@ -17,13 +16,9 @@ from typing import Any
 import torch
 
 from multimix_pipe import EvalTransform, MultiMixError, TrainTransform, open_loader
+from multimix_pipe.benchmark.harness import peak_memory
 
 TRANSFORMS = {"train": TrainTransform(size=16), "eval": EvalTransform(size=16, resize=18)}
-
-
-def peak() -> int:
-    """Bytes of memory that this process had at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def run(folder: str, backend: str, transform: str = "train", warm: str | None = None, **options: Any) -> dict[str, Any]:
@@ -40,7 +35,7 @@ def run(folder: str, backend: str, transform: str = "train", warm: str | None = 
         with open_loader(warm, **settings) as loader:
             for _ in loader:
                 pass
-    before, batches, bad, error = peak(), 0, {}, None
+    before, batches, bad, error = peak_memory(), 0, {}, None
     try:
         with open_loader(folder, **settings) as loader:
             for batch in loader:
@@ -50,7 +45,7 @@ def run(folder: str, backend: str, transform: str = "train", warm: str | None = 
             bad = loader.bad_samples
     except MultiMixError as caught:
         error = f"{type(caught).__name__}: {caught}"
-    return {"batches": batches, "bad": bad, "error": error, "grown": peak() - before}
+    return {"batches": batches, "bad": bad, "error": error, "grown": peak_memory() - before}
 
 
 if __name__ == "__main__":

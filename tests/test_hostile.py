@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +24,9 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile_files import (
-    BLOCK,
     extended,
     flip_anywhere,
     generator,
-    header,
     hostile_image,
     hostile_tar,
     padded,
@@ -40,7 +37,7 @@ from hostile_files import (
     sparse,
 )
 from PIL import Image
-from shard_files import encode, plain_members, write_tar
+from shard_files import BLOCK, encode, header, plain_members, resealed, write_tar
 
 from multimix_pipe import ConfigError, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.shards import PROBLEMS, Index, list_shards, open_index, scan
@@ -391,10 +388,6 @@ def test_labels_of_gigabytes_take_the_memory_of_one(tmp_path: Path) -> None:
 # index files
 
 
-def resealed(data: bytes) -> bytes:
-    return b"%08x\n" % zlib.crc32(data[9:]) + data[9:]
-
-
 @pytest.fixture
 def indexed(tmp_path: Path) -> Path:
     """A shard of sound samples beside its index."""
@@ -486,8 +479,8 @@ def test_an_index_that_is_no_file_or_has_no_end_is_built_again(indexed: Path) ->
     with at_most(5, "a pipe in the place of an index"):
         assert len(open_index(indexed, progress=False)) == 10
     assert file.is_file()
-    os.truncate(file, 2**40)
-    with at_most(5, "an index of a terabyte"):
+    os.truncate(file, 2**33)
+    with at_most(5, "an index of gigabytes"):
         assert len(open_index(indexed, progress=False)) == 10
     assert file.stat().st_size < indexed.stat().st_size
 

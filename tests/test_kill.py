@@ -31,11 +31,11 @@ Moment = Callable[[], bool]
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A new Python; it ends with this block, and by itself after a time."""
+def process(errors: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A new Python, whose stderr is a file: nobody reads a pipe meanwhile. It ends with this block, or after a time."""
     command = [sys.executable, "-W", "error", str(SCRIPT), *arguments]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=ENVIRONMENT, text=True, **pipes) as running:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    with open(errors, "w") as stderr, subprocess.Popen(command, stderr=stderr, **pipes) as running:
         try:
             yield running
         finally:
@@ -45,45 +45,47 @@ def process(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 class Forks:
     """Lives that are forked by one server."""
 
-    def __init__(self, server: subprocess.Popen[str]) -> None:
+    def __init__(self, server: subprocess.Popen[str], errors: Path) -> None:
         self._server = server
+        self._errors = errors
 
     def live(self, job: dict[str, Any], moment: Moment | None) -> int:
         """Run `job` until `moment`, None: to its own end; its exit code."""
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
-        child = self._answer()
+        child = self._answer(job)
         if moment is not None:
-            kill_at(child, moment)
-        return self._answer()
+            kill_at(child, moment, job, self._errors)
+        return self._answer(job)
 
-    def _answer(self) -> int:
+    def _answer(self, job: dict[str, Any]) -> int:
         assert self._server.stdout is not None
-        assert self._server.stderr is not None
         line = self._server.stdout.readline()
-        assert line, self._server.stderr.read()
+        assert line, f"life {job['life']}: the server has ended; {self._errors.read_text()}"
         return int(line)
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """One server for all tests: it takes seconds to import what its children need."""
-    with process("serve") as server:
-        yield Forks(server)
+    errors = tmp_path_factory.mktemp("server") / "stderr"
+    with process(errors, "serve") as server:
+        yield Forks(server, errors)
 
 
 def live_in_a_new_python(job: dict[str, Any], moment: Moment) -> int:
     """As `Forks.live`, in a process that starts from nothing."""
-    with process("train", json.dumps(job)) as running:
-        kill_at(running.pid, moment)
+    errors = Path(job["run"]) / "stderr"
+    with process(errors, "train", json.dumps(job)) as running:
+        kill_at(running.pid, moment, job, errors)
         return running.wait(LIMIT)
 
 
-def kill_at(pid: int, moment: Moment) -> None:
+def kill_at(pid: int, moment: Moment, job: dict[str, Any], errors: Path) -> None:
     late = time.monotonic() + LIMIT
     while not moment():
-        assert time.monotonic() < late, "the process did not come to the moment at which it was to be killed"
+        assert time.monotonic() < late, f"life {job['life']} did not come to its end's moment; {errors.read_text()}"
         time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
 
@@ -127,8 +129,8 @@ def test_a_run_killed_at_50_moments_trains_on_what_an_uninterrupted_one_does(
         before.append(len(checkpointed(tmp_path)["trained"]))
         steps = int(rng.integers(0, 13))
         moment = after(steps, float(rng.uniform(0, 0.01 if steps else 0.2)), tmp_path, life)
-        a_life = live_in_a_new_python if life % 25 == 3 else forks.live
-        assert a_life(job | {"life": life, "epochs": None}, moment) == -signal.SIGKILL
+        a_life = live_in_a_new_python if life == 3 else forks.live
+        assert a_life(job | {"life": life, "epochs": None}, moment) == -signal.SIGKILL, life
     before.append(len(checkpointed(tmp_path)["trained"]))
     epochs = checkpointed(tmp_path)["loader"]["epoch"] + 2
     assert forks.live(job | {"life": KILLS, "epochs": epochs}, None) == 0
@@ -156,7 +158,7 @@ def test_a_kill_while_shards_are_indexed_harms_no_later_opening(tmp_path: Path, 
     for life in range(12):
         seen = int(rng.integers(0, 50))  # index files, when it is killed
         moment = indexed(folder, seen, after(0, float(rng.uniform(0, 0.01)), tmp_path, life))
-        assert forks.live(job | {"life": life, "epochs": None}, moment) == -signal.SIGKILL
+        assert forks.live(job | {"life": life, "epochs": None}, moment) == -signal.SIGKILL, life
         unfinished += len(list(folder.glob("*.tar.index"))) < 50
         for index in list(folder.glob("*.tar.index"))[: int(rng.integers(1, 50))]:
             index.unlink()

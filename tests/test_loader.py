@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random  # noqa: TID251
 from collections import Counter
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_global_random_state_is_left_alone(opened: Open, backend: str) -> None:
     next(iter(opened(backend=backend)))
     assert torch.get_rng_state().equal(torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # type: ignore[index] # noqa: NPY002
+
+
+def test_global_random_state_changes_nothing(opened: Open, backend: str) -> None:
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        loader = opened(backend=backend)
+        runs.append([*loader, *loader])
+    assert all_same(*runs)
 
 
 @needs_dali

@@ -73,13 +73,6 @@ def test_labels_must_fit_num_classes(opened: Open) -> None:
         opened(backend="torch", num_classes=6)
 
 
-def test_a_batch_larger_than_the_memory_is_refused(opened: Open) -> None:
-    with pytest.raises(
-        ConfigError, match=r"batch_size=4000000 times k=1024 images of 3x24x24 .* Lower batch_size or k"
-    ):
-        opened(backend="torch", batch_size=4_000_000, mix=MultiMix(k=1024))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -9,13 +9,12 @@ import os
 import shutil
 import subprocess
 import tarfile
-import zlib
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_files import encode, plain_members, write_tar
+from shard_files import encode, plain_members, resealed, write_tar
 from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
@@ -348,23 +347,18 @@ def _flip(data: bytearray) -> bytearray:
     return data
 
 
-def _resealed(data: bytes) -> bytes:
-    """With a checksum that fits, as a file has that was not damaged but made so."""
-    return b"%08x\n" % zlib.crc32(data[9:]) + data[9:]
-
-
 @pytest.mark.parametrize(
     "damage",
     [
         lambda data: data[: len(data) // 2],
         lambda data: b"",
         lambda data: b"no zip at all",
-        lambda data: _resealed(data.replace(b"multimix_pipe index", b"anothers_pipe index")),
-        lambda data: _resealed(data.replace(b'"version": 3', b'"version": 2')),
-        lambda data: _resealed(data.replace(b'"samples": 20', b'"samples": 19')),
-        lambda data: _resealed(data.replace(b'"samples": 20', b'"samples": 10000000000000')),
-        lambda data: _resealed(data.replace(b'"shard_size"', b'"sharp_size"')),
-        lambda data: _resealed(b"012345678" + b"[" * 100_000 + b"\n"),
+        lambda data: resealed(data.replace(b"multimix_pipe index", b"anothers_pipe index")),
+        lambda data: resealed(data.replace(b'"version": 3', b'"version": 2')),
+        lambda data: resealed(data.replace(b'"samples": 20', b'"samples": 19')),
+        lambda data: resealed(data.replace(b'"samples": 20', b'"samples": 10000000000000')),
+        lambda data: resealed(data.replace(b'"shard_size"', b'"sharp_size"')),
+        lambda data: resealed(b"012345678" + b"[" * 100_000 + b"\n"),
         lambda data: data + b"more",
         _flip,
     ],
@@ -378,7 +372,7 @@ def test_a_damaged_index_is_noticed_and_built_again(
     index_of(path)
     file = tmp_path / "x.tar.index"
     good = file.read_bytes()
-    assert good == _resealed(good)
+    assert good == resealed(good)
     bad = bytes(damage(bytearray(good)))  # type: ignore[operator]
     assert bad != good
     file.write_bytes(bad)
@@ -411,7 +405,7 @@ def test_an_index_never_runs_pickled_code(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "x.tar", members)
     index_of(path)
     calls_fail = b"cpytest\nfail\n(S'it was unpickled'\ntR."  # what pickle.loads would run
-    (tmp_path / "x.tar.index").write_bytes(_resealed(b"012345678" + calls_fail))
+    (tmp_path / "x.tar.index").write_bytes(resealed(b"012345678" + calls_fail))
     assert_holds(index_of(path), members)
 
 

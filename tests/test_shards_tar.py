@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import struct
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import pytest
-from shard_files import write_tar
+from shard_files import header, write_tar
 from webdataset import TarWriter
 
 from multimix_pipe.errors import ShardError
@@ -44,31 +42,6 @@ def tarfile_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(counted))
     return asked
-
-
-def header(
-    name: bytes = b"a.jpg",
-    size: bytes = b"%011o\0" % 5,
-    *,
-    kind: bytes = b"0",
-    checksum: Callable[[int], bytes] = lambda total: b"%06o\0 " % total,
-) -> bytes:
-    """A header block with fields as given."""
-    fields = (
-        name,
-        b"0000644\0",
-        b"0000000\0",
-        b"0000000\0",
-        size,
-        b"00000000000\0",
-        b" " * 8,
-        kind,
-        b"",
-        b"ustar\x0000",
-    )
-    block = bytearray(struct.pack("100s8s8s8s12s12s8ss100s8s247x", *fields))
-    block[148:156] = checksum(sum(block))
-    return bytes(block)
 
 
 def tar_of(path: Path, *blocks: bytes) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import KINDS, picture
 from shard_files import write_tar
-from torchrun_process import BATCH_SIZES, EARLY_LIMIT, LAST_BATCHES
+from torchrun_process import ALARM, BATCH_SIZES, EARLY_LIMIT, LAST_BATCHES
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = [(1, 1), (2, 1), (5, 3), (7, 2), (23, 5), (64, 4)]
@@ -42,7 +42,7 @@ def torchrun(processes: int, mode: str, folder: Path) -> list[Any]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [*launcher, str(Path(__file__).with_name("torchrun_process.py")), mode, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=ALARM + 50, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads((folder / f"{mode}-{rank}.json").read_text()) for rank in range(processes)]
 
@@ -83,6 +83,6 @@ def test_a_process_that_leaves_early_does_not_hang_the_others(data: Path) -> Non
     for how, found in stayed.items():
         assert found["steps"] == 3, how
         assert found["error"], how
-        assert found["seconds"] < EARLY_LIMIT.total_seconds() + 5, how
+        assert found["seconds"] < EARLY_LIMIT.total_seconds() + 20, how
         assert found["threads left"] == [], how
     assert stayed["stays away"]["seconds"] > 1, "it was waited for"

@@ -27,10 +27,8 @@ SETTINGS: dict[str, Any] = {"batch_size": 8, "num_classes": CLASSES, "transform"
 SETTINGS |= {"device": "cpu", "num_threads": 2, "prefetch": 3}
 SAVE_EVERY = 2
 """Steps. An epoch has 13: its last step is the last one before a checkpoint in every second epoch."""
-LIMIT = 30
-"""Seconds after which a life ends by itself."""
-SERVER_LIMIT = 180
-"""The same of a server."""
+LIMIT = 120
+"""Seconds after which a life ends by itself; a server, twice that after a line that it cannot answer."""
 
 
 def train(shards: str, run: str, backend: str, life: int, epochs: int | None) -> None:
@@ -81,6 +79,7 @@ def serve() -> None:
     if threads > 1:
         raise SystemExit(f"a server that forks must have one thread; found {threads}")
     for line in sys.stdin:
+        signal.alarm(2 * LIMIT)  # a child does not inherit it
         child = os.fork()
         if not child:
             signal.alarm(LIMIT)
@@ -94,11 +93,11 @@ def serve() -> None:
                 os._exit(code)
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        signal.alarm(0)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        signal.alarm(SERVER_LIMIT)
         serve()
     else:
         signal.alarm(LIMIT)
