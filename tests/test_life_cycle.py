@@ -497,14 +497,14 @@ def test_a_script_that_ends_with_an_error_does_not_decode_what_was_asked_for(scr
 import atexit
 import multimix_pipe.native.executor
 
-decode, decoded = multimix_pipe.native.executor.decode_rgb, []
+decode, decoded = multimix_pipe.native.executor.decode_indexed, []
 
-def slow(encoded):
+def slow(*encoded):
     time.sleep(0.2)
     decoded.append(1)
-    return decode(encoded)
+    return decode(*encoded)
 
-multimix_pipe.native.executor.decode_rgb = slow
+multimix_pipe.native.executor.decode_indexed = slow
 iterator = iter(opened(prefetch=10))
 for batch in iterator:  # 8 images are decoded, and 80 are asked for
     atexit.register(lambda: print("at once" if len(decoded) < 70 else f"late: {len(decoded)}"))
