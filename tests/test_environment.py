@@ -95,12 +95,15 @@ def test_a_batch_larger_than_the_memory_is_refused_at_opening(opened: Open, back
         opened(backend=backend, batch_size=10**6, mix=MultiMix(k=1000), transform=TrainTransform(size=224))
 
 
-def error_of_dali() -> Exception:
-    """Out of memory in DALI's words."""
-    return RuntimeError("Critical error in pipeline:\nCan't allocate 129499136 bytes on device 0.")
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    MemoryError(),
+    RuntimeError("Critical error in pipeline:\nCan't allocate 129499136 bytes on device 0."),  # DALI's words
+    RuntimeError("Error in thread 0: std::bad_alloc"),
+]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), error_of_dali()])
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["torch", "python", "device", "host"])
 def test_out_of_memory_is_an_error_that_says_what_a_batch_needs(
     opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -116,7 +119,8 @@ def test_out_of_memory_is_an_error_that_says_what_a_batch_needs(
     assert raised.value.__cause__ is error
     message = str(raised.value)
     assert "on cpu needs more memory than is free" in message
-    assert type(error).__name__ + ": " + str(error) in message
+    assert f"{type(error).__name__}: {' '.join(str(error).split())}" in message
+    assert "\n" not in message
     assert "batch_size=8 times k=4 images of 3x50x50 in float16 take 0.00048 GB" in message
     assert "prefetch=3 keeps 4 batches of 8 decoded images, 0.00024 GB" in message
     loader.set_epoch(0)
