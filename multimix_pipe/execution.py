@@ -12,10 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from multimix_pipe.config import LoaderConfig
-from multimix_pipe.errors import ShardError
 from multimix_pipe.plan import Plan, StepPlan
 from multimix_pipe.shards.bad_samples import BadSamples
-from multimix_pipe.shards.index import PROBLEMS, Index
+from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.reader import ShardReader
 
 
@@ -42,19 +41,11 @@ class Job:
         return self.config.mix is not None and self.config.expand
 
     def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8] | str:
-        """The encoded bytes of a sample, as `ShardReader.read` gives them; or why it cannot be used.
+        """The encoded bytes of a sample, or why it cannot be used.
 
         A shard that no longer holds them costs its samples where bad ones are replaced; else it raises ShardError.
         """
-        code = int(self.index.problem[sample])
-        if code:
-            return PROBLEMS[code]
-        try:
-            return self.reader.read(sample, memory)
-        except ShardError as error:
-            if self.config.on_bad_sample == "raise":
-                raise
-            return str(error).removeprefix(f"{self.index.name(sample)}: ")
+        return self.reader.read_usable(sample, memory, raises=self.config.on_bad_sample == "raise")
 
     def orientation(self, sample: int) -> int:
         """The EXIF orientation to apply, 1..8: 1 (none) unless exif=True."""

@@ -23,7 +23,7 @@ class Closeable(Protocol):
         ...
 
 
-_alive: weakref.WeakValueDictionary[int, Closeable] = weakref.WeakValueDictionary()
+_alive: weakref.WeakSet[Closeable] = weakref.WeakSet()
 _exiting = threading.Event()
 _daemons: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # those that have iterated
 _parked = threading.Semaphore(0)
@@ -80,15 +80,14 @@ class Epoch(Iterator[Batch]):
 
 def close_at_exit(loader: Closeable) -> None:
     """Close a loader, if it still is there, as the interpreter ends."""
-    _alive[id(loader)] = loader
+    _alive.add(loader)
 
 
 def _close_all() -> None:
     """As the interpreter ends, before it ends the threads that loaders need: drop what runs ahead, and let nothing start."""
     _exiting.set()
-    for reference in _alive.valuerefs():
-        if (loader := reference()) is not None:
-            loader.close()
+    for loader in list(_alive):
+        loader.close()
     for thread in list(_daemons):
         if thread.is_alive():
             _parked.acquire(timeout=_PARKING_SECONDS)

@@ -24,7 +24,7 @@ from multimix_pipe.cores import usable_cores
 from multimix_pipe.errors import ShardError
 from multimix_pipe.loader import Source
 from multimix_pipe.native.decode import UndecodableError, decode_indexed
-from multimix_pipe.shards.index import PROBLEMS, Index, open_index
+from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.listing import list_shards
 from multimix_pipe.shards.reader import ShardReader
 
@@ -226,14 +226,9 @@ def _judged(
 
 
 def _check(index: Index, reader: ShardReader, judge: Judge, samples: range) -> list[str | None]:
-    reasons = [PROBLEMS[code] if code else None for code in index.problem[samples.start : samples.stop].tolist()]
-    images: dict[int, Encoded] = {}
-    for row, i in enumerate(samples):
-        if reasons[row] is None:
-            try:
-                images[row] = reader.read(i)
-            except ShardError as error:  # it names the sample too
-                reasons[row] = str(error).removeprefix(f"{index.name(i)}: ")
+    read = [reader.read_usable(i, raises=False) for i in samples]
+    reasons = [found if isinstance(found, str) else None for found in read]
+    images = {row: found for row, found in enumerate(read) if not isinstance(found, str)}
     sizes = [(int(index.height[samples[row]]), int(index.width[samples[row]])) for row in images]
     for row, reason in zip(images, judge(list(images.values()), sizes), strict=True):
         reasons[row] = reason

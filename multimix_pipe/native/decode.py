@@ -45,11 +45,12 @@ def decode_indexed(data: NDArray[np.uint8], height: int, width: int) -> Pixels:
 
 
 def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
+    encoded = data.tobytes()
     try:
-        with Image.open(io.BytesIO(data.tobytes()), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
             _check_pixels(image.height, image.width)  # Pillow's own limit can be switched off
             if image.format == "PNG":
-                _check_png(data.tobytes())
+                _check_png(encoded)
             if image.mode.startswith("I"):  # 16 bits of gray, which convert() would clip
                 return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
             opaque = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of P with transparency to RGB

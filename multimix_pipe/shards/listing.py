@@ -96,22 +96,23 @@ def _local(names: list[str], item: str) -> list[Path]:
 
 
 def _matches(pattern: str, item: str) -> list[Path]:
-    there = sorted(path for path in glob(pattern, recursive=True) if not os.path.isdir(path))
+    there = sorted(glob(pattern, recursive=True))
     paths = [path for path in there if os.path.isfile(path)]
     tars = [Path(path) for path in paths if path.endswith(".tar")]
-    if gone := [path for path in there if path.endswith(".tar") and not os.path.isfile(path)]:
+    others = set(there).difference(paths)
+    if gone := sorted(path for path in others if path.endswith(".tar") and not os.path.isdir(path)):
         raise ShardError(f"{len(gone)} shards are links to nothing, or no files: {', '.join(gone[:3])}")
     if tars:
         return tars
-    others = paths
+    near = paths
     if os.path.isdir(item):
         if folders := _folders_with_tars(item):
             raise ShardError(
                 f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), found none there but some in "
                 f"{', '.join(map(repr, folders))}; name one of these"
             )
-        others = glob(os.path.join(escape(item), "*"))
-    found = f"found {len(others)} other files, like {min(others)}" if others else "found nothing"
+        near = glob(os.path.join(escape(item), "*"))
+    found = f"found {len(near)} other files, like {min(near)}" if near else "found nothing"
     raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}")
 
 
