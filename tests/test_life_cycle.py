@@ -495,16 +495,16 @@ for batch in iterator:
 def test_a_script_that_ends_with_an_error_does_not_decode_what_was_asked_for(script: Script) -> None:
     text = """
 import atexit
-import multimix_pipe.native.executor
+from multimix_pipe.native.decode import Decoder
 
-decode, decoded = multimix_pipe.native.executor.decode_indexed, []
+decode, decoded = Decoder.decode, []
 
-def slow(*encoded):
+def slow(*sample):
     time.sleep(0.2)
     decoded.append(1)
-    return decode(*encoded)
+    return decode(*sample)
 
-multimix_pipe.native.executor.decode_indexed = slow
+Decoder.decode = slow
 iterator = iter(opened(prefetch=10))
 for batch in iterator:  # 8 images are decoded, and 80 are asked for
     atexit.register(lambda: print("at once" if len(decoded) < 70 else f"late: {len(decoded)}"))

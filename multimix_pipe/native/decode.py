@@ -13,35 +13,96 @@ from PIL import Image, UnidentifiedImageError
 
 from multimix_pipe.pixels import Pixels
 from multimix_pipe.shards.header import FORMATS, MAX_PIXELS
+from multimix_pipe.shards.index import Index
+
+_BASELINE, _SCAN, _END_OF_FRAME = (
+    (0xC0, 0xC1),
+    0xDA,
+    10,
+)  # codes of markers; bytes of a frame header before its components
+
+# smooth upsampling of a row looks at the row of chroma below, which is two rows of the image
+_ROWS_BELOW = 2
 
 
 class UndecodableError(Exception):
     """The bytes are not an image that can be decoded; the message is the reason."""
 
 
-def decode_rgb(data: NDArray[np.uint8]) -> Pixels:
-    """Decode to uint8 (height, width, 3) RGB, as stored (EXIF orientation is not applied).
-
-    libjpeg-turbo with exact DCT and smooth upsampling; what that cannot read (other formats, CMYK) is left to Pillow.
-    """
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(height, width)  # again, as the bytes may be others than were indexed
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False)
-    except ValueError:
-        return _decode_with_pillow(data)
-    return pixels
-
-
 def decode_indexed(data: NDArray[np.uint8], height: int, width: int) -> Pixels:
-    """`decode_rgb` of an image whose index says (height, width). The error's message is the whole reason."""
+    """Decode an image whose index says (height, width) to uint8 (height, width, 3) RGB, as stored: EXIF is not applied.
+
+    The error's message is the whole reason.
+    """
+    return _decode(data, height, width)[0]
+
+
+class Decoder:
+    """Decodes the samples of an index: each as a whole the first time, which tells whether it is damaged.
+
+    From then on a baseline JPEG is decoded down to the last row that is wanted, and gives the same pixels in less time: a decoder
+    that is told that the image ends there stops there. `ShardReader` sees to it that the bytes are still the same.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._height_at = np.zeros(len(index), dtype=np.int32)
+        """Byte at which a sample's header says its height; 0: not decoded yet, or no baseline JPEG."""
+
+    def decode(self, sample: int, data: NDArray[np.uint8], past: int | None = None) -> Pixels:
+        """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, past). May write to `data`."""
+        height, width = int(self._index.height[sample]), int(self._index.width[sample])
+        at = int(self._height_at[sample])
+        if past is None or not at or past + _ROWS_BELOW >= height:
+            image, plainly = _decode(data, height, width)
+            self._height_at[sample] = _place_of_height(data) if plainly else 0
+            return image
+        data[at : at + 2] = divmod(past + _ROWS_BELOW, 256)
+        rows = _decode_jpeg(data, strict=False)  # there is a warning of the rows left over
+        if rows.shape[:2] != (past + _ROWS_BELOW, width):
+            raise UndecodableError(
+                "is another image than was decoded before, though its shard's size and time are the same"
+            )
+        return rows
+
+
+def _decode(data: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels, bool]:
+    """As `decode_indexed`; and whether libjpeg-turbo has read it without complaint. Pillow is asked where not."""
     try:
-        image = decode_rgb(data)
+        try:
+            found_height, found_width, *_ = simplejpeg.decode_jpeg_header(data)
+            _check_pixels(found_height, found_width)  # again, as the bytes may be others than were indexed
+            image, plainly = _decode_jpeg(data, strict=True), True
+        except ValueError:  # other formats, and what there are warnings of
+            image, plainly = _decode_with_pillow(data), False
     except UndecodableError as error:
         raise UndecodableError(f"cannot be decoded: {error}") from error
     if image.shape[:2] != (height, width):
         raise UndecodableError(f"decodes to {image.shape[1]}x{image.shape[0]} pixels, its index says {width}x{height}")
+    return image, plainly
+
+
+def _decode_jpeg(data: NDArray[np.uint8], strict: bool) -> Pixels:
+    """With exact DCT and smooth upsampling. Raises ValueError, if `strict` of what libjpeg-turbo warns of too."""
+    image: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, strict=strict)
     return image
+
+
+def _place_of_height(data: NDArray[np.uint8]) -> int:
+    """The byte of a sound JPEG at which its header says the height, where all rows lie in the order of the image; else 0."""
+    if bytes(data[:2]) != b"\xff\xd8":
+        return 0
+    place, found, components = 2, 0, 0
+    while place + _END_OF_FRAME <= len(data):
+        mark, code, length = int(data[place]), int(data[place + 1]), int(data[place + 2]) << 8 | int(data[place + 3])
+        if mark != 0xFF or code in (0x01, 0xFF):
+            return 0
+        if code == _SCAN:  # one of all components, or their rows lie apart
+            return found if data[place + 4] == components else 0
+        if code in _BASELINE:
+            found, components = place + 5, int(data[place + 9])
+        place += 2 + length
+    return 0
 
 
 def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:

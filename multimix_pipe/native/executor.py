@@ -19,7 +19,7 @@ from torch import Tensor
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.execution import Job, Replacements
 from multimix_pipe.finishing import make_finisher
-from multimix_pipe.native.decode import UndecodableError, decode_indexed
+from multimix_pipe.native.decode import Decoder, UndecodableError
 from multimix_pipe.pixels import crop_whole, put, resize, resize_window, upright
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.reading import ReadAhead, Reading
@@ -46,6 +46,7 @@ class NativeExecutor:
         self._job = job
         self._finisher = make_finisher(job)
         self._readers = ReadAhead(job)
+        self._decoder = Decoder(job.index)
         self._threads = ThreadPoolExecutor(job.config.num_threads, thread_name_prefix="multimix-decode")
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
 
@@ -124,13 +125,15 @@ class NativeExecutor:
         job, sample, window = self._job, int(step.sample[row]), step.window[row]
         if isinstance(encoded, str):
             return encoded
+        transform, orientation = job.config.transform, job.orientation(sample)
+        trains = isinstance(transform, TrainTransform)
+        past = int(window[0] + window[2]) if trains and orientation == 1 else None
         try:
-            image = decode_indexed(encoded, int(job.index.height[sample]), int(job.index.width[sample]))
+            image = self._decoder.decode(sample, encoded, past)
         except UndecodableError as error:
             return str(error)
-        image = upright(image, job.orientation(sample))
-        transform = job.config.transform
-        if isinstance(transform, TrainTransform):
+        image = upright(image, orientation)
+        if trains:
             image = resize(crop_whole(image, window), *transform.height_width, transform.antialias)
         else:
             image = resize_window(image, window, *transform.height_width, transform.antialias)
