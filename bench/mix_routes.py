@@ -6,6 +6,7 @@ A route that cannot run on a machine raises `NotAvailableError` with the reason,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multimix_pipe.config import TrainTransform
+from multimix_pipe.cores import usable_cores
 from multimix_pipe.mixing import mixup
-from multimix_pipe.mixing.blend import blend
+from multimix_pipe.mixing.blend import MIXERS, blend
 from multimix_pipe.mixing.normalize import Normalize
 
 NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)
@@ -123,21 +125,30 @@ def broadcast_copy(problem: Problem) -> Work:
     )
 
 
+def mixers() -> ThreadPoolExecutor:
+    """The threads that a loader mixes with on a CPU."""
+    return ThreadPoolExecutor(min(MIXERS, usable_cores()))
+
+
 def blend_kept(problem: Problem) -> Work:
     """`multimix_pipe.mixing.blend` into memory that is kept, as the loaders call it."""
-    out, decisions = problem.result(), problem.decisions()
-    return Work(lambda i: blend(problem.images[i % len(problem.images)], *decisions, out), _size(problem.images[0]))
+    out, decisions, threads = problem.result(), problem.decisions(), mixers()
+
+    def mix(i: int) -> Tensor:
+        return blend(problem.images[i % len(problem.images)], *decisions, out, threads=threads)
+
+    return Work(mix, _size(problem.images[0]))
 
 
 def blend_from_pixels(problem: Problem) -> Work:
     """`blend` from uint8: in one pass on a CPU, after torch's operations on a GPU."""
-    out, decisions = problem.result(), problem.decisions()
+    out, decisions, threads = problem.result(), problem.decisions(), mixers()
     mean, scale = (values[:, None, None] for values in normalisation(problem.device))
 
     def mix(i: int) -> Tensor:
         pixels = problem.pixels[i % len(problem.pixels)]
         if pixels.device.type == "cpu":
-            return blend(pixels, *decisions, out, normalize=NORMALIZE)
+            return blend(pixels, *decisions, out, normalize=NORMALIZE, threads=threads)
         return blend(torch.sub(pixels, mean).mul_(scale), *decisions, out)
 
     return Work(mix, _size(problem.pixels[0]))
