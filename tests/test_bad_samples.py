@@ -434,12 +434,19 @@ def test_a_shard_that_is_no_tar_costs_all_of_its_own(
         open_in_order(opened, folder, backend, on_bad_sample="replace")
 
 
-@pytest.mark.parametrize("transform", [WHOLE, EvalTransform(size=16, resize=18)], ids=["train", "eval"])
+@pytest.mark.parametrize("epochs_before", [0, 1])
+@pytest.mark.parametrize(
+    "transform",
+    [WHOLE, TrainTransform(size=8, scale=(0.1, 0.1)), EvalTransform(size=16, resize=18)],
+    ids=["whole", "crop", "eval"],
+)
 def test_an_image_replaced_after_indexing_does_not_enter_with_a_wrong_window(
-    opened: Open, tmp_path: Path, backend: str, transform: TrainTransform | EvalTransform
+    opened: Open, tmp_path: Path, backend: str, transform: TrainTransform | EvalTransform, epochs_before: int
 ) -> None:
     folder = shards_with(tmp_path, {})
     loader = open_in_order(opened, folder, backend, on_bad_sample="replace", mix=None, transform=transform)
+    for _ in range(epochs_before):
+        assert len(list(loader)) == 6
     other = encoded(picture(1, 20, 20), "JPEG", quality=50)
     size, time = int(loader.index.size[9]), (folder / "set-000.tar").stat().st_mtime_ns
     with open(folder / "set-000.tar", "r+b") as shard:

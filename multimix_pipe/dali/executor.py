@@ -1,9 +1,9 @@
 """Executes step plans with a DALI pipeline.
 
-Threads of the host read a step's bytes ahead of DALI and parse each header with DALI's own parser: bytes that it might choke
-on never enter. DALI's part ends with pixels: a finisher normalises and mixes them where they lie, with the arithmetic and into
-memory that both backends share (multimix_pipe/finishing.py). DALI's own arithmetic, which takes several passes, is measured
-against that in bench/mix_stage.py; `dali.multi_mix` is the stage for pipelines of one's own.
+Threads of the host read a step's bytes ahead of DALI, and parse with DALI's own parser each header that they have not seen
+before: bytes that it might choke on never enter. DALI's part ends with pixels: a finisher normalises and mixes them where they
+lie, with the arithmetic and into memory that both backends share (multimix_pipe/finishing.py). DALI's own arithmetic, which
+takes several passes, is measured against that in bench/mix_stage.py; `dali.multi_mix` is the stage for pipelines of one's own.
 
 On a CPU a training graph ends with the decoded windows: DALI's resize takes three to four times as long there as torch's
 (bench/decode.py), and half of all of a graph that has it.
@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -39,6 +40,9 @@ STEPS_READ = 4
 
 ROWS_ALONE = 2
 """Rows a thread that are decoded together, where one of a step cannot be decoded."""
+
+HEADER = 4096
+"""Bytes of an image by whose checksum a header is known again: in most images they hold it all."""
 
 Encoded = NDArray[np.uint8]
 TensorList = TensorListCPU | TensorListGPU
@@ -73,8 +77,8 @@ class DaliExecutor:
             channels_last=config.channels_last,
             resizes=on_gpu or not isinstance(config.transform, TrainTransform),
         )
-        # samples whose header was parsed: the reader sees to it that their bytes are still the same
-        self._sound = np.zeros(len(job.index), dtype=np.bool_)
+        # checksums of the beginnings of samples whose header was parsed; 0: of none
+        self._parsed = np.zeros(len(job.index), dtype=np.uint32)
         self._readers = ReadAhead(job)
         self._resizers = ThreadPoolExecutor(config.num_threads, thread_name_prefix="multimix-resize")
         self._pipeline: Pipeline | None = None
@@ -145,10 +149,11 @@ class DaliExecutor:
 
     def _problem(self, sample: int, encoded: Encoded) -> str | None:
         """Why these bytes must not enter DALI, whose pipeline may not survive a header that is not the index's."""
-        if self._sound[sample]:
+        checksum = crc32(encoded[:HEADER].data)
+        if checksum == self._parsed[sample]:
             return None
         reason = header_problem(encoded, int(self._job.index.height[sample]), int(self._job.index.width[sample]))
-        self._sound[sample] = reason is None
+        self._parsed[sample] = checksum if reason is None else 0
         return reason
 
     def _feed(self, work: _Work) -> None:

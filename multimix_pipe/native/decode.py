@@ -15,14 +15,13 @@ from multimix_pipe.pixels import Pixels
 from multimix_pipe.shards.header import FORMATS, MAX_PIXELS
 from multimix_pipe.shards.index import Index
 
-_BASELINE, _SCAN, _END_OF_FRAME = (
-    (0xC0, 0xC1),
-    0xDA,
-    10,
-)  # codes of markers; bytes of a frame header before its components
+_ROWS_BELOW = 1  # smooth upsampling looks at the row of chroma below: the image's next row brings it
 
-# smooth upsampling of a row looks at the row of chroma below, which is two rows of the image
-_ROWS_BELOW = 2
+# of JPEG: codes of markers, and the bytes of a frame's header up to its components
+_BASELINE = (0xC0, 0xC1)
+_SCAN = 0xDA
+_WITHOUT_LENGTH = (0x01, 0xFF, *range(0xD0, 0xDA))
+_FRAME_BYTES = 10
 
 
 class UndecodableError(Exception):
@@ -41,7 +40,7 @@ class Decoder:
     """Decodes the samples of an index: each as a whole the first time, which tells whether it is damaged.
 
     From then on a baseline JPEG is decoded down to the last row that is wanted, and gives the same pixels in less time: a decoder
-    that is told that the image ends there stops there. `ShardReader` sees to it that the bytes are still the same.
+    that is told that the image ends there stops there. That the bytes are still the same `ShardReader` knows, by size and time.
     """
 
     def __init__(self, index: Index) -> None:
@@ -50,20 +49,28 @@ class Decoder:
         """Byte at which a sample's header says its height; 0: not decoded yet, or no baseline JPEG."""
 
     def decode(self, sample: int, data: NDArray[np.uint8], past: int | None = None) -> Pixels:
-        """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, past). May write to `data`."""
+        """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, past). `data` is used up."""
         height, width = int(self._index.height[sample]), int(self._index.width[sample])
         at = int(self._height_at[sample])
-        if past is None or not at or past + _ROWS_BELOW >= height:
-            image, plainly = _decode(data, height, width)
-            self._height_at[sample] = _place_of_height(data) if plainly else 0
-            return image
-        data[at : at + 2] = divmod(past + _ROWS_BELOW, 256)
-        rows = _decode_jpeg(data, strict=False)  # there is a warning of the rows left over
-        if rows.shape[:2] != (past + _ROWS_BELOW, width):
-            raise UndecodableError(
-                "is another image than was decoded before, though its shard's size and time are the same"
-            )
-        return rows
+        if past is not None and at and past + _ROWS_BELOW < height:
+            rows = _decode_rows(data, at, past + _ROWS_BELOW)
+            if rows is not None and rows.shape[1] == width:
+                return rows
+        image, plainly = _decode(data, height, width)
+        self._height_at[sample] = _place_of_height(data) if plainly else 0
+        return image
+
+
+def _decode_rows(data: NDArray[np.uint8], height_at: int, rows: int) -> Pixels | None:
+    """The first rows of a JPEG whose header says its height at byte `height_at`; None where the bytes are others by now."""
+    said = data[height_at : height_at + 2].copy()
+    data[height_at : height_at + 2] = divmod(rows, 256)
+    try:
+        image = _decode_jpeg(data, strict=False)  # there is a warning of the rows left over
+    except ValueError:
+        image = None
+    data[height_at : height_at + 2] = said
+    return image if image is not None and len(image) == rows else None
 
 
 def _decode(data: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels, bool]:
@@ -93,9 +100,9 @@ def _place_of_height(data: NDArray[np.uint8]) -> int:
     if bytes(data[:2]) != b"\xff\xd8":
         return 0
     place, found, components = 2, 0, 0
-    while place + _END_OF_FRAME <= len(data):
+    while place + _FRAME_BYTES <= len(data):
         mark, code, length = int(data[place]), int(data[place + 1]), int(data[place + 2]) << 8 | int(data[place + 3])
-        if mark != 0xFF or code in (0x01, 0xFF):
+        if mark != 0xFF or code in _WITHOUT_LENGTH:  # unusual here; libjpeg passes them
             return 0
         if code == _SCAN:  # one of all components, or their rows lie apart
             return found if data[place + 4] == components else 0
