@@ -6,10 +6,12 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.pack import pack
 
 
@@ -47,6 +49,17 @@ def repeated(folder: Path, times: int) -> list[str]:
         for shard in sorted(folder.glob("*.tar")):
             (links / f"{turn}-{shard.name}").symlink_to(shard.resolve())
     return [str(path) for path in sorted(links.glob("*.tar"))]
+
+
+def an_epoch(folder: Path, images: int) -> dict[str, Any]:
+    """Arguments of `open_loader` for an epoch of so many images, whatever the shards of `folder` hold.
+
+    Those that hold fewer are there several times over; of more the first are taken.
+    """
+    times = -(-images // len(open_index(folder, progress=False)))
+    shards = repeated(folder, times)
+    index = open_index(shards, progress=False)
+    return {"shards": shards, "samples": [index.name(number) for number in range(images)]}
 
 
 def _photo_like(noise: np.random.Generator, height: int, width: int) -> np.ndarray:

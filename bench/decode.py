@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
-from data import add_shards, chosen_shards, repeated
+from data import add_shards, an_epoch, chosen_shards
 from torch import Tensor
 
 from multimix_pipe import MultiMix, TrainTransform, open_loader
@@ -49,7 +49,7 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=1280, help="decoded a measurement")
     args = arguments.parse_args()
     folder, num_classes = chosen_shards(args.shards)
-    shards = repeated(folder, 4)
+    epoch = an_epoch(folder, 1600)
     contenders = {}
     for backend in ("dali", "torch", "dali in graph"):
         for resampler, antialias in RESAMPLERS.items():
@@ -57,7 +57,7 @@ def main() -> None:
                 if (backend, rows) == ("dali in graph", "pixels"):
                     continue
                 loader = open_loader(
-                    shards,
+                    **epoch,
                     batch_size=args.batch_size,
                     num_classes=max(num_classes, 1000),
                     mix=MultiMix(k=5) if rows == "K = 5" else None,

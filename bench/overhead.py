@@ -4,7 +4,7 @@
 
 Each part's functions are timed by the CPU clock of the thread that runs them; what is left of the process's CPU time is decoding
 and resizing, in DALI's threads or this package's. The first epoch, in which each image's header is checked (dali) or all of it
-decoded (torch), and later ones are measured apart.
+decoded (torch), and later ones are measured apart. "The kernel" is what `preadv` takes: the copy out of the page cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import islice
 from types import ModuleType
 from typing import Any
 
-from data import add_shards, chosen_shards, repeated
+from data import add_shards, an_epoch, chosen_shards
 
 from multimix_pipe import MultiMix, open_loader
 from multimix_pipe.benchmark.harness import forever, parser, report
@@ -87,7 +87,7 @@ def show(title: str, parts: dict[str, float]) -> dict[str, object]:
     print(f"{title}: {whole:.1f} ms of CPU time a step")
     for name, spent in sorted(parts.items(), key=lambda part: -part[1]):
         print(f"  {name:28} {spent:8.2f} ms {100 * spent / whole:6.2f}%")
-    for name, spent in (("all but decode, crop, mix", host), ("and but the kernel's reading", host - parts[KERNEL])):
+    for name, spent in (("all but decode, crop, mix", host), ("... nor the kernel", host - parts[KERNEL])):
         print(f"  {name:28} {spent:8.2f} ms {100 * spent / whole:6.2f}%")
     return {"ms_a_step": parts, "host_share": host / whole, "without_kernel": (host - parts[KERNEL]) / whole}
 
@@ -97,9 +97,10 @@ def main() -> None:
     add_shards(arguments)
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--repeat", type=int, default=8, help="how many times an epoch holds the shards")
+    arguments.add_argument("--steps", type=int, default=40, help="that are measured in each of two epochs")
     args = arguments.parse_args()
     folder, num_classes = chosen_shards(args.shards)
+    epoch = an_epoch(folder, (args.steps + 2 * WARM_UP) * args.batch_size)
     clock = Clock()
     for part, functions in PARTS.items():
         for owner, name in functions:
@@ -107,20 +108,20 @@ def main() -> None:
     results: dict[str, dict[str, object]] = {}
     for backend in ("dali", "torch"):
         with open_loader(
-            repeated(folder, args.repeat),
+            **epoch,
             batch_size=args.batch_size,
             num_classes=max(num_classes, 1000),
             mix=MultiMix(k=5),
             backend=backend,
             device=args.device,
         ) as loader:
-            batches, epoch = forever(loader), len(loader)
+            batches = forever(loader)
             for _ in islice(batches, WARM_UP):
                 pass
-            first = shares(batches, clock, epoch - 2 * WARM_UP)  # what runs ahead is of this epoch too
-            for _ in islice(batches, 2 * WARM_UP):
+            first = shares(batches, clock, args.steps)
+            for _ in islice(batches, 2 * WARM_UP):  # to the epoch's end, which those that run ahead are of, and on
                 pass
-            later = shares(batches, clock, epoch - 2 * WARM_UP)
+            later = shares(batches, clock, args.steps)
         setting = f"{backend}, B = {args.batch_size}, K = 5, {args.device}"
         results[backend] = {
             "first_epoch": show(f"{setting}, first epoch", first),

@@ -60,7 +60,7 @@ def main() -> None:
         ("end_to_end", "--k", 5, *rounds, "--seconds", 0.5 if args.quick else 6, *shards, *chart),
         ("decode", *rounds, "--images", 128 if args.quick else 640, *shards),
         ("mix_stage", *rounds),
-        ("overhead", "--repeat", 2 if args.quick else 8, *shards),
+        ("overhead", "--steps", 5 if args.quick else 40, *shards),
         ("reader", *rounds, "--steps", 5 if args.quick else 20, *shards),
         ("index", *rounds),
         ("growth", "--rounds", 1 if args.quick else 3, "--steps", 201 if args.quick else 2000, *shards),

@@ -27,7 +27,7 @@ from multimix_pipe.machine import describe_machine, package_versions
 
 T = TypeVar("T")
 
-PEERS = ("torchvision", "timm", "spdl", "ffcv", "opencv-python-headless")
+PEERS = ("torchvision", "timm", "spdl", "ffcv", "opencv-python", "opencv-python-headless")
 """Packages whose versions matter to some figure, beside those that this one requires."""
 
 
