@@ -33,9 +33,16 @@ def run(name: str, *options: object) -> dict[str, object]:
             return {"failed": f"exit status {status}"}
         figures: dict[str, object] = json.loads(path.read_text())
     figures.pop("machine")  # stands once, at the top
-    shown = ["FOLDER" if isinstance(option, Path) and option.is_dir() else str(option) for option in options]
+    shown = [_shown(option) for option in options]
     figures["command"] = " ".join(["python", f"bench/{name}.py", *shown])
     return figures
+
+
+def _shown(option: object) -> str:
+    """An option as a reader would give it: where files lie on this machine is of no use."""
+    if isinstance(option, Path):
+        return "FOLDER" if option.is_dir() else option.name
+    return str(option)
 
 
 def main() -> None:

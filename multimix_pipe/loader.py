@@ -125,6 +125,7 @@ def open_loader(
     Raises:
         ConfigError: an argument, or a combination, that cannot work.
         ShardError: shards that are missing or damaged.
+        MultiMixError: their index cannot be written.
         MissingBackendError: backend="dali" where DALI does not import.
 
     Iterating raises BadSampleError at the step of a bad sample, after the batches before it.

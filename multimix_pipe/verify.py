@@ -93,7 +93,7 @@ def verify(
     window, or on a GPU; it does not fail on any other. `found` is called with whatever is bad, as soon as it is known.
 
     A shard that cannot be indexed, or not to its end, is reported, and the others are verified. Raises ShardError where
-    `source` names no shard that is there.
+    `source` names no shard that is there, MultiMixError where an index cannot be written.
     """
     chosen = choose_backend(backend, torch.device("cpu"))
     judge = _judge(chosen)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shard_files import plain_members, write_tar
 
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards import build, open_index
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +45,14 @@ def test_an_error_in_a_worker_is_the_same_error_here(folder: Path) -> None:
     (folder / "s5.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(ShardError, match=r"s5\.tar .*not a whole tar"):
         open_index(folder, workers=2, progress=False)
+
+
+@pytest.mark.usefixtures("always_workers")
+def test_what_a_shard_is_not_to_blame_for_is_no_shard_error_from_a_worker_either(folder: Path) -> None:
+    (folder / "s5.tar.index").mkdir()
+    with pytest.raises(MultiMixError, match=r"s5\.tar\.index cannot be written") as caught:
+        open_index(folder, workers=2, progress=False)
+    assert not isinstance(caught.value, ShardError)
 
 
 @pytest.mark.usefixtures("always_workers")

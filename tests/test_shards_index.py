@@ -18,7 +18,7 @@ from shard_files import encode, plain_members, resealed, write_tar
 from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from multimix_pipe.errors import ConfigError, ShardError
+from multimix_pipe.errors import ConfigError, MultiMixError, ShardError
 from multimix_pipe.shards import PROBLEMS, Index, open_index
 from multimix_pipe.shards.store import load_table, save_table
 
@@ -464,7 +464,7 @@ def test_where_nothing_is_writable_the_error_says_what_to_set(
     path = write_tar(tmp_path / "x.tar", plain_members(1))
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(ShardError, match=r"cache_dir=.*XDG_CACHE_HOME"):
+    with pytest.raises(MultiMixError, match=r"cache_dir=.*XDG_CACHE_HOME"):
         index_of(path, cache_dir=tmp_path / "file" if given else None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -219,6 +220,14 @@ def test_the_exit_status_says_good_bad_or_impossible(many: Path) -> None:
     assert main(["verify", str(many / "nothing.tar"), "--quiet"]) == 2
     assert main(["verify", str(many), "--backend", "opencv"]) == 2
     assert main(["verify", str(many), "--quiet", "--workers", "0"]) == 2
+
+
+def test_a_full_disk_is_no_fault_of_the_shards(many: Path) -> None:
+    verifying = f"ulimit -f 0; exec {sys.executable} -m multimix_pipe verify {many} --quiet"  # no file may get a byte
+    ended = subprocess.run(["bash", "-c", verifying], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert re.search(r"the index .*\.index cannot be written: .*File too large", ended.stderr)
+    assert not ended.stdout
 
 
 def test_an_interrupt_ends_it_in_a_line_after_what_was_found(tmp_path: Path) -> None:

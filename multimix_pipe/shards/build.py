@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from multimix_pipe.cores import usable_cores
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards.scan import scan_shard
 from multimix_pipe.shards.store import save_table
 
@@ -27,7 +27,10 @@ MIN_SHARDS, MIN_BYTES = 8, 64 * 2**20  # below either, workers take longer to st
 
 
 def build_indexes(jobs: Sequence[Job], *, workers: int | None, done: Callable[[], object]) -> None:
-    """Build the index file of each job; `done` is called after each. The first ShardError ends the work."""
+    """Build the index file of each job; `done` is called after each. The first error ends the work.
+
+    Raises ShardError where a shard is to blame, MultiMixError where an index cannot be written.
+    """
     count = min(workers or usable_cores(), len(jobs))
     if count == 1 or len(jobs) < MIN_SHARDS or sum(shard.stat().st_size for shard, _, _ in jobs) < MIN_BYTES:
         for job in jobs:
@@ -84,6 +87,7 @@ def _build_remote(job: Job, idle: SimpleQueue[subprocess.Popen[str]]) -> None:
     idle.put(worker)
     if not answer:
         raise ShardError(f"the process that indexed {job[0]} ended ({worker.wait()}); its own message is above")
-    message = json.loads(answer)
-    if message is not None:
-        raise ShardError(message)
+    problem = json.loads(answer)
+    if problem is not None:
+        message, shard_is_to_blame = problem
+        raise ShardError(message) if shard_is_to_blame else MultiMixError(message)

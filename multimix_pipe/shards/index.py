@@ -112,7 +112,8 @@ def open_index(
     member. `rebuild` builds all of them anew. Of shards that are cut or damaged `keep_damaged` keeps the samples before that.
 
     Raises ConfigError for arguments that cannot be meant, ShardError where a shard is missing, damaged (unless
-    `keep_damaged`) or no plain tar, or where no sample in all of them has an image.
+    `keep_damaged`) or no plain tar, or where no sample in all of them has an image, MultiMixError where an index cannot be
+    written.
     """
     check_label(label)
     if workers is not None:

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS
 from multimix_pipe.shards.scan import FINE, PROBLEMS, ROW, Table
 
@@ -67,7 +67,7 @@ def locked_folder(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Ite
             place.mkdir(parents=True, exist_ok=True)
             lock = open(place / LOCK, "ab")  # noqa: SIM115
         except OSError as error:
-            raise ShardError(
+            raise MultiMixError(
                 f"no place for the index of the shards in {folder}: required that it or the cache folder is writable "
                 f"({error}); give cache_dir=, a writable folder, or set XDG_CACHE_HOME to one"
             ) from error
@@ -111,7 +111,7 @@ def save_table(path: Path, table: Table, label: str) -> None:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise ShardError(f"the index {path} cannot be written: {error}") from error
+        raise MultiMixError(f"the index {path} cannot be written: {error}") from error
 
 
 def load_table(shard: Path, label: str, cache_dir: str | os.PathLike[str] | None) -> Table | None:

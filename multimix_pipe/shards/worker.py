@@ -1,7 +1,7 @@
 """What a process started by `build` runs; nothing imports it.
 
-It reads one JSON line a job (shard, label, index file) from stdin and answers each with one JSON line on stdout: null, or
-the ShardError's message. It ends when stdin does.
+It reads one JSON line a job (shard, label, index file) from stdin and answers each with one JSON line on stdout: null, or the
+error's message and whether the shard is to blame. It ends when stdin does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards.build import build_one
 
 
@@ -20,12 +20,12 @@ def serve() -> None:
     sys.stdout = sys.stderr  # whatever else prints must not pass for an answer
     for line in sys.stdin:
         shard, label, target = json.loads(line)
-        message = None
+        answer = None
         try:
             build_one(Path(shard), label, Path(target))
-        except ShardError as error:
-            message = str(error)
-        print(json.dumps(message), file=answers, flush=True)
+        except MultiMixError as error:
+            answer = str(error), isinstance(error, ShardError)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
