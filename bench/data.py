@@ -59,7 +59,7 @@ def an_epoch(folder: Path, images: int) -> dict[str, Any]:
     times = -(-images // len(open_index(folder, progress=False)))
     shards = repeated(folder, times)
     index = open_index(shards, progress=False)
-    return {"shards": shards, "samples": [index.name(number) for number in range(images)]}
+    return {"shards": shards, "samples": [index.full_key(number) for number in range(images)]}
 
 
 def _photo_like(noise: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -26,3 +26,8 @@ class BadSampleError(MultiMixError):
 
 class StateMismatchError(MultiMixError):
     """A loader state that belongs to another data set, seed or configuration; the message names the field."""
+
+
+def printable(text: str) -> str:
+    """`text` with all that is not printable escaped: shards are untrusted, and their keys must not control a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

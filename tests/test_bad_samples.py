@@ -112,7 +112,7 @@ def test_a_decoding_error_names_its_sample_at_its_step(
     batches, error = run_to_error(loader)
     assert isinstance(error, BadSampleError)
     assert str(error).startswith(f"set-000.tar : s{bad:02d}: ")
-    assert f'exclude=["set-000.tar : s{bad:02d}"]' in str(error)
+    assert f"exclude=['set-000.tar : s{bad:02d}']" in str(error)
     assert len(batches) == bad // BATCH, "the batches before it come first"
     assert loader.state_dict()["steps"] == len(batches)
 

@@ -9,6 +9,7 @@ import ast
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,8 @@ from hostile_files import (
 from PIL import Image
 from shard_files import BLOCK, encode, header, plain_members, resealed, write_tar
 
-from multimix_pipe import ConfigError, MultiMixError, ShardError, TrainTransform, open_loader
+from multimix_pipe import BadSampleError, ConfigError, MultiMixError, ShardError, TrainTransform, open_loader
+from multimix_pipe.cli import main
 from multimix_pipe.shards import PROBLEMS, Index, list_shards, open_index, scan
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS
 from multimix_pipe.shards.scan import ROW, TOO_MANY_BYTES, TOO_MANY_PIXELS, scan_shard
@@ -310,6 +312,30 @@ def test_a_key_that_is_no_text_does_not_end_the_commands(tmp_path: Path) -> None
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (1, "")
     assert r"x.tar : \udcff: " in ended.stdout
+
+
+ESCAPING = "\x1b[2J\x1b]0;owned\x07"
+
+
+def test_a_key_does_not_control_a_terminal(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [(f"{ESCAPING}.jpg", b"broken"), (f"{ESCAPING}.cls", b"1")]
+    shard = write_tar(tmp_path / "x.tar", [*broken, *plain_members(3)])
+    settings: dict[str, Any] = {"batch_size": 2, "num_classes": 10, "backend": "torch", "device": "cpu"}
+    with pytest.raises(BadSampleError, match=r"x\.tar : \\x1b\[2J") as caught:
+        list(open_loader(shard, **settings))
+    with open_loader(shard, on_bad_sample="replace", **settings) as loader:
+        list(loader)
+        (name,) = loader.bad_samples
+    assert main(["verify", str(shard), "--quiet", "--write-bad", str(tmp_path / "bad.txt")]) == 1
+    shown = [str(caught.value), caplog.text, *capsys.readouterr()]
+    assert any(r"\x1b[2J" in text for text in shown[1:])
+    assert not any(c in text for text in shown for c in "\x1b\x07")
+    (hint,) = re.findall(r"exclude=(\[.*?'\])", str(caught.value))
+    for excluded in ([name], tmp_path / "bad.txt", ast.literal_eval(hint)):
+        with open_loader(shard, exclude=excluded, **settings) as loader:
+            assert len(loader._plan.samples) == 3
 
 
 # labels

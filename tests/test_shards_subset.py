@@ -67,7 +67,7 @@ def test_a_file_of_keys_means_each_line_to_the_letter(tmp_path: Path) -> None:
     )
     names = tmp_path / "names.txt"
     for end in ("\n", "\r\n"):
-        names.write_bytes(end.join([*(index.name(i) for i in range(6)), "", ""]).encode())
+        names.write_bytes(end.join([*(index.full_key(i) for i in range(6)), "", ""]).encode())
         assert select(index, None, names).tolist() == [6]
         assert select(index, names, None).tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -85,7 +85,7 @@ def test_nothing_left_is_an_error(index: Index) -> None:
 
 def test_names_are_built_only_where_they_may_be_meant(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    name = Index.name
-    monkeypatch.setattr(Index, "name", lambda self, i: built.append(i) or name(self, i))
+    name = Index.full_key
+    monkeypatch.setattr(Index, "full_key", lambda self, i: built.append(i) or name(self, i))
     select(index, ["b/q", "x.tar : c : d"], ["a"])  # building all of them takes seconds of ImageNet
     assert built == [2]

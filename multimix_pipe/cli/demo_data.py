@@ -94,4 +94,4 @@ def _hold_out(index: Index) -> list[str]:
         raise ConfigError(f"at least 2 samples are required, to train on and to evaluate on; found {len(index)}")
     count = max(1, round(HELD_OUT * len(index)))
     chosen = np.random.default_rng(0).permutation(len(index))[:count]
-    return [index.name(int(number)) for number in np.sort(chosen)]
+    return [index.full_key(int(number)) for number in np.sort(chosen)]

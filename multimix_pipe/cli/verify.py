@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from multimix_pipe.cli.arguments import add_shards
-from multimix_pipe.errors import ConfigError
+from multimix_pipe.errors import ConfigError, printable
 from multimix_pipe.machine import package_versions
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def as_json(report: VerifyReport) -> dict[str, Any]:
 
 
 def _tell(bad: BadSample | BadShard) -> None:
-    tqdm.write(f"{getattr(bad, 'name', bad.shard)}: {bad.reason}")
+    tqdm.write(f"{printable(getattr(bad, 'name', bad.shard))}: {bad.reason}")
     sys.stdout.flush()  # into a file or a pipe too: an interrupt must not lose it
 
 

@@ -40,14 +40,14 @@ class BadSamples:
     @property
     def reasons(self) -> dict[str, str]:
         """The bad samples replaced so far: `shard.tar : key` -> what is wrong."""
-        return {self._index.name(sample): reason for sample, reason in self._reasons.copy().items()}
+        return {self._index.full_key(sample): reason for sample, reason in self._reasons.copy().items()}
 
     def check_replaceable(self, sample: int, reason: str, attempt: int) -> None:
         """Raise BadSampleError under "raise", and where a position has had MAX_ATTEMPTS bad samples in a row."""
         name = self._index.name(sample)
         if self._policy == "raise":
             raise BadSampleError(
-                f'{name}: {reason}. Leave it out with exclude=["{name}"], or train on others in the '
+                f"{name}: {reason}. Leave it out with exclude=[{self._index.full_key(sample)!r}], or train on others in the "
                 'place of bad samples with on_bad_sample="replace"'
             )
         if attempt + 1 >= MAX_ATTEMPTS:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from multimix_pipe.config import check_int, check_label
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import ShardError, printable
 from multimix_pipe.shards.build import build_indexes
 from multimix_pipe.shards.listing import list_shards
 from multimix_pipe.shards.scan import IMAGE_EXTENSIONS, LABEL_PROBLEMS, PROBLEMS, Table
@@ -81,9 +81,13 @@ class Index:
         for start, end in pairwise(self.key_start.data):
             yield self.key_buffer[start:end].decode("utf-8", "surrogateescape")
 
-    def name(self, i: int) -> str:
-        """Sample i as messages name it: `shard.tar : key`."""
+    def full_key(self, i: int) -> str:
+        """`shard.tar : key` of sample i, as `exclude=` and `samples=` take it."""
         return f"{self.shards[self.shard[i]].name} : {self.key(i)}"
+
+    def name(self, i: int) -> str:
+        """Sample i as messages name it: its full key, printable."""
+        return printable(self.full_key(i))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -226,7 +226,7 @@ class _Scan:
         sample, code = columns[np.argmax(repeated)].tolist()
         key, extension = list(self._samples)[sample].decode("utf-8", "surrogateescape"), list(self._extensions)[code]
         raise ShardError(
-            f"{shard} : {key} has two members .{extension}; required that keys are unique in a shard: write it again"
+            f"{shard} : {key!r} has two members .{extension}; required that keys are unique in a shard: write it again"
         )
 
 

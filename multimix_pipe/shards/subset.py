@@ -57,7 +57,7 @@ def _numbers_by_key(index: Index, wanted: set[str]) -> dict[str, list[int]]:
     for number, key in enumerate(index.each_key()):
         if key in wanted:
             numbers.setdefault(key, []).append(number)
-        if key in of_shards and (name := index.name(number)) in wanted:
+        if key in of_shards and (name := index.full_key(number)) in wanted:
             numbers.setdefault(name, []).append(number)
     return numbers
 
