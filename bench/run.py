@@ -65,7 +65,7 @@ def main() -> None:
     results: dict[str, object] = {"machine": described}
     questions: tuple[tuple[object, ...], ...] = (
         ("end_to_end", "--k", 5, *rounds, "--seconds", 0.5 if args.quick else 6, *shards, *chart),
-        ("decode", *rounds, "--images", 128 if args.quick else 640, *shards),
+        ("decode", "--rounds", 2 if args.quick else 9, "--images", 128 if args.quick else 1280, *shards),
         ("mix_stage", *rounds),
         ("overhead", "--steps", 5 if args.quick else 40, *shards),
         ("reader", *rounds, "--steps", 5 if args.quick else 20, *shards),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import write_shards
+from conftest import encoded, write_shards
 from hostile_files import generator, hostile_image
 from numpy.typing import NDArray
 from PIL import Image
 
 from multimix_pipe.native.decode import Decoder, UndecodableError, decode_indexed
-from multimix_pipe.shards.index import open_index
+from multimix_pipe.shards import open_index
 
 HEIGHT, WIDTH = 75, 52
 
@@ -28,9 +27,7 @@ def scene() -> NDArray[np.uint8]:
 
 
 def saved(form: str = "JPEG", mode: str = "RGB", **options: object) -> bytes:
-    memory = io.BytesIO()
-    Image.fromarray(scene()).convert(mode).save(memory, form, **options)
-    return memory.getvalue()
+    return encoded(Image.fromarray(scene()).convert(mode), form, **options)
 
 
 def sampled(sampling: str) -> bytes:
@@ -60,9 +57,7 @@ def plane_by_plane() -> bytes:
     planes = Image.fromarray(scene()).convert("YCbCr").split()
     scans = []
     for number, plane in enumerate(planes, 1):
-        memory = io.BytesIO()
-        plane.save(memory, "JPEG", quality=90)
-        parts = segments(memory.getvalue())
+        parts = segments(encoded(plane, "JPEG", quality=90))
         scans.append(marker(0xDA, bytes((1, number, 0, 0, 63, 0))) + parts[0])
     size = HEIGHT.to_bytes(2, "big") + WIDTH.to_bytes(2, "big")
     frame = marker(0xC0, b"\x08" + size + b"\x03" + b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3)))

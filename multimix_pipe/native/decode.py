@@ -49,28 +49,30 @@ class Decoder:
         """Byte at which a sample's header says its height; 0: not decoded yet, or no baseline JPEG."""
 
     def decode(self, sample: int, data: NDArray[np.uint8], past: int | None = None) -> Pixels:
-        """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, past). `data` is used up."""
+        """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, past). Writes to `data` meanwhile."""
         height, width = int(self._index.height[sample]), int(self._index.width[sample])
-        at = int(self._height_at[sample])
-        if past is not None and at and past + _ROWS_BELOW < height:
-            rows = _decode_rows(data, at, past + _ROWS_BELOW)
-            if rows is not None and rows.shape[1] == width:
-                return rows
+        if past is None:
+            return decode_indexed(data, height, width)
+        at, rows = int(self._height_at[sample]), past + _ROWS_BELOW
+        if at and rows < height:
+            shortened = _decode_rows(data, at, rows)
+            if shortened is not None and shortened.shape[:2] == (rows, width):
+                return shortened  # else the bytes are others by now
         image, plainly = _decode(data, height, width)
         self._height_at[sample] = _place_of_height(data) if plainly else 0
         return image
 
 
 def _decode_rows(data: NDArray[np.uint8], height_at: int, rows: int) -> Pixels | None:
-    """The first rows of a JPEG whose header says its height at byte `height_at`; None where the bytes are others by now."""
+    """The first rows of a JPEG whose header says its height at byte `height_at`; None where it is not one."""
     said = data[height_at : height_at + 2].copy()
     data[height_at : height_at + 2] = divmod(rows, 256)
     try:
-        image = _decode_jpeg(data, strict=False)  # there is a warning of the rows left over
+        return _decode_jpeg(data, strict=False)  # there is a warning of the rows left over
     except ValueError:
-        image = None
-    data[height_at : height_at + 2] = said
-    return image if image is not None and len(image) == rows else None
+        return None
+    finally:
+        data[height_at : height_at + 2] = said
 
 
 def _decode(data: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels, bool]:
