@@ -10,24 +10,23 @@ All is measured from the second epoch on, when each image has been decoded once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 
 from data import add_shards, an_epoch, chosen_shards
 from torch import Tensor
 
 from multimix_pipe import MultiMix, TrainTransform, open_loader
-from multimix_pipe.backends import make_executor
 from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, ratio, report
 from multimix_pipe.dali.executor import DaliExecutor
-from multimix_pipe.finishing import HostFinisher
 from multimix_pipe.loader import Loader
+from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.runtime.mix_stage import HostMixStage
 
 RESAMPLERS = {"antialias": True, "no antialias": False}
 
 
-class PixelsOnly(HostFinisher):
+class PixelsOnly(HostMixStage):
     """Hands out what a backend has decoded."""
 
     def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
@@ -65,12 +64,11 @@ def main() -> None:
                     backend="torch" if backend == "torch" else "dali",
                     device="cpu",
                 )
-                loader._executor = executor = make_executor(loader.backend, loader._job)
-                if rows == "pixels":
-                    executor._finisher = PixelsOnly(loader._job)  # type: ignore[attr-defined]
+                stage = PixelsOnly(loader.context) if rows == "pixels" else None
                 if backend == "dali in graph":
-                    assert isinstance(executor, DaliExecutor)
-                    executor._graph = replace(executor._graph, resizes=True)
+                    loader = Loader(loader.context, DaliExecutor(loader.context, stage, resizes=True))
+                else:
+                    loader = Loader(loader.context, make_executor(loader.context, stage))
                 contenders[f"{backend}, {resampler}, {rows}"] = rate(
                     from_the_second_epoch(loader), args.batch_size, args.images // args.batch_size
                 )

@@ -18,8 +18,7 @@ from nvidia.dali.plugin.pytorch import DALIGenericIterator
 
 from multimix_pipe import MultiMix, TrainTransform, open_loader
 from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report
-from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
-from multimix_pipe.cores import usable_cores
+from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD, usable_cores
 from multimix_pipe.dali import class_id
 
 NO_MIXING = "multimix_pipe dali, no mixing"

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from multimix_pipe import MultiMix, MultiMixLoss, mix_batch
 from multimix_pipe.benchmark.harness import parser, report
-from multimix_pipe.cli.shapes import OUTLINES, draw_shape
-from multimix_pipe.cli.small_net import small_net
-from multimix_pipe.mixing.blend import blend
+from multimix_pipe.cli.demo.net import small_net
+from multimix_pipe.cli.demo.shapes import OUTLINES, draw_shape
 from multimix_pipe.plan import draw_mixing
+from multimix_pipe.runtime.kernels.blend import blend
 from multimix_pipe.training.targets import mix_targets
 
 PAIRS, IMAGES = 32, 1024

@@ -29,9 +29,9 @@ from PIL import Image
 
 from multimix_pipe.benchmark.harness import Figures, in_turn, parser, report, seconds
 from multimix_pipe.shards import list_shards
-from multimix_pipe.shards.build import build_one
-from multimix_pipe.shards.scan import ROW, Table, scan_shard
-from multimix_pipe.shards.store import VERSION, index_name, save_table
+from multimix_pipe.shards.index.build import build_one
+from multimix_pipe.shards.index.scan import ROW, Table, scan_shard
+from multimix_pipe.shards.index.store import VERSION, index_name, save_table
 
 IMAGENET, SHARDS = 1_281_167, 1282
 WITH_TAR, IN_PYTHON = "wds2idx with GNU tar", "wds2idx in Python"

@@ -16,8 +16,8 @@ from typing import TypeVar
 from multimix_pipe import MultiMix, TrainTransform
 from multimix_pipe.benchmark.harness import peak_memory
 from multimix_pipe.config import LoaderConfig
+from multimix_pipe.loader.samples import choose_samples
 from multimix_pipe.plan import Plan
-from multimix_pipe.samples import choose_samples
 from multimix_pipe.shards import open_index
 
 T = TypeVar("T")

@@ -24,10 +24,10 @@ import torch
 from odd_images import odd_images
 
 from multimix_pipe import BadSampleError, TrainTransform, open_loader
-from multimix_pipe.backends import make_executor
 from multimix_pipe.benchmark.harness import parser, report
 from multimix_pipe.config import IMAGENET_STD
 from multimix_pipe.loader import Loader
+from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards import Index, open_index
 from multimix_pipe.verify import verify
@@ -132,7 +132,7 @@ def _told(loader: Loader, sample: int, pixels: dict[int, torch.Tensor]) -> dict[
             partner=np.zeros(1, dtype=np.int64),
             lam=np.ones((1, 1), dtype=np.float32),
         )
-        executor = make_executor(loader.backend, loader._job)
+        executor = make_executor(loader.context)
         try:
             ((_, images),) = executor.run([step])
         except BadSampleError:

@@ -14,11 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimix_pipe.config import TrainTransform
-from multimix_pipe.cores import usable_cores
+from multimix_pipe.config import TrainTransform, usable_cores
 from multimix_pipe.mixing import mixup
-from multimix_pipe.mixing.blend import MIXERS, blend
-from multimix_pipe.mixing.normalize import Normalize
+from multimix_pipe.runtime.kernels.blend import MIXERS, blend
+from multimix_pipe.runtime.kernels.normalize import Normalize
 
 NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)
 MEAN, SCALE = NORMALIZE.mean, NORMALIZE.scale
@@ -131,7 +130,7 @@ def mixers() -> ThreadPoolExecutor:
 
 
 def blend_kept(problem: Problem) -> Work:
-    """`multimix_pipe.mixing.blend` into memory that is kept, as the loaders call it."""
+    """`multimix_pipe.runtime.kernels.blend` into memory that is kept, as the loaders call it."""
     out, decisions, threads = problem.result(), problem.decisions(), mixers()
 
     def mix(i: int) -> Tensor:

@@ -23,23 +23,23 @@ from data import add_shards, an_epoch, chosen_shards
 from multimix_pipe import MultiMix, open_loader
 from multimix_pipe.benchmark.harness import forever, parser, report
 from multimix_pipe.dali.executor import DaliExecutor
-from multimix_pipe.finishing import HostFinisher
 from multimix_pipe.loader import Loader
-from multimix_pipe.mixing import fused
 from multimix_pipe.plan import Plan
-from multimix_pipe.reading import ReadAhead
+from multimix_pipe.runtime.kernels import fused
+from multimix_pipe.runtime.mix_stage import HostMixStage
+from multimix_pipe.runtime.prefetcher import Prefetcher
 from multimix_pipe.shards.reader import ShardReader
 
 WARM_UP = 5
 
 PARTS: dict[str, list[tuple[type | ModuleType, str]]] = {
     "plan": [(Plan, "step")],
-    "reading": [(ReadAhead, "start"), (ShardReader, "read")],
+    "reading": [(Prefetcher, "start"), (ShardReader, "read")],
     "reading: the kernel": [(os, "preadv")],
     "header check": [(DaliExecutor, "_problem")],
     "feeding DALI": [(DaliExecutor, "_feed_inputs")],
     "targets, handing over": [(Loader, "_batch")],
-    "mixing": [(HostFinisher, "finish"), (fused, "mix_pairs")],
+    "mixing": [(HostMixStage, "finish"), (fused, "mix_pairs")],
 }
 MIXING, READING, KERNEL = "mixing", "reading", "reading: the kernel"
 

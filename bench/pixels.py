@@ -7,7 +7,6 @@ Differences are of 0..255 values, over all pixels of one epoch at 224x224.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,7 @@ def resizing_in_the_graph(loader: Loader) -> Loader:
     """The same loader, whose graph does all that it does on a GPU."""
     from multimix_pipe.dali.executor import DaliExecutor
 
-    executor = DaliExecutor(loader._job)
-    executor._graph = replace(executor._graph, resizes=True)
-    loader._executor = executor
-    return loader
+    return Loader(loader.context, DaliExecutor(loader.context, resizes=True))
 
 
 def main() -> None:

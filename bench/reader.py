@@ -19,7 +19,7 @@ from data import add_shards, chosen_shards, repeated
 
 from multimix_pipe import Loader, open_loader
 from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report, seconds
-from multimix_pipe.reading import ReadAhead
+from multimix_pipe.runtime.prefetcher import Prefetcher
 
 STEPS_AHEAD = 4
 
@@ -50,16 +50,16 @@ def forget(loader: Loader) -> None:
 
 def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
     """Samples a second of the loader's read-ahead, in the order of an epoch, nothing decoded."""
-    job = loader._job
-    size = job.config.batch_size
-    plans = [job.plan.step(0, first, first + size) for first in range(0, steps * size, size)]
-    readers = ReadAhead(job)
+    context = loader.context
+    size = context.config.batch_size
+    plans = [context.plan.step(0, first, first + size) for first in range(0, steps * size, size)]
+    readers = Prefetcher(context)
 
     def read() -> None:
         ahead = deque()
         for step in plans:
             ahead.append(
-                readers.start(step, lambda row, memory, step=step: job.reader.read(int(step.sample[row]), memory))
+                readers.start(step, lambda row, memory, step=step: context.reader.read(int(step.sample[row]), memory))
             )
             if len(ahead) > STEPS_AHEAD:
                 ahead.popleft().rows()
@@ -75,7 +75,7 @@ def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: Non
 
 def loading(loader: Loader, steps: int) -> Callable[[], float]:
     """Images a second of a loader, from the sixth batch of an iteration of its own on."""
-    return lambda: rate(forever(loader), loader._config.batch_size, steps)()
+    return lambda: rate(forever(loader), loader.context.config.batch_size, steps)()
 
 
 def delayed(measure: Callable[[], float], milliseconds: float) -> Callable[[], float]:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from multimix_pipe.config import MultiMix, check_int
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.mixing.blend import blend
 from multimix_pipe.plan import StepPlan, draw_mixing
+from multimix_pipe.runtime.kernels.blend import blend
+from multimix_pipe.runtime.transfer import to_device
 from multimix_pipe.training.targets import mix_targets
-from multimix_pipe.transfer import to_device
 
 PairTargets = tuple[Tensor, Tensor, Tensor]
 

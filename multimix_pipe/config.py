@@ -6,8 +6,9 @@ Nothing here draws, reads or computes: `plan` turns these into decisions, a back
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, Literal, get_args
@@ -29,6 +30,11 @@ LastBatch = Literal["wrap", "drop", "partial"]
 OnBadSample = Literal["raise", "replace"]
 Targets = Literal["rows", "pairs"]
 Keys = str | PathLike[str] | Iterable[str]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: the default number of threads and workers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -90,7 +96,7 @@ def _height_width(name: str, size: object) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-def _make_plain(settings: Any) -> None:
+def make_plain(settings: Any) -> None:
     """Replace NumPy's numbers in the fields of a frozen dataclass by Python's: states are JSON."""
     for item in fields(settings):
         object.__setattr__(settings, item.name, _plain(getattr(settings, item.name)))
@@ -143,7 +149,7 @@ class MultiMix:
         check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
         check_choice("MultiMix.pairing", self.pairing, get_args(Pairing))
         check_number("MultiMix.prob", self.prob, 0.0, 1.0)
-        _make_plain(self)
+        make_plain(self)
 
     @staticmethod
     def methods() -> tuple[str, ...]:
@@ -182,7 +188,7 @@ class TrainTransform:
         check_bool("TrainTransform.antialias", self.antialias)
         _check_channels("TrainTransform.mean", self.mean, positive=False)
         _check_channels("TrainTransform.std", self.std, positive=True)
-        _make_plain(self)
+        make_plain(self)
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -214,7 +220,7 @@ class EvalTransform:
         check_bool("EvalTransform.antialias", self.antialias)
         _check_channels("EvalTransform.mean", self.mean, positive=False)
         _check_channels("EvalTransform.std", self.std, positive=True)
-        _make_plain(self)
+        make_plain(self)
 
     @property
     def shorter_side(self) -> int:
@@ -228,68 +234,3 @@ class EvalTransform:
 
 
 Transform = TrainTransform | EvalTransform
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """Every decision of `open_loader` but the shards themselves; its docstring explains the fields."""
-
-    batch_size: int
-    num_classes: int
-    mix: MultiMix | None
-    transform: Transform
-    shuffle: Shuffle
-    last_batch: LastBatch
-    seed: int = 0
-    backend: Backend = "auto"
-    device: str = "auto"
-    dtype: DType = "float32"
-    channels_last: bool = False
-    rank: int = 0
-    world_size: int = 1
-    on_bad_sample: OnBadSample = "raise"
-    max_bad: int | float | None = None
-    num_threads: int = 1
-    prefetch: int = 2
-    targets: Targets = "rows"
-    label: str = "cls"
-    exif: bool = False
-    expand: bool = True
-    exclude: Keys | None = None
-    samples: Keys | None = None
-    weights: Any = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        check_int("batch_size", self.batch_size, 1)
-        check_int("num_classes", self.num_classes, 1)
-        if self.mix is not None and not isinstance(self.mix, MultiMix):
-            raise ConfigError(f"mix must be a MultiMix or None; found {self.mix!r}")
-        if not isinstance(self.transform, (TrainTransform, EvalTransform)):
-            raise ConfigError(f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}")
-        check_choice("shuffle", self.shuffle, get_args(Shuffle))
-        check_choice("last_batch", self.last_batch, get_args(LastBatch))
-        check_int("seed", self.seed, 0, 2**64 - 1)
-        check_choice("backend", self.backend, get_args(Backend))
-        check_choice("dtype", self.dtype, get_args(DType))
-        check_int("world_size", self.world_size, 1)
-        check_int("rank", self.rank, 0, self.world_size - 1)
-        check_choice("on_bad_sample", self.on_bad_sample, get_args(OnBadSample))
-        if isinstance(self.max_bad, float):
-            check_number("max_bad, as a share of the samples,", self.max_bad, 0.0, 1.0)
-        elif self.max_bad is not None:
-            check_int("max_bad", self.max_bad, 0)
-        check_int("num_threads", self.num_threads, 1, 1024)
-        check_int("prefetch", self.prefetch, 1, 64)
-        check_choice("targets", self.targets, get_args(Targets))
-        for name in ("channels_last", "exif", "expand"):
-            check_bool(name, getattr(self, name))
-        check_label(self.label)
-        if not self.expand and self.mix is None:
-            raise ConfigError(
-                "expand=False hands out the mixing plan beside plain images; it needs mix=MultiMix(...), found None"
-            )
-        if self.targets == "pairs" and (self.mix is None or not self.expand):
-            raise ConfigError(
-                f'targets="pairs" needs mix=MultiMix(...) and expand=True; found mix={self.mix}, expand={self.expand}'
-            )
-        _make_plain(self)

@@ -1,4 +1,4 @@
-"""Reading every sample of a set of shards once, and decoding it fully by what training decodes it with."""
+"""PendingReads every sample of a set of shards once, and decoding it fully by what training decodes it with."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from multimix_pipe.backends import choose_backend
-from multimix_pipe.config import Backend
-from multimix_pipe.cores import usable_cores
+from multimix_pipe.config import Backend, usable_cores
 from multimix_pipe.errors import ShardError
 from multimix_pipe.loader import Source
+from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.native.decode import UndecodableError, decode_indexed
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.listing import list_shards
@@ -135,9 +134,9 @@ def verify(
 def _judge(backend: str) -> Judge:
     if backend == "torch":
         return _judge_by_torch
-    from multimix_pipe.dali.judge import DaliJudge
+    from multimix_pipe.dali.decode_check import DaliDecodeCheck
 
-    dali = DaliJudge(CHUNK)
+    dali = DaliDecodeCheck(CHUNK)
 
     def judge(images: Sequence[Encoded], sizes: Sequence[tuple[int, int]]) -> list[str | None]:
         reasons = dali(images, sizes)

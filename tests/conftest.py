@@ -19,7 +19,7 @@ from PIL import Image
 from shard_files import write_tar
 
 from multimix_pipe import Batch, Loader, TrainTransform, open_loader
-from multimix_pipe.backends import dali_import_error
+from multimix_pipe.loader.backend import dali_import_error
 from multimix_pipe.shards.pack import pack
 
 CLASSES = 7

@@ -13,11 +13,11 @@ from conftest import CLASSES, TINY, fingerprint, until_epoch
 from multimix_pipe import MultiMix, open_loader
 
 
-def resume(shards: str, job: dict[str, Any], batches: int | None) -> dict[str, Any]:
+def resume(shards: str, context: dict[str, Any], batches: int | None) -> dict[str, Any]:
     """The next `batches` of a run, None: all to the end of its second epoch; and the state after them."""
-    settings = {"num_classes": CLASSES, "transform": TINY, "mix": MultiMix(k=job["k"]), "device": "cpu"}
-    with open_loader(shards, num_threads=2, **settings, **job["options"]) as loader:
-        loader.load_state_dict(job["state"])
+    settings = {"num_classes": CLASSES, "transform": TINY, "mix": MultiMix(k=context["k"]), "device": "cpu"}
+    with open_loader(shards, num_threads=2, **settings, **context["options"]) as loader:
+        loader.load_state_dict(context["state"])
         found = []
         if batches is not None:
             while len(found) < batches:  # at the very end of an epoch its iteration is empty
@@ -30,4 +30,4 @@ def resume(shards: str, job: dict[str, Any], batches: int | None) -> dict[str, A
 
 if __name__ == "__main__":
     asked = json.loads(Path(sys.argv[1]).read_text())
-    print(json.dumps([resume(asked["shards"], job, asked["batches"]) for job in asked["jobs"]]))
+    print(json.dumps([resume(asked["shards"], context, asked["batches"]) for context in asked["jobs"]]))

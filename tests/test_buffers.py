@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from multimix_pipe.buffers import ALIGNMENT, BufferPool
+from multimix_pipe.runtime.buffers import ALIGNMENT, BufferPool
 
 
 def address(array: np.ndarray) -> int:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from multimix_pipe import EvalTransform, MultiMix, TrainTransform, __version__, open_loader
 from multimix_pipe.cli import main
+from multimix_pipe.cli.demo.shapes import OUTLINES, write_shapes
 from multimix_pipe.cli.picture import to_pixels
-from multimix_pipe.cli.shapes import OUTLINES, write_shapes
 from multimix_pipe.shards.pack import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,8 +135,8 @@ def test_doctor_finds_nothing_wrong_here() -> None:
 def test_doctor_fails_where_a_backend_does_not_mix_as_the_reference_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import multimix_pipe.finishing as finishing
-    from multimix_pipe.mixing.blend import blend
+    import multimix_pipe.runtime.mix_stage as finishing
+    from multimix_pipe.runtime.kernels.blend import blend
 
     monkeypatch.setattr(
         finishing, "blend", lambda images, partner, lam, *rest, **named: blend(images, partner, 1 - lam, *rest, **named)

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from multimix_pipe.augment.crop import TRIES, UNIFORMS_PER_CROP, centre_windows, random_flips, random_windows
 from multimix_pipe.config import EvalTransform, TrainTransform
-from multimix_pipe.plan.crops import TRIES, WORDS_PER_CROP, centre_windows, random_flips, random_windows
 from multimix_pipe.plan.seeding import Stream, draw_words, uniform
 
 SIDES = [1, 2, 3, 10, 97, 500, 1000, 65500]
@@ -57,11 +57,9 @@ def sizes(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_windows_equal_torchvisions_loop_over_the_same_uniforms(transform: TrainTransform) -> None:
     width, height = sizes(1280)
-    words = draw_words(0, Stream.CROP, 0, 0, len(width), WORDS_PER_CROP)
-    expected = [
-        scalar_window(u, int(w), int(h), transform) for u, w, h in zip(uniform(words), width, height, strict=True)
-    ]
-    windows = random_windows(words, width, height, transform)
+    draws = uniform(draw_words(0, Stream.CROP, 0, 0, len(width), UNIFORMS_PER_CROP))
+    expected = [scalar_window(u, int(w), int(h), transform) for u, w, h in zip(draws, width, height, strict=True)]
+    windows = random_windows(draws, width, height, transform)
     assert windows.dtype == np.float32
     assert np.array_equal(windows, np.array(expected, dtype=np.float32))
 
@@ -69,9 +67,9 @@ def test_windows_equal_torchvisions_loop_over_the_same_uniforms(transform: Train
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_windows_are_whole_pixels_inside_the_image(transform: TrainTransform) -> None:
     width, height = sizes(1280)
-    words = draw_words(1, Stream.CROP, 0, 0, len(width), WORDS_PER_CROP)
-    windows = random_windows(words, width, height, transform).astype(np.int64)
-    assert np.array_equal(windows, random_windows(words, width, height, transform))
+    draws = uniform(draw_words(1, Stream.CROP, 0, 0, len(width), UNIFORMS_PER_CROP))
+    windows = random_windows(draws, width, height, transform).astype(np.int64)
+    assert np.array_equal(windows, random_windows(draws, width, height, transform))
     y, x, window_height, window_width = windows.T
     assert min(y.min(), x.min()) >= 0
     assert min(window_height.min(), window_width.min()) >= 1
@@ -81,9 +79,9 @@ def test_windows_are_whole_pixels_inside_the_image(transform: TrainTransform) ->
 
 def test_areas_ratios_and_corners_have_torchvisions_distribution() -> None:
     count, width, height = 6000, 500, 375
-    words = draw_words(2, Stream.CROP, 0, 0, count, WORDS_PER_CROP)
+    draws = uniform(draw_words(2, Stream.CROP, 0, 0, count, UNIFORMS_PER_CROP))
     sides = np.full(count, width), np.full(count, height)
-    ours = random_windows(words, *sides, TrainTransform()).astype(np.float64)
+    ours = random_windows(draws, *sides, TrainTransform()).astype(np.float64)
     rng = np.random.default_rng(0)
     theirs = np.array([scalar_window(rng.random(22), width, height, TrainTransform()) for _ in range(count)])
     for name, value in {
@@ -97,9 +95,9 @@ def test_areas_ratios_and_corners_have_torchvisions_distribution() -> None:
 
 def test_a_square_image_has_uniform_areas_for_square_windows() -> None:
     count, side = 4000, 20_000
-    words = draw_words(3, Stream.CROP, 0, 0, count, WORDS_PER_CROP)
+    draws = uniform(draw_words(3, Stream.CROP, 0, 0, count, UNIFORMS_PER_CROP))
     transform = TrainTransform(scale=(0.25, 1.0), ratio=(1.0, 1.0))
-    windows = random_windows(words, np.full(count, side), np.full(count, side), transform).astype(np.float64)
+    windows = random_windows(draws, np.full(count, side), np.full(count, side), transform).astype(np.float64)
     assert np.array_equal(windows[:, 2], windows[:, 3])
     area = windows[:, 2] * windows[:, 3] / side**2
     assert stats.kstest(area, stats.uniform(0.25, 0.75).cdf).pvalue > 0.01
@@ -107,7 +105,7 @@ def test_a_square_image_has_uniform_areas_for_square_windows() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_flips_come_with_their_probability(probability: float) -> None:
-    flips = random_flips(draw_words(0, Stream.CROP, 0, 0, 5000, WORDS_PER_CROP), probability)
+    flips = random_flips(uniform(draw_words(0, Stream.CROP, 0, 0, 5000, UNIFORMS_PER_CROP)), probability)
     if probability in (0.0, 1.0):
         assert np.all(flips == bool(probability))
     assert abs(flips.mean() - probability) < 0.03

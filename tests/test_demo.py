@@ -13,8 +13,10 @@ from PIL import Image
 
 from multimix_pipe import MultiMix
 from multimix_pipe.cli import main
-from multimix_pipe.cli.demo_data import HELD_OUT, prepare_data
-from multimix_pipe.cli.demo_training import (
+from multimix_pipe.cli.demo.data import HELD_OUT, prepare_data
+from multimix_pipe.cli.demo.net import small_net
+from multimix_pipe.cli.demo.shapes import OUTLINES, draw_shape
+from multimix_pipe.cli.demo.training import (
     BATCH_SIZE,
     Recipe,
     calibration_error,
@@ -23,8 +25,6 @@ from multimix_pipe.cli.demo_training import (
     open_training,
     train,
 )
-from multimix_pipe.cli.shapes import OUTLINES, draw_shape
-from multimix_pipe.cli.small_net import small_net
 from multimix_pipe.errors import ConfigError
 
 

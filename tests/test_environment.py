@@ -12,8 +12,8 @@ import torch
 from conftest import Open, all_same
 
 from multimix_pipe import ConfigError, MultiMix, TrainTransform
-from multimix_pipe.environment import choose_device, default_threads, rank_and_world
-from multimix_pipe.finishing import HostFinisher
+from multimix_pipe.loader.rank import choose_device, default_threads, rank_and_world
+from multimix_pipe.runtime.mix_stage import HostMixStage
 
 WITHOUT_DALI = """
 import sys
@@ -107,13 +107,13 @@ OUT_OF_MEMORY = [
 def test_out_of_memory_is_an_error_that_says_what_a_batch_needs(
     opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def full(self: HostFinisher, step: object, pixels: object) -> None:
+    def full(self: HostMixStage, step: object, pixels: object) -> None:
         raise error
 
     options = {"backend": backend, "mix": MultiMix(k=4), "transform": TrainTransform(size=50), "dtype": "float16"}
     loader = opened(**options, prefetch=3)
     with monkeypatch.context() as patch:
-        patch.setattr(HostFinisher, "finish", full)
+        patch.setattr(HostMixStage, "finish", full)
         with pytest.raises(ConfigError) as raised:
             next(iter(loader))
     assert raised.value.__cause__ is error
@@ -128,9 +128,9 @@ def test_out_of_memory_is_an_error_that_says_what_a_batch_needs(
 
 
 def test_another_runtime_error_stays_what_it_is(opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: HostFinisher, step: object, pixels: object) -> None:
+    def broken(self: HostMixStage, step: object, pixels: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(HostFinisher, "finish", broken)
+    monkeypatch.setattr(HostMixStage, "finish", broken)
     with pytest.raises(RuntimeError, match="an illegal memory access"):
         next(iter(opened(backend=backend)))

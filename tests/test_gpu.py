@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
 from multimix_pipe.mixing import mixup
-from multimix_pipe.mixing.blend import blend
+from multimix_pipe.runtime.kernels.blend import blend
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that torch can use")
 

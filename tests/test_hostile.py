@@ -42,10 +42,11 @@ from shard_files import BLOCK, encode, header, plain_members, resealed, write_ta
 
 from multimix_pipe import BadSampleError, ConfigError, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.cli import main
-from multimix_pipe.shards import PROBLEMS, Index, list_shards, open_index, scan
+from multimix_pipe.shards import PROBLEMS, Index, list_shards, open_index
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS
-from multimix_pipe.shards.scan import ROW, TOO_MANY_BYTES, TOO_MANY_PIXELS, scan_shard
-from multimix_pipe.shards.store import load_table, save_table
+from multimix_pipe.shards.index import scan
+from multimix_pipe.shards.index.scan import ROW, TOO_MANY_BYTES, TOO_MANY_PIXELS, scan_shard
+from multimix_pipe.shards.index.store import load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
 MB = 2**20
@@ -335,7 +336,7 @@ def test_a_key_does_not_control_a_terminal(
     (hint,) = re.findall(r"exclude=(\[.*?'\])", str(caught.value))
     for excluded in ([name], tmp_path / "bad.txt", ast.literal_eval(hint)):
         with open_loader(shard, exclude=excluded, **settings) as loader:
-            assert len(loader._plan.samples) == 3
+            assert len(loader.context.plan.samples) == 3
 
 
 # labels

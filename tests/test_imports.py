@@ -21,13 +21,13 @@ PACKAGE = "multimix_pipe"
 # A module may import from the rows above its own, and from its own folder; never from its neighbours in a row.
 LAYERS = [
     {"errors"},
-    {"config", "cores"},
-    {"plan", "mixing", "shards", "buffers", "environment", "pixels", "transfer", "machine", "drawing"},
-    {"training", "execution", "samples"},
-    {"finishing", "reading"},
+    {"config"},
+    {"mixing", "augment", "shards", "drawing"},
+    {"plan"},
+    {"training"},
+    {"runtime"},
     {"dali", "native"},
-    {"batch", "backends"},
-    {"iteration"},
+    {"batch"},
     {"loader"},
     {"__init__"},
     {"benchmark", "verify"},
@@ -36,8 +36,8 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
-# The torch kernels among the equations; all else in `plan` and `mixing` is NumPy and SciPy.
-TORCH_KERNELS = {"mixing/blend.py", "mixing/fused.py", "mixing/normalize.py"}
+# Host operations in torch among the draws; all else in `plan`, `mixing` and `augment` is NumPy and SciPy.
+TORCH_KERNELS = {"augment/host.py"}
 NUMERIC = {"numpy", "scipy"}
 
 # What this package is compared with, in the hands of its own vendor: the one file outside of dali/ that builds a DALI graph.
@@ -92,7 +92,7 @@ def fault(where: str, module: str) -> str | None:
         if not {own, target} <= RANK.keys():
             return f"has no layer for {own} or {target}: give it one in LAYERS of this test"
         return None if target == own or RANK[target] < RANK[own] else f"imports {target}, which is not below {own}"
-    if own in ("plan", "mixing") and "/".join(rest) not in TORCH_KERNELS:
+    if own in ("plan", "mixing", "augment") and "/".join(rest) not in TORCH_KERNELS:
         return None if outer in NUMERIC | sys.stdlib_module_names else "imports more than NumPy and SciPy"
     return None
 
@@ -134,22 +134,22 @@ def test_imports_run_one_way_and_dali_is_named_in_one_folder() -> None:
 @pytest.mark.parametrize(
     ("where", "line", "reason"),
     [
-        ("loader.py", "import nvidia.dali", "names nvidia"),
+        ("loader/loader.py", "import nvidia.dali", "names nvidia"),
         ("native/planted.py", "def late():\n    from nvidia.dali import fn", "names nvidia"),
         ("cli/planted.py", "from importlib import import_module\nimport_module('nvidia.dali')", "names nvidia"),
         ("../bench/planted.py", "import nvidia.dali.fn as fn", "names nvidia"),
         ("benchmark/contenders/planted_dali.py", "import nvidia.dali", "names nvidia"),
-        ("loader.py", "from multimix_pipe.benchmark import harness", "benchmark, which is not below loader"),
+        ("loader/loader.py", "from multimix_pipe.benchmark import harness", "benchmark, which is not below loader"),
         ("plan/planted.py", "import torch", "more than NumPy and SciPy"),
         ("mixing/planted.py", "from torch import Tensor", "more than NumPy and SciPy"),
         ("plan/planted.py", "from multimix_pipe.loader import Loader", "loader, which is not below plan"),
         ("plan/planted.py", "from ..native import decode", "native, which is not below plan"),
-        ("plan/planted.py", "from .. import mixing", "mixing, which is not below plan"),
+        ("mixing/planted.py", "from .. import plan", "plan, which is not below mixing"),
         ("native/planted.py", "import multimix_pipe.dali", "dali, which is not below native"),
         ("dali/planted.py", "from multimix_pipe import native", "native, which is not below dali"),
         ("shards/planted.py", "from multimix_pipe import MultiMix", "__init__, which is not below shards"),
         ("errors.py", "from multimix_pipe.config import MultiMix", "config, which is not below errors"),
-        ("loader.py", "import pipelines.train_classifier", "imports what is built on"),
+        ("loader/loader.py", "import pipelines.train_classifier", "imports what is built on"),
         ("../pipelines/planted.py", "from multimix_pipe.plan import Plan", "more than the public API"),
     ],
 )
@@ -173,7 +173,7 @@ def test_the_checker_catches_what_is_planted(tmp_path: Path, where: str, line: s
         ("../tests/test_dali_planted.py", "import nvidia.dali"),
         ("../pipelines/own_dali_planted.py", "from nvidia.dali import fn\nfrom multimix_pipe.dali import multi_mix"),
         ("plan/planted.py", "import numpy as np\nfrom scipy import special\nfrom multimix_pipe.plan import order"),
-        ("loader.py", "import torch\nfrom multimix_pipe import native, plan"),
+        ("loader/loader.py", "import torch\nfrom multimix_pipe import native, plan"),
     ],
 )
 def test_the_checker_lets_pass_what_is_allowed(tmp_path: Path, where: str, line: str) -> None:
@@ -204,7 +204,7 @@ def test_the_public_names_are_there_where_nvidia_does_not_import() -> None:
 def test_plan_and_references_load_numpy_and_scipy_alone() -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for layer in ("plan", "mixing")
+        for layer in ("plan", "mixing", "augment")
         for path in sorted((ROOT / PACKAGE / layer).rglob("*.py"))
         if path.relative_to(ROOT / PACKAGE).as_posix() not in TORCH_KERNELS
     ]

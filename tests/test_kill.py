@@ -49,20 +49,20 @@ class Forks:
         self._server = server
         self._errors = errors
 
-    def live(self, job: dict[str, Any], moment: Moment | None) -> int:
-        """Run `job` until `moment`, None: to its own end; its exit code."""
+    def live(self, context: dict[str, Any], moment: Moment | None) -> int:
+        """Run `context` until `moment`, None: to its own end; its exit code."""
         assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.write(json.dumps(context) + "\n")
         self._server.stdin.flush()
-        child = self._answer(job)
+        child = self._answer(context)
         if moment is not None:
-            kill_at(child, moment, job, self._errors)
-        return self._answer(job)
+            kill_at(child, moment, context, self._errors)
+        return self._answer(context)
 
-    def _answer(self, job: dict[str, Any]) -> int:
+    def _answer(self, context: dict[str, Any]) -> int:
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
-        assert line, f"life {job['life']}: the server has ended; {self._errors.read_text()}"
+        assert line, f"life {context['life']}: the server has ended; {self._errors.read_text()}"
         return int(line)
 
 
@@ -74,18 +74,18 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
         yield Forks(server, errors)
 
 
-def live_in_a_new_python(job: dict[str, Any], moment: Moment) -> int:
+def live_in_a_new_python(context: dict[str, Any], moment: Moment) -> int:
     """As `Forks.live`, in a process that starts from nothing."""
-    errors = Path(job["run"]) / "stderr"
-    with process(errors, "train", json.dumps(job)) as running:
-        kill_at(running.pid, moment, job, errors)
+    errors = Path(context["run"]) / "stderr"
+    with process(errors, "train", json.dumps(context)) as running:
+        kill_at(running.pid, moment, context, errors)
         return running.wait(LIMIT)
 
 
-def kill_at(pid: int, moment: Moment, job: dict[str, Any], errors: Path) -> None:
+def kill_at(pid: int, moment: Moment, context: dict[str, Any], errors: Path) -> None:
     late = time.monotonic() + LIMIT
     while not moment():
-        assert time.monotonic() < late, f"life {job['life']} did not come to its end's moment; {errors.read_text()}"
+        assert time.monotonic() < late, f"life {context['life']} did not come to its end's moment; {errors.read_text()}"
         time.sleep(0.001)
     os.kill(pid, signal.SIGKILL)
 
@@ -123,17 +123,17 @@ def test_a_run_killed_at_50_moments_trains_on_what_an_uninterrupted_one_does(
     opened: Open, shards: Path, tmp_path: Path, forks: Forks, backend: str
 ) -> None:
     rng = np.random.default_rng(50)
-    job = {"shards": str(shards), "run": str(tmp_path), "backend": backend}
+    context = {"shards": str(shards), "run": str(tmp_path), "backend": backend}
     before: list[int] = []  # batches in the checkpoint that each life started from
     for life in range(KILLS):
         before.append(len(checkpointed(tmp_path)["trained"]))
         steps = int(rng.integers(0, 13))
         moment = after(steps, float(rng.uniform(0, 0.01 if steps else 0.2)), tmp_path, life)
         a_life = live_in_a_new_python if life == 3 else forks.live
-        assert a_life(job | {"life": life, "epochs": None}, moment) == -signal.SIGKILL, life
+        assert a_life(context | {"life": life, "epochs": None}, moment) == -signal.SIGKILL, life
     before.append(len(checkpointed(tmp_path)["trained"]))
     epochs = checkpointed(tmp_path)["loader"]["epoch"] + 2
-    assert forks.live(job | {"life": KILLS, "epochs": epochs}, None) == 0
+    assert forks.live(context | {"life": KILLS, "epochs": epochs}, None) == 0
 
     loader = opened(shards, backend=backend, **SETTINGS)
     whole = [fingerprint(batch) for _ in range(epochs) for batch in loader]
@@ -152,18 +152,18 @@ def test_a_kill_while_shards_are_indexed_harms_no_later_opening(tmp_path: Path, 
     samples = sample_set()
     folder = write_shards(tmp_path / "shards", samples, shards=50)
     rng = np.random.default_rng(7)
-    job = {"shards": str(folder), "run": str(tmp_path), "backend": "torch"}
+    context = {"shards": str(folder), "run": str(tmp_path), "backend": "torch"}
     unfinished = 0
     (folder / f".{next(folder.glob('*.tar')).name}.index.1.tmp").write_bytes(b"half")
     for life in range(12):
         seen = int(rng.integers(0, 50))  # index files, when it is killed
         moment = indexed(folder, seen, after(0, float(rng.uniform(0, 0.01)), tmp_path, life))
-        assert forks.live(job | {"life": life, "epochs": None}, moment) == -signal.SIGKILL, life
+        assert forks.live(context | {"life": life, "epochs": None}, moment) == -signal.SIGKILL, life
         unfinished += len(list(folder.glob("*.tar.index"))) < 50
         for index in list(folder.glob("*.tar.index"))[: int(rng.integers(1, 50))]:
             index.unlink()
         (tmp_path / "checkpoint.json").unlink(missing_ok=True)
-    assert forks.live(job | {"life": 12, "epochs": 1}, None) == 0
+    assert forks.live(context | {"life": 12, "epochs": 1}, None) == 0
     assert unfinished >= 3, "some were killed before the index was whole"
     trained = [key for batch in checkpointed(tmp_path)["trained"] for key in batch[2]]
     assert set(trained) == {key for key, _, _ in samples}

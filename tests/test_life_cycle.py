@@ -21,7 +21,7 @@ import pytest
 from conftest import CLASSES, TINY, Open, all_same
 
 from multimix_pipe import Batch, ConfigError, Loader, MultiMixError, ShardError, TrainTransform, open_loader
-from multimix_pipe.reading import READERS
+from multimix_pipe.runtime.prefetcher import READERS
 from multimix_pipe.shards.index import open_index
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from multimix_pipe.config import MultiMix, TrainTransform
-from multimix_pipe.mixing import blend as blend_module
-from multimix_pipe.mixing.blend import blend
 from multimix_pipe.mixing.mixup import mix_images, mix_targets
-from multimix_pipe.mixing.normalize import Normalize
 from multimix_pipe.plan import draw_mixing
+from multimix_pipe.runtime.kernels import blend as blend_module
+from multimix_pipe.runtime.kernels.blend import blend
+from multimix_pipe.runtime.kernels.normalize import Normalize
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]
 

@@ -19,8 +19,9 @@ from multimix_pipe.cli import index as cli_index
 from multimix_pipe.cli import pack as cli_pack
 from multimix_pipe.cli import verify as cli_verify
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.shards import Index, imagefolder, open_index
-from multimix_pipe.shards.pack import PackReport, pack
+from multimix_pipe.shards import Index, open_index
+from multimix_pipe.shards.pack import imagefolder, pack
+from multimix_pipe.shards.pack.write import PackReport
 
 
 def command(*words: object) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ from conftest import PLAN_COLUMNS, TRANSFORM, Open, encoded, needs_dali, picture
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from multimix_pipe import Batch, EvalTransform, MultiMix, TrainTransform
+from multimix_pipe import Batch, EvalTransform, Loader, MultiMix, TrainTransform
 from multimix_pipe.config import Transform
 from multimix_pipe.mixing import mixup
-from multimix_pipe.mixing.blend import blend
 from multimix_pipe.plan import draw_mixing
+from multimix_pipe.runtime.kernels.blend import blend
 
 ROWS, K = 6, 5
 GENERATED_BOUND = 0.3
@@ -257,11 +256,8 @@ def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_th
     from multimix_pipe.dali.executor import DaliExecutor
 
     settings: dict[str, Any] = {"transform": TrainTransform(size=24, antialias=antialias), "exif": exif, "mix": None}
-    on_host, in_graph = opened(backend="dali", **settings), opened(backend="dali", **settings)
-    executor = DaliExecutor(in_graph._job)
-    assert not executor._graph.resizes
-    executor._graph = replace(executor._graph, resizes=True)
-    in_graph._executor = executor
+    on_host = opened(backend="dali", **settings)
+    in_graph = Loader(on_host.context, DaliExecutor(on_host.context, resizes=True))
     for host, graph in zip(on_host, in_graph, strict=True):
         assert host.keys == graph.keys
         assert host.plan.flip.any()

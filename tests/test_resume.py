@@ -165,7 +165,9 @@ def test_a_new_process_continues_the_run_and_another_one_continues_that(
                     jobs.append({"options": options, "k": k, "state": state})
     halfway = in_a_new_process(shards, tmp_path / "jobs", jobs, batches=2)
     ended = in_a_new_process(
-        shards, tmp_path / "jobs", [job | {"state": done["state"]} for job, done in zip(jobs, halfway, strict=True)]
+        shards,
+        tmp_path / "jobs",
+        [context | {"state": done["state"]} for context, done in zip(jobs, halfway, strict=True)],
     )
     assert [first["batches"] + rest["batches"] for first, rest in zip(halfway, ended, strict=True)] == runs
     assert {len(first["batches"]) for first in halfway} == {2}

@@ -11,7 +11,7 @@ import pytest
 from shard_files import plain_members, write_tar
 
 from multimix_pipe.errors import MultiMixError, ShardError
-from multimix_pipe.shards import build, open_index
+from multimix_pipe.shards.index import build, open_index
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +64,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(folder: Path, monkeypatch: py
 
 SCRIPT = """
 import sys
-from multimix_pipe.shards import build, open_index
+from multimix_pipe.shards.index import build, open_index
 build.MIN_BYTES = 0
 print(open_index(sys.argv[1], workers=2, progress=False).label.tolist())
 """
@@ -107,7 +107,7 @@ def test_only_one_of_two_processes_builds(folder: Path, monkeypatch: pytest.Monk
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=2)  # it waits for the lock
         assert not list(folder.glob("*.index"))
-        monkeypatch.setattr("multimix_pipe.shards.store.fcntl.flock", lambda *_: None)
+        monkeypatch.setattr("multimix_pipe.shards.index.store.fcntl.flock", lambda *_: None)
         open_index(folder, progress=False)
         monkeypatch.undo()
         built = {path.name: path.stat().st_ino for path in folder.glob("*.index")}

@@ -20,7 +20,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from multimix_pipe.errors import ConfigError, MultiMixError, ShardError
 from multimix_pipe.shards import PROBLEMS, Index, open_index
-from multimix_pipe.shards.store import load_table, save_table
+from multimix_pipe.shards.index.store import load_table, save_table
 
 
 def index_of(source: object, **options: object) -> Index:
@@ -324,7 +324,7 @@ def test_two_openings_give_the_same_index_and_the_second_reads_it(
 ) -> None:
     path = write_tar(tmp_path / "x.tar", plain_members(5))
     first = index_of(path)
-    monkeypatch.setattr("multimix_pipe.shards.build.scan_shard", None)  # would fail if it were called
+    monkeypatch.setattr("multimix_pipe.shards.index.build.scan_shard", None)  # would fail if it were called
     second = index_of(path)
     assert first.key_buffer == second.key_buffer
     assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in _DTYPES)
@@ -420,7 +420,7 @@ def test_where_the_folder_is_not_writable_the_index_goes_to_the_cache(
     assert index_of(path).label.tolist() == [0, 1, 2]
     assert not list(data.glob("*.index"))
     assert len(list((tmp_path / "cache").rglob("x.tar.index"))) == 1
-    monkeypatch.setattr("multimix_pipe.shards.build.scan_shard", None)
+    monkeypatch.setattr("multimix_pipe.shards.index.build.scan_shard", None)
     assert index_of(path).label.tolist() == [0, 1, 2]
 
 
@@ -436,7 +436,7 @@ def test_where_the_folder_is_not_writable_the_index_goes_to_cache_dir_where_that
     assert index_of([one, other], cache_dir="cache").label.tolist() == [0, 1, 2, 3, 4]
     assert len(list((tmp_path / "cache").rglob("x.tar.index"))) == 2
     assert not (tmp_path / "home").exists()
-    monkeypatch.setattr("multimix_pipe.shards.build.scan_shard", None)
+    monkeypatch.setattr("multimix_pipe.shards.index.build.scan_shard", None)
     assert index_of([one, other], cache_dir=tmp_path / "cache").label.tolist() == [0, 1, 2, 3, 4]
 
 

@@ -20,8 +20,8 @@ import torch
 from conftest import CLASSES, TINY, dali_missing, fingerprint
 
 from multimix_pipe import MultiMix, open_loader
-from multimix_pipe.mixing.blend import blend
-from multimix_pipe.mixing.normalize import Normalize
+from multimix_pipe.runtime.kernels.blend import blend
+from multimix_pipe.runtime.kernels.normalize import Normalize
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "num_classes": CLASSES, "transform": TINY, "mix": MultiMix(k=2)}
 SETTINGS |= {"device": "cpu", "num_threads": 2, "prefetch": 3}

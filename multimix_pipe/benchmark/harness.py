@@ -23,7 +23,7 @@ import torch
 
 from multimix_pipe.benchmark.chart import Bar, Group, draw_bars
 from multimix_pipe.drawing import save_picture
-from multimix_pipe.machine import describe_machine, package_versions
+from multimix_pipe.runtime.machine import describe_machine, package_versions
 
 T = TypeVar("T")
 

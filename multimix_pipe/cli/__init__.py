@@ -63,7 +63,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     # what registers a command imports little; what a command needs to run is imported when it runs
-    from multimix_pipe.cli import bench, demo, doctor, index, pack, preview, verify
+    from multimix_pipe.cli import bench, doctor, index, pack, preview, verify
+    from multimix_pipe.cli.demo import command as demo
 
     parser = _Parser(
         prog=PROGRAM,

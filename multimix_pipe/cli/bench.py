@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:
     """The work, one for each K. Raises ConfigError for what cannot work, before anything is started."""
-    from multimix_pipe.environment import choose_device, default_threads
+    from multimix_pipe.loader.rank import choose_device, default_threads
     from multimix_pipe.shards.index import open_index
 
     check_number("--seconds", args.seconds, 0.0, open_low=True)

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_versions() -> None:
     from multimix_pipe import __version__
-    from multimix_pipe.machine import describe_machine, package_versions
+    from multimix_pipe.runtime.machine import describe_machine, package_versions
 
     print(f"multimix_pipe {__version__}, Python {platform.python_version()} ({sys.executable})")
     print(", ".join(f"{name}: {value}" for name, value in describe_machine().items()))
@@ -70,8 +70,8 @@ def _try_backends(shards: str) -> bool:
     """Run every backend on every device that is here; whether all that was tried is right."""
     import torch
 
-    from multimix_pipe.backends import dali_import_error
-    from multimix_pipe.environment import choose_device
+    from multimix_pipe.loader.backend import dali_import_error
+    from multimix_pipe.loader.rank import choose_device
 
     print(f"CUDA: {_cuda()}; MPS: {'yes' if torch.backends.mps.is_available() else 'no'}")
     device = choose_device("auto")
@@ -185,7 +185,7 @@ def _open(shards: str, backend: Backend, device: str, expand: bool = True) -> Lo
 
 
 def _make_shards(folder: Path) -> str:
-    from multimix_pipe.cli.shapes import write_shapes
+    from multimix_pipe.cli.demo.shapes import write_shapes
     from multimix_pipe.shards.index import open_index
     from multimix_pipe.shards.pack import pack
 

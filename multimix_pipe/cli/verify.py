@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from multimix_pipe.cli.arguments import add_shards
 from multimix_pipe.errors import ConfigError, printable
-from multimix_pipe.machine import package_versions
+from multimix_pipe.runtime.machine import package_versions
 
 if TYPE_CHECKING:
     from multimix_pipe.verify import BadSample, BadShard, VerifyReport

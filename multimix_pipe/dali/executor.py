@@ -25,15 +25,15 @@ from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from torch import Tensor
 
+from multimix_pipe.augment.host import Pixels, put, resize, upright
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.dali.failures import header_problem, undecodable_row
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
-from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.finishing import make_finisher
-from multimix_pipe.pixels import Pixels, put, resize, upright
 from multimix_pipe.plan import StepPlan
-from multimix_pipe.reading import ReadAhead, Reading
+from multimix_pipe.runtime.context import LoaderContext, Replacements
+from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
+from multimix_pipe.runtime.prefetcher import PendingReads, Prefetcher
 
 STEPS_READ = 4
 """Steps that are being read, besides those that DALI has."""
@@ -54,7 +54,7 @@ class _Work:
 
     step: StepPlan
     replacements: Replacements
-    reading: Reading[Encoded]
+    reading: PendingReads[Encoded]
     encoded: list[Encoded] = field(default_factory=list)
     """The bytes that DALI was fed with."""
 
@@ -62,24 +62,25 @@ class _Work:
 class DaliExecutor:
     """The DALI backend."""
 
-    def __init__(self, job: Job) -> None:
-        config = job.config
-        on_gpu = job.device.type == "cuda"
-        self._job = job
-        self._finisher = make_finisher(job)
+    def __init__(self, context: LoaderContext, mix_stage: MixStage | None = None, resizes: bool | None = None) -> None:
+        """`resizes`: whether the graph resizes, turns and mirrors; None: as is fastest on the device."""
+        config = context.config
+        on_gpu = context.device.type == "cuda"
+        self._context = context
+        self._mix_stage = mix_stage or make_mix_stage(context)
         self._graph = Graph(
             batch_size=config.batch_size,
-            device_id=job.device.index if on_gpu else None,
+            device_id=context.device.index if on_gpu else None,
             num_threads=config.num_threads,
             prefetch=config.prefetch + 1,  # the step that is asked for, and those ahead of it
             transform=config.transform,
             exif=config.exif,
             channels_last=config.channels_last,
-            resizes=on_gpu or not isinstance(config.transform, TrainTransform),
+            resizes=on_gpu or not isinstance(config.transform, TrainTransform) if resizes is None else resizes,
         )
         # checksums of the beginnings of samples whose header was parsed; 0: of none
-        self._parsed = np.zeros(len(job.index), dtype=np.uint32)
-        self._readers = ReadAhead(job)
+        self._parsed = np.zeros(len(context.index), dtype=np.uint32)
+        self._readers = Prefetcher(context)
         self._resizers = ThreadPoolExecutor(config.num_threads, thread_name_prefix="multimix-resize")
         self._pipeline: Pipeline | None = None
         self._started = False  # the pipeline's first schedule_run has been called
@@ -123,11 +124,11 @@ class DaliExecutor:
         """Free the pipeline and the reading threads."""
         self._readers.close()
         self._resizers.shutdown(cancel_futures=True)
-        self._finisher.close()
+        self._mix_stage.close()
         self._discard_pipeline()
 
     def _start_reading(self, step: StepPlan) -> _Work:
-        replacements = Replacements(self._job, step)
+        replacements = Replacements(self._context, step)
         reading = self._readers.start(step, lambda row, memory: self._read_row(replacements, row, memory))
         return _Work(step, replacements, reading)
 
@@ -136,7 +137,7 @@ class DaliExecutor:
         step = replacements.step
         while True:
             sample = int(step.sample[row])
-            read = self._job.read(sample, memory)
+            read = self._context.read(sample, memory)
             if isinstance(read, str):
                 reason = read
             else:
@@ -152,7 +153,9 @@ class DaliExecutor:
         checksum = crc32(encoded[:HEADER].data)
         if checksum == self._parsed[sample]:
             return None
-        reason = header_problem(encoded, int(self._job.index.height[sample]), int(self._job.index.width[sample]))
+        reason = header_problem(
+            encoded, int(self._context.index.height[sample]), int(self._context.index.width[sample])
+        )
         self._parsed[sample] = checksum if reason is None else 0
         return reason
 
@@ -170,7 +173,7 @@ class DaliExecutor:
 
     def _feed_inputs(self, pipeline: Pipeline, step: StepPlan, encoded: list[Encoded]) -> None:
         pipeline.feed_input("encoded", encoded)
-        for name, array in self._graph.inputs(step, self._job.index).items():
+        for name, array in self._graph.inputs(step, self._context.index).items():
             pipeline.feed_input(name, array)
 
     def _take(self, work: _Work) -> tuple[StepPlan, Tensor]:
@@ -191,7 +194,7 @@ class DaliExecutor:
         else:
             self._in_flight.popleft()
         work.replacements.record()
-        return work.step, self._finisher.finish(work.step, self._pixels(work.step, decoded))
+        return work.step, self._mix_stage.finish(work.step, self._pixels(work.step, decoded))
 
     def _run_alone(self, work: _Work) -> list[TensorList]:
         """Execute one step apart, with other samples in the place of those that DALI cannot decode; results of rows in turn.
@@ -216,7 +219,7 @@ class DaliExecutor:
         return decoded
 
     def _outputs(self, pipeline: Pipeline) -> TensorList:
-        stream = torch.cuda.current_stream(self._job.device) if self._job.device.type == "cuda" else None
+        stream = torch.cuda.current_stream(self._context.device) if self._context.device.type == "cuda" else None
         decoded: TensorList = pipeline.outputs(cuda_stream=stream)[0]
         return decoded
 
@@ -225,7 +228,7 @@ class DaliExecutor:
         if self._graph.resizes:
             parts: list[Tensor] = [torch.utils.dlpack.from_dlpack(part.as_tensor()) for part in decoded]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
-        pixels = self._finisher.pixels(len(step))
+        pixels = self._mix_stage.pixels(len(step))
         rows = pixels.numpy()
         windows = [part[row] for part in decoded for row in range(len(part))]
         for _ in self._resizers.map(
@@ -235,8 +238,8 @@ class DaliExecutor:
         return pixels
 
     def _resize(self, step: StepPlan, row: int, window: Pixels, pixels: NDArray[np.uint8]) -> None:
-        config = self._job.config
-        window = upright(window, self._job.orientation(int(step.sample[row])))
+        config = self._context.config
+        window = upright(window, self._context.orientation(int(step.sample[row])))
         image = resize(window, *config.transform.height_width, config.transform.antialias)
         put(image, bool(step.flip[row]), config.channels_last, pixels)
 

@@ -11,7 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from multimix_pipe.pixels import Pixels
+from multimix_pipe.augment.host import Pixels
 from multimix_pipe.shards.header import FORMATS, MAX_PIXELS
 from multimix_pipe.shards.index import Index
 

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multimix_pipe.augment.host import crop_whole, put, resize, resize_window, upright
 from multimix_pipe.config import TrainTransform
-from multimix_pipe.execution import Job, Replacements
-from multimix_pipe.finishing import make_finisher
 from multimix_pipe.native.decode import Decoder, UndecodableError
-from multimix_pipe.pixels import crop_whole, put, resize, resize_window, upright
 from multimix_pipe.plan import StepPlan
-from multimix_pipe.reading import ReadAhead, Reading
+from multimix_pipe.runtime.context import LoaderContext, Replacements
+from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
+from multimix_pipe.runtime.prefetcher import PendingReads, Prefetcher
 
 Encoded = NDArray[np.uint8]
 
@@ -33,7 +33,7 @@ class _Pending:
     replacements: Replacements
     pixels: Tensor
     """(B, 3, H, W), or (B, H, W, 3) for channels_last, uint8 on the host, filled once `rows` are done."""
-    reading: Reading[Encoded | str]
+    reading: PendingReads[Encoded | str]
     rows: list[Future[None]]
     images: Future[Tensor] | None
     """The finished images, on a CPU."""
@@ -42,12 +42,12 @@ class _Pending:
 class NativeExecutor:
     """The torch-native backend."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._finisher = make_finisher(job)
-        self._readers = ReadAhead(job)
-        self._decoder = Decoder(job.index)
-        self._threads = ThreadPoolExecutor(job.config.num_threads, thread_name_prefix="multimix-decode")
+    def __init__(self, context: LoaderContext, mix_stage: MixStage | None = None) -> None:
+        self._context = context
+        self._mix_stage = mix_stage or make_mix_stage(context)
+        self._readers = Prefetcher(context)
+        self._decoder = Decoder(context.index)
+        self._threads = ThreadPoolExecutor(context.config.num_threads, thread_name_prefix="multimix-decode")
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, Tensor], None, None]:
@@ -56,7 +56,7 @@ class NativeExecutor:
         remaining = iter(steps)
         try:
             while True:
-                while len(pending) <= self._job.config.prefetch and (step := next(remaining, None)) is not None:
+                while len(pending) <= self._context.config.prefetch and (step := next(remaining, None)) is not None:
                     pending.append(self._start(step))
                 if not pending:
                     return
@@ -81,14 +81,14 @@ class NativeExecutor:
         self._readers.close()
         self._threads.shutdown(cancel_futures=True)
         self._waiter.shutdown(cancel_futures=True)
-        self._finisher.close()
+        self._mix_stage.close()
 
     def _start(self, step: StepPlan) -> _Pending:
-        pixels = self._finisher.pixels(len(step))
+        pixels = self._mix_stage.pixels(len(step))
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small
-        chunk = max(1, len(step) // (4 * self._job.config.num_threads))
-        replacements, array = Replacements(self._job, step), pixels.numpy()
-        reading = self._readers.start(step, lambda row, memory: self._job.read(int(step.sample[row]), memory))
+        chunk = max(1, len(step) // (4 * self._context.config.num_threads))
+        replacements, array = Replacements(self._context, step), pixels.numpy()
+        reading = self._readers.start(step, lambda row, memory: self._context.read(int(step.sample[row]), memory))
         rows = [
             self._threads.submit(
                 self._fill_rows, replacements, reading, array, range(first, min(first + chunk, len(step)))
@@ -96,7 +96,7 @@ class NativeExecutor:
             for first in range(0, len(step), chunk)
         ]
         # on an accelerator the consumer's thread finishes, for it is on the consumer's stream
-        on_host = self._job.device.type == "cpu"
+        on_host = self._context.device.type == "cpu"
         images = self._waiter.submit(self._finish_rows, step, pixels, rows) if on_host else None
         return _Pending(step, replacements, pixels, reading, rows, images)
 
@@ -108,24 +108,24 @@ class NativeExecutor:
     def _finish_rows(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> Tensor:
         for task in rows:
             task.result()
-        return self._finisher.finish(step, pixels)
+        return self._mix_stage.finish(step, pixels)
 
     def _fill_rows(
-        self, replacements: Replacements, reading: Reading[Encoded | str], pixels: NDArray[np.uint8], rows: range
+        self, replacements: Replacements, reading: PendingReads[Encoded | str], pixels: NDArray[np.uint8], rows: range
     ) -> None:
         step = replacements.step
         for row in rows:
             encoded = reading.row(row)
             while (reason := self._fill_row(step, encoded, pixels, row)) is not None:
                 replacements.replace(row, reason)
-                encoded = self._job.read(int(step.sample[row]))
+                encoded = self._context.read(int(step.sample[row]))
 
     def _fill_row(self, step: StepPlan, encoded: Encoded | str, pixels: NDArray[np.uint8], row: int) -> str | None:
         """Decode one row into its place; what is wrong with the sample, if anything is."""
-        job, sample, window = self._job, int(step.sample[row]), step.window[row]
+        context, sample, window = self._context, int(step.sample[row]), step.window[row]
         if isinstance(encoded, str):
             return encoded
-        transform, orientation = job.config.transform, job.orientation(sample)
+        transform, orientation = context.config.transform, context.orientation(sample)
         trains = isinstance(transform, TrainTransform)
         past = int(window[0] + window[2]) if trains and orientation == 1 else None
         try:
@@ -137,5 +137,5 @@ class NativeExecutor:
             image = resize(crop_whole(image, window), *transform.height_width, transform.antialias)
         else:
             image = resize_window(image, window, *transform.height_width, transform.antialias)
-        put(image, bool(step.flip[row]), job.config.channels_last, pixels[row])
+        put(image, bool(step.flip[row]), context.config.channels_last, pixels[row])
         return None

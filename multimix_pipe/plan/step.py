@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from multimix_pipe.augment import crop
 from multimix_pipe.config import LastBatch, MultiMix, Shuffle, TrainTransform, Transform
-from multimix_pipe.plan import crops, mixing, order
+from multimix_pipe.plan import mixing, order
 from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
 
 
@@ -70,53 +71,51 @@ class Samples:
         return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True, eq=False)
 class Plan:
     """All decisions of a run, as functions of (epoch, position)."""
 
-    def __init__(
-        self,
-        samples: Samples,
-        transform: Transform,
-        mix: MultiMix | None,
-        shuffle: Shuffle,
-        seed: int,
-        order_batch_size: int,
-    ) -> None:
-        self.samples = samples
-        self.order_batch_size = order_batch_size
-        """The batch size that a window order is made for; another one from a resumed state keeps that run's order."""
-        self._transform = transform
-        self._mix = mix
-        self._shuffle = shuffle
-        self._seed = seed
-        # an order is 10 MB at ImageNet's size: keep this epoch's and the last one's
-        self._cached_order = lru_cache(maxsize=2)(self._make_order)
+    samples: Samples
+    transform: Transform
+    mix: MultiMix | None
+    shuffle: Shuffle
+    seed: int
+    order_batch_size: int
+    """The batch size that a window order is made for."""
+
+    def ordered_for(self, batch_size: int) -> Plan:
+        """This plan with a window order that is made for another batch size, as that of a resumed run."""
+        return self if batch_size == self.order_batch_size else replace(self, order_batch_size=batch_size)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """(N,) which of `samples` each position of an epoch shows."""
-        return self._cached_order(epoch, self.order_batch_size)
+        return self._order(epoch)
 
-    def _make_order(self, epoch: int, batch_size: int) -> NDArray[np.int64]:
+    @cached_property
+    def _order(self) -> Callable[[int], NDArray[np.int64]]:
+        return lru_cache(maxsize=2)(self._make_order)  # 10 MB at ImageNet's size: this epoch's and the last one's
+
+    def _make_order(self, epoch: int) -> NDArray[np.int64]:
         samples = self.samples
         if samples.weights is not None:
-            return order.weighted_order(samples.weights, self._seed, epoch)
-        if self._shuffle == "global":
-            return order.global_order(len(samples), self._seed, epoch)
-        if self._shuffle == "window":
-            return order.window_order(samples.shard, batch_size, self._seed, epoch)
+            return order.weighted_order(samples.weights, self.seed, epoch)
+        if self.shuffle == "global":
+            return order.global_order(len(samples), self.seed, epoch)
+        if self.shuffle == "window":
+            return order.window_order(samples.shard, self.order_batch_size, self.seed, epoch)
         return order.stored_order(len(samples))
 
     def step(self, epoch: int, start: int, stop: int) -> StepPlan:
         """The batch of positions [start, stop); a position beyond the last shows the samples from the first on again."""
         member = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
         window, flip = self._crops(member, epoch, start)
-        partner, lam = draw_mixing(self._mix, self._seed, epoch, start, len(member))
+        partner, lam = draw_mixing(self.mix, self.seed, epoch, start, len(member))
         return StepPlan(epoch, start, self.samples.number[member], window, flip, partner, lam)
 
     def redraw_row(self, step: StepPlan, row: int, attempt: int) -> None:
         """Put another sample into `row` of `step`, drawn for (position, attempt >= 1); partners and weights stay."""
         position = step.start + row
-        word = draw_words(self._seed, Stream.REPLACEMENT, step.epoch, position, 1, 1, attempt=attempt)[:, 0]
+        word = draw_words(self.seed, Stream.REPLACEMENT, step.epoch, position, 1, 1, attempt=attempt)[:, 0]
         if self.samples.weights is None:
             member = integers(word, len(self.samples))
         else:
@@ -130,11 +129,11 @@ class Plan:
         # a sample whose header could not be read has size 0: it never reaches a decoder, but its row needs some window
         width = np.maximum(self.samples.width[member], 1).astype(np.int64)
         height = np.maximum(self.samples.height[member], 1).astype(np.int64)
-        if not isinstance(self._transform, TrainTransform):
-            return crops.centre_windows(width, height, self._transform), np.zeros(len(member), dtype=np.bool_)
-        words = draw_words(self._seed, Stream.CROP, epoch, start, len(member), crops.WORDS_PER_CROP, attempt=attempt)
-        window = crops.random_windows(words, width, height, self._transform)
-        return window, crops.random_flips(words, self._transform.flip)
+        if not isinstance(self.transform, TrainTransform):
+            return crop.centre_windows(width, height, self.transform), np.zeros(len(member), dtype=np.bool_)
+        words = draw_words(self.seed, Stream.CROP, epoch, start, len(member), crop.UNIFORMS_PER_CROP, attempt=attempt)
+        u = uniform(words)
+        return crop.random_windows(u, width, height, self.transform), crop.random_flips(u, self.transform.flip)
 
 
 def draw_mixing(

@@ -32,8 +32,8 @@ _START, _APP1 = 0xD8, 0xE1
 _MARKER = np.dtype(
     [("ff", "u1"), ("code", "u1"), ("length", ">u2"), ("precision", "u1"), ("height", ">u2"), ("width", ">u2")]
 )
-_MOST_MARKERS = 64
-_MOST_READS = 16
+MAX_MARKERS = 64
+MAX_READS = 16
 _READ = 4096  # bytes from a segment on, where it lies beyond those at hand
 
 _EXIF = b"Exif\0\0"
@@ -91,7 +91,7 @@ def _read_jpegs(
     rows = np.flatnonzero(have >= _MARKER.itemsize)
     rows = rows[(buffer[start[rows]] == 0xFF) & (buffer[start[rows] + 1] == _START)]
     place, end, origin = start[rows] + 2, start[rows] + have[rows], start[rows]
-    for _ in range(_MOST_READS):
+    for _ in range(MAX_READS):
         rows, reached = _walk(headers, exif, buffer, rows, place, end, origin)
         more = reached + _MARKER.itemsize <= size[rows]
         rows, reached = rows[more], reached[more]
@@ -122,7 +122,7 @@ def _walk(
     """
     marked = np.ndarray((max(len(buffer) - _MARKER.itemsize + 1, 0),), _MARKER, buffer, strides=(1,))
     short_rows, short_reached = [rows[:0]], [place[:0]]
-    for _ in range(_MOST_MARKERS):
+    for _ in range(MAX_MARKERS):
         inside = place + _MARKER.itemsize <= end
         if not inside.all():
             short_rows.append(rows[~inside])

@@ -12,7 +12,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from multimix_pipe.errors import ConfigError, ShardError
-from multimix_pipe.shards.cache import fetch_remote
+from multimix_pipe.shards.storage import fetch_remote
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _KINDS = "a path, glob, brace pattern, folder or http(s) URL, or a list of those"

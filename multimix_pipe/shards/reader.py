@@ -113,7 +113,7 @@ class ShardReader:
         self.close()  # a loader that is dropped without close() must not keep 128 files open
 
     def close(self) -> None:
-        """Close all files. Reading opens them again."""
+        """Close all files. PendingReads opens them again."""
         with self._lock:
             idle, self._idle, self._idle_count = self._idle, OrderedDict(), 0
         for descriptors in idle.values():

@@ -30,10 +30,10 @@ _WIDE_WINDOW = 2**18  # where members are small, reading all is cheaper than ste
 _NEAR = 2**14  # bytes to the next header that are read rather than stepped over
 _BUFFER = 2**23
 
-_LONGEST_HEADER = 2**20  # bytes of a member's, with all that extends it
-_LONGEST_NAME = 4096
-_LONGEST_PADDING = 2**20  # of zeros; tar fills 10 KiB by default, and as much as its blocking factor says
-_MOST_GLOBAL = 4096  # characters in the names of pax records for all members, which tarfile copies for each
+_MAX_HEADER = 2**20  # bytes of a member's, with all that extends it
+_MAX_NAME = 4096
+_MAX_PADDING = 2**20  # of zeros; tar fills 10 KiB by default, and as much as its blocking factor says
+MAX_GLOBAL = 4096  # characters in the names of pax records for all members, which tarfile copies for each
 _LONG_NUMBER = re.compile(rb"[0-9]{200}")  # tarfile's patterns take quadratic time over longer ones
 
 _KIND, _REGULAR, _PAX = 156, ord("0"), ord("x")
@@ -145,12 +145,12 @@ class _HeaderFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self.seek, self.tell, self._file = file.seek, file.tell, file
-        self.left = _LONGEST_HEADER
+        self.left = _MAX_HEADER
         """Bytes that the header may still have."""
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= self.left:
-            raise ValueError(f"a header of more than {_LONGEST_HEADER:,} bytes")
+            raise ValueError(f"a header of more than {_MAX_HEADER:,} bytes")
         self.left -= size
         data = self._file.read(size)
         if _LONG_NUMBER.search(data):
@@ -246,7 +246,7 @@ class _Walk:
             self._ended = True
             return 0
         self._file.seek(self._next)
-        self._headers.left = _LONGEST_HEADER
+        self._headers.left = _MAX_HEADER
         try:
             info = tarfile.TarInfo.fromtarfile(self._tar)
         except _TARFILE_ERRORS as error:
@@ -256,7 +256,7 @@ class _Walk:
             raise self._damage(f"{info.name!r} has {info.size} bytes")
         if info.isreg() and info.issparse():
             raise ShardError(f"{self._path}: member {info.name!r} is stored sparse; write the shard without --sparse")
-        if len(info.name) > _LONGEST_NAME:
+        if len(info.name) > _MAX_NAME:
             raise self._damage(f"a name of {len(info.name):,} characters")
         # the two differ where pax records say another size than the header
         if (needed := max(following, info.offset_data + info.size if info.isreg() else 0)) > self._file_size:
@@ -301,13 +301,13 @@ class _Walk:
 
     def _check_end(self, left: int) -> None:
         """Zeros are the end mark where nothing but padding follows, `left` bytes; else a hole that was never written."""
-        if left > _LONGEST_PADDING or self._file.read(left).strip(b"\0"):
+        if left > _MAX_PADDING or self._file.read(left).strip(b"\0"):
             raise self._damage(f"zeros in the place of a header, with {left:,} bytes from there to the file's end")
 
     def _heed_global_records(self) -> None:
         """Leave all headers to tarfile where pax records for all following members matter."""
-        if sum(map(len, self._tar.pax_headers)) > _MOST_GLOBAL:
-            raise self._damage(f"pax records for all members with names of more than {_MOST_GLOBAL:,} characters")
+        if sum(map(len, self._tar.pax_headers)) > MAX_GLOBAL:
+            raise self._damage(f"pax records for all members with names of more than {MAX_GLOBAL:,} characters")
         if not all(map(_HARMLESS_KEY.fullmatch, self._tar.pax_headers)):
             self._unusual = self._file_size
 

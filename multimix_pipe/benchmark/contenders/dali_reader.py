@@ -24,7 +24,7 @@ from multimix_pipe.benchmark.contenders.mixing import mix
 from multimix_pipe.benchmark.setting import RATIO, SCALE, Setting
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
 from multimix_pipe.shards.dali_index import write_dali_indexes
-from multimix_pipe.shards.scan import IMAGE_EXTENSIONS
+from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
 
 TITLE = "DALI readers.webdataset, mixed in torch"
 NEEDS = ("nvidia.dali",)

@@ -16,7 +16,7 @@ import numpy as np
 
 from multimix_pipe.benchmark.contenders.mixing import mix
 from multimix_pipe.benchmark.setting import Setting
-from multimix_pipe.shards.scan import IMAGE_EXTENSIONS
+from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
 
 PREFETCH = 2
 """Batches that each DataLoader worker keeps ready: the DataLoader's own default."""

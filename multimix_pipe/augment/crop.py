@@ -1,4 +1,4 @@
-"""Crop windows and flips from random words: RandomResizedCrop on whole arrays, and the windows of evaluation.
+"""Crop windows and flips from uniform numbers: RandomResizedCrop on whole arrays, and the windows of evaluation.
 
 A window is (y, x, height, width) in pixels of the upright image, float32 (n, 4); whole numbers for training.
 """
@@ -9,47 +9,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.config import EvalTransform, TrainTransform
-from multimix_pipe.plan.seeding import Words, integers, uniform
 
 TRIES = 10
-WORDS_PER_CROP = 2 * TRIES + 3  # an area and a ratio a try, the corner's y and x, the flip
+UNIFORMS_PER_CROP = 2 * TRIES + 3  # an area and a ratio a try, the corner's y and x, the flip
 
 Windows = NDArray[np.float32]
+Uniform = NDArray[np.float64]
 
 
 def random_windows(
-    words: Words, width: NDArray[np.integer], height: NDArray[np.integer], transform: TrainTransform
+    u: Uniform, width: NDArray[np.integer], height: NDArray[np.integer], transform: TrainTransform
 ) -> Windows:
     """The windows of torchvision's RandomResizedCrop for images of the given sizes.
 
     A try draws an area, uniform in `scale` times the image's, and a ratio, log-uniform in `ratio`; the first window that fits
     is taken, at a uniform corner. If none of ten fits: the largest centred window whose ratio is within bounds.
-    words: (n, WORDS_PER_CROP).
+    u: (n, UNIFORMS_PER_CROP), uniform in (0, 1).
     """
-    u = uniform(words[:, : 2 * TRIES])
     low, high = transform.scale
     area = (width * height)[:, None] * (low + (high - low) * u[:, :TRIES])
     log_low, log_high = np.log(transform.ratio)
     # float32: np.exp differs in its last bit between instruction sets, and a window must not
-    ratio = np.exp(log_low + (log_high - log_low) * u[:, TRIES:]).astype(np.float32).astype(np.float64)
+    ratio = np.exp(log_low + (log_high - log_low) * u[:, TRIES : 2 * TRIES]).astype(np.float32).astype(np.float64)
     tried_width, tried_height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
     fits = (tried_width > 0) & (tried_height > 0) & (tried_width <= width[:, None]) & (tried_height <= height[:, None])
 
     first = np.argmax(fits, axis=1)
-    rows = np.arange(len(words))
+    rows = np.arange(len(u))
     found = fits[rows, first]
     centred_height, centred_width = _largest_within_ratio(width, height, transform.ratio)
     window_height = np.where(found, tried_height[rows, first], centred_height).astype(np.int64)
     window_width = np.where(found, tried_width[rows, first], centred_width).astype(np.int64)
     free_y, free_x = height - window_height, width - window_width
-    y = np.where(found, integers(words[:, 2 * TRIES], free_y + 1), free_y // 2)
-    x = np.where(found, integers(words[:, 2 * TRIES + 1], free_x + 1), free_x // 2)
+    y = np.where(found, _integers(u[:, 2 * TRIES], free_y + 1), free_y // 2)
+    x = np.where(found, _integers(u[:, 2 * TRIES + 1], free_x + 1), free_x // 2)
     return np.stack([y, x, window_height, window_width], axis=1).astype(np.float32)
 
 
-def random_flips(words: Words, probability: float) -> NDArray[np.bool_]:
-    """Whether each image is mirrored left to right, from the same words as its window."""
-    return uniform(words[:, 2 * TRIES + 2]) < probability
+def random_flips(u: Uniform, probability: float) -> NDArray[np.bool_]:
+    """Whether each image is mirrored left to right, from the same row of `u` as its window."""
+    return u[:, 2 * TRIES + 2] < probability
 
 
 def centre_windows(width: NDArray[np.integer], height: NDArray[np.integer], transform: EvalTransform) -> Windows:
@@ -68,6 +67,10 @@ def centre_windows(width: NDArray[np.integer], height: NDArray[np.integer], tran
         sides.append((start * side / resized, visible * side / resized))
     (y, window_height), (x, window_width) = sides
     return np.stack([y, x, window_height, window_width], axis=1).astype(np.float32)
+
+
+def _integers(u: Uniform, stop: NDArray[np.integer]) -> NDArray[np.int64]:
+    return np.floor(u * stop).astype(np.int64)
 
 
 def _largest_within_ratio(

@@ -7,9 +7,9 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.config import LoaderConfig
 from multimix_pipe.errors import BadSampleError, ConfigError
 from multimix_pipe.plan import Samples
+from multimix_pipe.runtime.context import LoaderConfig
 from multimix_pipe.shards.index import LABEL_PROBLEMS, PROBLEMS, Index
 from multimix_pipe.shards.subset import select
 

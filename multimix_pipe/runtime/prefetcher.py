@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.buffers import BufferPool
-from multimix_pipe.execution import Job
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.runtime.buffers import BufferPool
+from multimix_pipe.runtime.context import LoaderContext
 
 READERS = 16
 """Threads that read: a disk or a network share answers that many requests in the time of one."""
@@ -27,7 +27,7 @@ Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, eq=False)
-class Reading(Generic[Read]):
+class PendingReads(Generic[Read]):
     """A step whose rows are being read."""
 
     _tasks: list[Future[list[Read]]]
@@ -49,27 +49,27 @@ class Reading(Generic[Read]):
             task.cancel()
 
 
-class ReadAhead:
+class Prefetcher:
     """Threads that read rows of steps, into memory that is reused."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, context: LoaderContext) -> None:
+        self._context = context
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="multimix-read")
         self._buffers = BufferPool(spare=_SPARE)
 
-    def start(self, step: StepPlan, read_row: Callable[[int, Memory], Read]) -> Reading[Read]:
+    def start(self, step: StepPlan, read_row: Callable[[int, Memory], Read]) -> PendingReads[Read]:
         """Begin to read a step: `read_row(row, memory)` for each of its rows, in several threads and in the order of the shards.
 
         `memory` has the size of the row's sample; it is empty for one that indexing found a problem with. Neighbours in a file
         are read one after the other.
         """
         order = np.argsort(step.sample, kind="stable")
-        index = self._job.index
+        index = self._context.index
         sizes = np.where(index.problem[step.sample] == 0, index.size[step.sample], 0)
         parts = [order[first : first + _ROWS] for first in range(0, len(order), _ROWS)]
         place = {int(row): (task, at) for task, rows in enumerate(parts) for at, row in enumerate(rows)}
         tasks = [self._threads.submit(self._read_rows, rows.tolist(), sizes[rows].tolist(), read_row) for rows in parts]
-        return Reading(tasks, [place[row] for row in range(len(order))])
+        return PendingReads(tasks, [place[row] for row in range(len(order))])
 
     def _read_rows(self, rows: list[int], sizes: list[int], read_row: Callable[[int, Memory], Read]) -> list[Read]:
         needed = sum(sizes)

@@ -11,11 +11,11 @@ from nvidia.dali import Pipeline, fn, types
 
 from multimix_pipe.dali.failures import header_problem, undecodable_row
 
-MOST_PIXELS = 2**25
+MAX_PIXELS_TOGETHER = 2**25
 """Of images that are decoded together: 100 MB a thread."""
 
 
-class DaliJudge:
+class DaliDecodeCheck:
     """Judges images; every thread may do so at once, each has a pipeline of its own."""
 
     def __init__(self, most: int) -> None:
@@ -29,7 +29,7 @@ class DaliJudge:
         pixels = 0
         for i, (height, width) in enumerate(sizes):
             if reasons[i] is None:
-                if together and pixels + height * width > MOST_PIXELS:
+                if together and pixels + height * width > MAX_PIXELS_TOGETHER:
                     self._decode(images, together, reasons)
                     together, pixels = [], 0
                 together.append(i)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimix_pipe.mixing.normalize import Normalize
+from multimix_pipe.runtime.kernels.normalize import Normalize
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def blend(
 def fused_kernel() -> ModuleType | None:
     """The module `mixing.fused`; None where Numba does not import, which is said once."""
     try:
-        from multimix_pipe.mixing import fused
+        from multimix_pipe.runtime.kernels import fused
     except (ImportError, SystemError, OSError) as error:  # the latter two: a Numba that was built for another NumPy
         level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
         logger.log(

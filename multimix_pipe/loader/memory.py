@@ -1,4 +1,4 @@
-"""What the process is: its rank, its share of the cores, its device."""
+"""Whether a batch fits the memory of its device, and what to say when it does not."""
 
 from __future__ import annotations
 
@@ -8,54 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 
-from multimix_pipe.config import LoaderConfig
-from multimix_pipe.cores import usable_cores
 from multimix_pipe.errors import ConfigError
-
-
-def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """As given; else of torch.distributed, else of torchrun's environment, else 0 of 1."""
-    if (rank is None) != (world_size is None):
-        raise ConfigError(f"rank and world_size must be given together; found rank={rank}, world_size={world_size}")
-    if rank is not None and world_size is not None:
-        return rank, world_size
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
-    return 0, 1
-
-
-def default_threads() -> int:
-    """Usable cores, shared between the processes of this machine."""
-    return max(1, usable_cores() // max(1, _environment_int("LOCAL_WORLD_SIZE", 1)))
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto": CUDA (cuda:LOCAL_RANK), else MPS, else the CPU. Raises ConfigError where the device is not there."""
-    name = str(device)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        chosen = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps"; found {name!r}') from error
-    if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(f"device={name!r} needs a CUDA GPU and a torch built for it; this torch sees none")
-        number = _environment_int("LOCAL_RANK", 0) if chosen.index is None else chosen.index
-        if number >= torch.cuda.device_count():
-            raise ConfigError(
-                f"device cuda:{number} must be one of the {torch.cuda.device_count()} GPUs that torch sees"
-            )
-        return torch.device("cuda", number)
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device='mps' needs an Apple GPU; this torch sees none")
-    if chosen.type not in ("cpu", "mps"):
-        raise ConfigError(f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps"; found {name!r}')
-    return chosen
+from multimix_pipe.runtime.context import LoaderConfig
 
 
 def check_batch_fits(config: LoaderConfig, device: torch.device) -> None:
@@ -112,10 +67,3 @@ def _batch_in_words(config: LoaderConfig) -> str:
 def _rows(config: LoaderConfig) -> int:
     """K, the images handed out for each that is decoded."""
     return config.mix.k if config.mix is not None and config.expand else 1
-
-
-def _environment_int(name: str, default: int) -> int:
-    value = os.environ.get(name, str(default))
-    if not value.isdecimal():
-        raise ConfigError(f"the environment variable {name} must be a whole number; found {value!r}")
-    return int(value)

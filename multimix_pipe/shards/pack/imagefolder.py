@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from multimix_pipe.errors import ConfigError, ShardError
-from multimix_pipe.shards.scan import IMAGE_EXTENSIONS
+from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
 
 SPLITS = ("train", "val", "valid", "validation", "test")
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from multimix_pipe.errors import MultiMixError, ShardError
-from multimix_pipe.shards.build import build_one
+from multimix_pipe.shards.index.build import build_one
 
 
 def serve() -> None:

@@ -1,6 +1,6 @@
 """Building index files, many shards in parallel in processes of their own.
 
-The workers are `python -m multimix_pipe.shards.worker`, started by subprocess: a user's script needs no `__main__`
+The workers are `python -m multimix_pipe.shards.index.worker`, started by subprocess: a user's script needs no `__main__`
 guard, and nothing is forked from a process that may hold threads and a GPU.
 """
 
@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
 
-from multimix_pipe.cores import usable_cores
+from multimix_pipe.config import usable_cores
 from multimix_pipe.errors import MultiMixError, ShardError
-from multimix_pipe.shards.scan import scan_shard
-from multimix_pipe.shards.store import save_table
+from multimix_pipe.shards.index.scan import scan_shard
+from multimix_pipe.shards.index.store import save_table
 
 Job = tuple[Path, str, Path]
 """Shard, label, index file."""
@@ -62,10 +62,10 @@ def build_one(shard: Path, label: str, target: Path) -> None:
 
 
 def _start_worker() -> subprocess.Popen[str]:
-    root = str(Path(__file__).resolve().parents[2])  # the worker imports this very package, installed or not
+    root = str(Path(__file__).resolve().parents[3])  # the worker imports this very package, installed or not
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", "multimix_pipe.shards.worker"],
+        [sys.executable, "-m", "multimix_pipe.shards.index.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -11,9 +11,9 @@ import numpy as np
 
 from multimix_pipe.cli.classes import class_names
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.shards.imagefolder import SPLITS
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.pack import pack
+from multimix_pipe.shards.pack.imagefolder import SPLITS
 
 HELD_OUT = 0.1
 """Part of the samples to evaluate on where the data have no split for it."""
@@ -47,7 +47,7 @@ def prepare_data(data: str | None, test_data: str | None, out: Path, shapes: tup
 
 
 def _made(out: Path, train: int, test: int) -> DemoData:
-    from multimix_pipe.cli.shapes import write_shapes
+    from multimix_pipe.cli.demo.shapes import write_shapes
 
     folder = out / "shapes"
     write_shapes(folder / "images", train, test)

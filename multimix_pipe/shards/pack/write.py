@@ -19,11 +19,10 @@ import numpy as np
 from PIL import Image as PillowImage
 from tqdm import tqdm
 
-from multimix_pipe.config import check_int
-from multimix_pipe.cores import usable_cores
+from multimix_pipe.config import check_int, usable_cores
 from multimix_pipe.errors import ConfigError, ShardError
 from multimix_pipe.shards.header import FORMATS
-from multimix_pipe.shards.imagefolder import Image, ImageFolder, open_image_folder
+from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, open_image_folder
 
 CLASSES = "classes.json"
 RUN = "pack.json"

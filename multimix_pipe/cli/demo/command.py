@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from multimix_pipe.config import Backend, MultiMix, Sampling, TrainTransform, check_int, check_number
 
 if TYPE_CHECKING:
-    from multimix_pipe.cli.demo_data import DemoData
-    from multimix_pipe.cli.demo_training import Recipe, Run
+    from multimix_pipe.cli.demo.data import DemoData
+    from multimix_pipe.cli.demo.training import Recipe, Run
 
 SHAPES = (150, 100)
 """Generated images of each class to train on, and to evaluate on."""
@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     started, out = time.perf_counter(), Path(args.out)
     # read when torch is first imported: its threads, while they wait, leave the cores to those that decode
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from multimix_pipe.cli.demo_data import prepare_data
-    from multimix_pipe.cli.demo_training import BATCH_SIZE, Recipe, epochs_within, open_evaluation, train
+    from multimix_pipe.cli.demo.data import prepare_data
+    from multimix_pipe.cli.demo.training import BATCH_SIZE, Recipe, epochs_within, open_evaluation, train
     from multimix_pipe.cli.preview import write_preview
 
     data = prepare_data(args.data, args.test_data, out, SHAPES)
@@ -134,7 +134,7 @@ def _write_results(
     out: Path, args: argparse.Namespace, data: DemoData, runs: list[Run], settings: dict[str, Any], seconds: float
 ) -> None:
     from multimix_pipe import __version__
-    from multimix_pipe.machine import describe_machine, package_versions
+    from multimix_pipe.runtime.machine import describe_machine, package_versions
 
     result = {
         "command": args.command_line,

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from multimix_pipe.config import check_int, check_label
 from multimix_pipe.errors import ShardError, printable
-from multimix_pipe.shards.build import build_indexes
+from multimix_pipe.shards.index.build import build_indexes
+from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS, LABEL_PROBLEMS, PROBLEMS, Table
+from multimix_pipe.shards.index.store import index_name, load_table, locked_folder
 from multimix_pipe.shards.listing import list_shards
-from multimix_pipe.shards.scan import IMAGE_EXTENSIONS, LABEL_PROBLEMS, PROBLEMS, Table
-from multimix_pipe.shards.store import index_name, load_table, locked_folder
 
 __all__ = ["LABEL_PROBLEMS", "PROBLEMS", "Index", "open_index"]
 

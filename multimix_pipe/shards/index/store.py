@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS
-from multimix_pipe.shards.scan import FINE, PROBLEMS, ROW, Table
+from multimix_pipe.shards.index.scan import FINE, PROBLEMS, ROW, Table
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ LOCK = ".multimix-index.lock"
 
 _CHECKSUM_SIZE = 9
 _PARTIAL = ".tmp"
-_LONGEST = 8  # times its shard, with room: a sample's row and key take fewer bytes than its header in the tar
-_LONGEST_HEAD = 2**16
+_MAX_RATIO = 8  # times its shard, with room: a sample's row and key take fewer bytes than its header in the tar
+_MAX_HEAD = 2**16
 
 
 def cache_folder(folder: Path, cache_dir: str | os.PathLike[str] | None) -> Path:
@@ -122,7 +122,7 @@ def load_table(shard: Path, label: str, cache_dir: str | os.PathLike[str] | None
         raise ShardError(f"{shard} cannot be read: {error}") from error
     for path in _places(shard, label, cache_dir):
         try:
-            table = _read_table(path, label, _LONGEST * stat.st_size + _LONGEST_HEAD)
+            table = _read_table(path, label, _MAX_RATIO * stat.st_size + _MAX_HEAD)
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

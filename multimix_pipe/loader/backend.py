@@ -10,7 +10,8 @@ import torch
 
 from multimix_pipe.config import Backend
 from multimix_pipe.errors import ConfigError, MissingBackendError
-from multimix_pipe.execution import Executor, Job
+from multimix_pipe.runtime.context import Executor, LoaderContext
+from multimix_pipe.runtime.mix_stage import MixStage
 
 logger = logging.getLogger("multimix_pipe")
 
@@ -46,12 +47,12 @@ def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "t
     return "dali"
 
 
-def make_executor(backend: str, job: Job) -> Executor:
-    """The executor of a backend that `choose_backend` gave."""
-    if backend == "dali":
+def make_executor(context: LoaderContext, mix_stage: MixStage | None = None) -> Executor:
+    """The executor of the context's backend; `mix_stage`: one to use in place of the device's own."""
+    if context.backend == "dali":
         from multimix_pipe.dali.executor import DaliExecutor
 
-        return DaliExecutor(job)
+        return DaliExecutor(context, mix_stage)
     from multimix_pipe.native.executor import NativeExecutor
 
-    return NativeExecutor(job)
+    return NativeExecutor(context, mix_stage)

@@ -1,0 +1,1 @@
+"""Augmentations: how each is drawn, and its operation on the host."""

@@ -1,0 +1,90 @@
+"""A loader's state: the position in a run, and the settings that it is valid for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+from multimix_pipe.errors import StateMismatchError
+from multimix_pipe.plan import LANES
+from multimix_pipe.runtime.context import LoaderContext
+
+logger = logging.getLogger("multimix_pipe")
+
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run is, in every process alike."""
+
+    epoch: int
+    samples: int
+    """Positions of the epoch that were handed out, over all processes."""
+    steps: int
+    """Steps of the epoch that were done, of each process."""
+    order_batch_size: int
+    """The batch size that the epoch's window order is made for."""
+
+
+def save(context: LoaderContext, position: Position) -> dict[str, Any]:
+    """The JSON-serialisable state of a loader at `position`."""
+    return {"version": STATE_VERSION, **_identity(context), **asdict(position)}
+
+
+def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
+    """The position in a state that `save` made. Raises StateMismatchError where it is of another data set or configuration,
+    which with strict=False is a warning, or where it is no state at all."""
+    if not isinstance(state, dict):
+        raise StateMismatchError(f"a state is the dict that state_dict() gave; found {type(state).__name__}")
+    if state.get("version") != STATE_VERSION:
+        raise StateMismatchError(
+            f"version: a state of version {STATE_VERSION} is required, found {state.get('version')!r}"
+        )
+    differing = [
+        f"{name}: this loader has {mine!r}, the state has {theirs!r}"
+        for name, mine, theirs in _differences(_identity(context), state)
+    ]
+    if differing and strict:
+        hint = "Open the loader as it was, or go on all the same with strict=False"
+        raise StateMismatchError(f"{'; '.join(differing)}. {hint}")
+    numbers = [state.get(name) for name in ("epoch", "samples", "steps", "order_batch_size")]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers) or not numbers[-1]:
+        raise StateMismatchError(
+            f"epoch, samples and steps must be ints >= 0 and order_batch_size >= 1; found {numbers}"
+        )
+    if differing:
+        logger.warning("a state that differs from the loader is loaded. %s", "; ".join(differing))
+    return Position(*cast("list[int]", numbers))
+
+
+def _identity(context: LoaderContext) -> dict[str, Any]:
+    """The fields of a state that must agree with the loader's."""
+    c = context.config
+    identity = {
+        "data": context.index.fingerprint,
+        "subset": context.plan.samples.digest,
+        "seed": c.seed,
+        "batch_size": c.batch_size,
+        "shuffle": c.shuffle,
+        "last_batch": c.last_batch,
+        "exif": c.exif,
+        "on_bad_sample": c.on_bad_sample,
+        "mix": None if c.mix is None else asdict(c.mix),
+        "transform": {"kind": type(c.transform).__name__, **asdict(c.transform), "size": c.transform.height_width},
+        "lanes": LANES,
+    }
+    return cast("dict[str, Any]", json.loads(json.dumps(identity)))
+
+
+def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Names of the fields of `mine` that differ, with both values; of two dicts in turn the fields within."""
+    for name, value in mine.items():
+        other = theirs.get(name)
+        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+            yield from ((f"{name}.{inner}", *both) for inner, *both in _differences(value, other))
+        elif other != value:
+            yield name, value, other
