@@ -1,8 +1,8 @@
 """What README and docs show works: the blocks of a page run in order, as one session, beside a small image folder.
 
-A page is a session: its `python` blocks share one namespace, its `sh` blocks run in bash, all in one temporary folder. That folder
-holds `images/{train,val}/{cat,dog,fox}/*.jpg`, this repository's `pipelines/`, and, for pages of docs/, the `shards/` that the
-README's quickstart makes of those images.
+A page is a session: its `python` blocks share one namespace, its `sh` blocks run in bash, all in one temporary folder. That
+folder holds `images/{train,val}/{cat,dog,fox}/*.jpg`, this repository's `pipelines/`, and, for pages of docs/, the `shards/`
+that the README's quickstart makes of those images.
 
 A block that cannot run here follows a line `<!-- not run: WHY -->`; its syntax is checked all the same. What a page needs and a
 reader does not stands in a comment `<!-- setup` ... `-->` of Python.
