@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Open, needs_dali, same_batch
-from test_bad_samples import WHOLE, shards_with
 from torch import Tensor
 
+from helpers.backends import needs_dali
+from helpers.batches import Open, same_batch
+from helpers.samples import CLASSES
 from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
 from multimix_pipe.mixing import mixup
 from multimix_pipe.runtime.kernels.blend import blend
+from test_bad_samples import WHOLE, shards_with
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that torch can use")
 
@@ -42,7 +44,7 @@ def test_the_torch_kernel_is_the_oracle_and_one_weight_gives_its_row(dtype: torc
 
 @needs_dali
 def test_the_dali_stage_is_the_oracle_on_the_gpu() -> None:
-    from dali_pipelines import stage_on
+    from helpers.dali_pipelines import stage_on
 
     images, labels = a_batch()[0], np.arange(6) % CLASSES
     on_cpu, on_gpu = (

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAN_COLUMNS, TRANSFORM, Open, encoded, needs_dali, picture, with_orientation, write_shards
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from helpers.backends import needs_dali
+from helpers.batches import PLAN_COLUMNS, Open
+from helpers.images import encoded, picture, with_orientation
+from helpers.samples import TRANSFORM, write_shards
 from multimix_pipe import Batch, EvalTransform, Loader, MultiMix, TrainTransform
 from multimix_pipe.config import Transform
 from multimix_pipe.mixing import mixup
@@ -68,7 +71,7 @@ def test_sixteen_bit_results_are_the_rounded_oracle(dtype: torch.dtype) -> None:
 
 @needs_dali
 def test_the_dali_stage_is_the_oracle() -> None:
-    from dali_pipelines import stage_on
+    from helpers.dali_pipelines import stage_on
 
     images, labels, _, _ = a_batch()
     stage = stage_on(images, labels.astype(np.int32), num_classes=7, k=K, alpha=0.4, seed=11)

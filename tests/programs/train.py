@@ -1,4 +1,4 @@
-"""A training run that may be killed, for tests/test_kill.py: `python trained_process.py train JSON`, or `serve` to fork many.
+"""A training run that may be killed, for tests/test_kill.py: `python -m programs.train train JSON`, or `serve` to fork many.
 
 JSON has the arguments of `train`. A server reads them line by line from stdin. For each line it forks a child, answers with the
 child's process id, and when that has ended with its exit code. It has imported all that a child needs and has one thread, so
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import CLASSES, TINY, dali_missing, fingerprint
 
+from helpers.backends import dali_missing
+from helpers.batches import fingerprint
+from helpers.samples import CLASSES, TINY
 from multimix_pipe import MultiMix, open_loader
 from multimix_pipe.runtime.kernels.blend import blend
 from multimix_pipe.runtime.kernels.normalize import Normalize
