@@ -196,7 +196,7 @@ def test_a_batch_that_fails_on_its_way_out_is_not_counted(
     iterator = iter(loader)
     next(iterator), next(iterator)
     with monkeypatch.context() as patch:
-        patch.setattr("multimix_pipe.loader.mix_targets", lambda *arguments: {}[0])  # as where memory is short
+        patch.setattr("multimix_pipe.loader.loader.mix_targets", lambda *arguments: {}[0])  # as where memory is short
         with pytest.raises(KeyError):
             next(iterator)
     assert loader.state_dict() == run.states[2][1]
