@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, SIZE, TINY, Open
 from torch import Tensor
 
+from helpers.batches import Open
+from helpers.samples import CLASSES, SIZE, TINY
 from multimix_pipe import ConfigError, MultiMix, MultiMixLoss, mix_batch, mixed_accuracy
 from multimix_pipe.training.targets import mix_targets
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from outside_method import registered
 
+from helpers.methods import registered
 from multimix_pipe import ConfigError, MixPlan, TrainTransform, apply_mix
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.mixing.reference import mix_images, mix_targets

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from outside_method import registered
 
+from helpers.methods import registered
 from multimix_pipe import ConfigError, MultiMix
 from multimix_pipe.mixing import reference
 from multimix_pipe.plan import draw_mixing
@@ -17,9 +17,9 @@ from multimix_pipe.shards.dali_index import write_dali_indexes
 
 dali = pytest.importorskip("nvidia.dali", reason="DALI does not import", exc_type=ImportError)
 
-from dali_pipelines import run, stage_on  # noqa: E402
 from nvidia.dali import Pipeline, fn, pipeline_def, types  # noqa: E402
 
+from helpers.dali_pipelines import run, stage_on  # noqa: E402
 from multimix_pipe.dali import class_id, multi_mix  # noqa: E402
 
 B, K, CLASSES = 8, 3, 7

@@ -8,16 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Open, needs_dali, same_batch
-from outside_method import registered
-from test_bad_samples import WHOLE, shards_with
 from torch import Tensor
 
+from helpers.backends import needs_dali
+from helpers.batches import Open, same_batch
+from helpers.methods import registered
+from helpers.samples import CLASSES
 from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
 from multimix_pipe.mixing import MixPlan, reference
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.runtime.kernels import Layout, blend
 from multimix_pipe.runtime.tensors import MixTensors
+from test_bad_samples import WHOLE, shards_with
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that torch can use")
 
@@ -50,7 +52,7 @@ def test_the_device_blend_is_the_reference_and_one_member_gives_its_row(dtype: t
 
 @needs_dali
 def test_the_dali_stage_is_the_oracle_on_the_gpu() -> None:
-    from dali_pipelines import stage_on
+    from helpers.dali_pipelines import stage_on
 
     images, labels = a_batch()[0], np.arange(6) % CLASSES
     on_cpu, on_gpu = (

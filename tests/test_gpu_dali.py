@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Open
 
+from helpers.batches import Open
 from multimix_pipe import MultiMix
 from multimix_pipe.mixing import reference
 

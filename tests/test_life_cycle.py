@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES, TINY, Open, all_same
 
+from helpers.batches import Open, all_same
+from helpers.samples import CLASSES, TINY
 from multimix_pipe import Batch, ConfigError, Loader, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.runtime.prefetcher import READERS
 from multimix_pipe.shards.index import open_index

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, N, Open, keys, resumed
 
+from helpers.batches import Open, keys, resumed
+from helpers.samples import TINY, N
 from multimix_pipe import ConfigError, EvalTransform, MultiMix, StateMismatchError, TrainTransform, mix_batch
 
 

@@ -9,21 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import (
-    PLAN_COLUMNS,
-    TRANSFORM,
-    Open,
-    all_same,
-    encoded,
-    needs_dali,
-    picture,
-    with_orientation,
-    write_shards,
-)
-from outside_method import registered
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from helpers.backends import needs_dali
+from helpers.batches import PLAN_COLUMNS, Open, all_same
+from helpers.images import encoded, picture, with_orientation
+from helpers.methods import registered
+from helpers.samples import TRANSFORM, write_shards
 from multimix_pipe import Batch, ConfigError, EvalTransform, Loader, MultiMix, TrainTransform
 from multimix_pipe.config import Transform
 from multimix_pipe.mixing import reference
@@ -60,7 +53,7 @@ def ulps(a: Tensor, b: Tensor) -> int:
 
 @needs_dali
 def test_the_dali_stage_is_the_oracle() -> None:
-    from dali_pipelines import stage_on
+    from helpers.dali_pipelines import stage_on
 
     images, labels = a_batch()
     stage = stage_on(images, labels.astype(np.int32), num_classes=7, k=K, alpha=0.4, seed=11)
