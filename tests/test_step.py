@@ -13,7 +13,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from multimix_pipe.config import EvalTransform, LastBatch, MultiMix, Shuffle, TrainTransform
+from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, TrainTransform
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan, Samples, Schedule, StepPlan
 
 COLUMNS = ("sample", "window", "flip", "partner", "lam")

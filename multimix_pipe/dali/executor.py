@@ -31,7 +31,7 @@ from multimix_pipe.dali.failures import header_problem, undecodable_row
 from multimix_pipe.dali.graph import Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.plan import StepPlan
-from multimix_pipe.runtime.context import LoaderContext, Replacements
+from multimix_pipe.runtime.context import ExecutedStep, LoaderContext, Replacements
 from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
 from multimix_pipe.runtime.prefetcher import PendingReads, Prefetcher
 
@@ -86,7 +86,7 @@ class DaliExecutor:
         self._started = False  # the pipeline's first schedule_run has been called
         self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
 
-    def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, Tensor], None, None]:
+    def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
         self._drop_unwanted()
         remaining = iter(steps)
@@ -176,7 +176,7 @@ class DaliExecutor:
         for name, array in self._graph.inputs(step, self._context.index).items():
             pipeline.feed_input(name, array)
 
-    def _take(self, work: _Work) -> tuple[StepPlan, Tensor]:
+    def _take(self, work: _Work) -> ExecutedStep:
         """The results of the first step in flight."""
         assert self._pipeline is not None
         while not self._started:  # fewer steps than the queue is deep: fill it up with what nobody wants
@@ -194,7 +194,7 @@ class DaliExecutor:
         else:
             self._in_flight.popleft()
         work.replacements.record()
-        return work.step, self._mix_stage.finish(work.step, self._pixels(work.step, decoded))
+        return self._mix_stage.finish(work.step, self._pixels(work.step, decoded))
 
     def _run_alone(self, work: _Work) -> list[TensorList]:
         """Execute one step apart, with other samples in the place of those that DALI cannot decode; results of rows in turn.

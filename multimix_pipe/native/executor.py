@@ -20,7 +20,7 @@ from multimix_pipe.augment.host import crop_whole, put, resize, resize_window, u
 from multimix_pipe.config import TrainTransform
 from multimix_pipe.native.decode import Decoder, UndecodableError
 from multimix_pipe.plan import StepPlan
-from multimix_pipe.runtime.context import LoaderContext, Replacements
+from multimix_pipe.runtime.context import ExecutedStep, LoaderContext, Replacements
 from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
 from multimix_pipe.runtime.prefetcher import PendingReads, Prefetcher
 
@@ -35,8 +35,8 @@ class _Pending:
     """(B, 3, H, W), or (B, H, W, 3) for channels_last, uint8 on the host, filled once `rows` are done."""
     reading: PendingReads[Encoded | str]
     rows: list[Future[None]]
-    images: Future[Tensor] | None
-    """The finished images, on a CPU."""
+    executed: Future[ExecutedStep] | None
+    """The finished step, on a CPU."""
 
 
 class NativeExecutor:
@@ -50,7 +50,7 @@ class NativeExecutor:
         self._threads = ThreadPoolExecutor(context.config.num_threads, thread_name_prefix="multimix-decode")
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
 
-    def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, Tensor], None, None]:
+    def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
         pending: deque[_Pending] = deque()
         remaining = iter(steps)
@@ -62,16 +62,16 @@ class NativeExecutor:
                     return
                 first = pending.popleft()
                 try:
-                    images = self._finish(first)
+                    executed = self._finish(first)
                     first.replacements.record()
                 except BaseException:
                     pending.append(first)
                     raise
-                yield first.step, images
+                yield executed
         finally:
             for unused in pending:
-                if unused.images is not None:
-                    unused.images.cancel()  # one that runs already, and waits for rows, ends with them
+                if unused.executed is not None:
+                    unused.executed.cancel()  # one that runs already, and waits for rows, ends with them
                 unused.reading.cancel()
                 for task in unused.rows:
                     task.cancel()
@@ -97,15 +97,15 @@ class NativeExecutor:
         ]
         # on an accelerator the consumer's thread finishes, for it is on the consumer's stream
         on_host = self._context.device.type == "cpu"
-        images = self._waiter.submit(self._finish_rows, step, pixels, rows) if on_host else None
-        return _Pending(step, replacements, pixels, reading, rows, images)
+        executed = self._waiter.submit(self._finish_rows, step, pixels, rows) if on_host else None
+        return _Pending(step, replacements, pixels, reading, rows, executed)
 
-    def _finish(self, pending: _Pending) -> Tensor:
-        if pending.images is not None:
-            return pending.images.result()
+    def _finish(self, pending: _Pending) -> ExecutedStep:
+        if pending.executed is not None:
+            return pending.executed.result()
         return self._finish_rows(pending.step, pending.pixels, pending.rows)
 
-    def _finish_rows(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> Tensor:
+    def _finish_rows(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> ExecutedStep:
         for task in rows:
             task.result()
         return self._mix_stage.finish(step, pixels)

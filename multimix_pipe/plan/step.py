@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.augment import crop
-from multimix_pipe.config import LastBatch, MultiMix, Shuffle, TrainTransform, Transform
+from multimix_pipe.config import LastBatch, Shuffle, TrainTransform, Transform
+from multimix_pipe.mixing import MixPlan, MultiMix
 from multimix_pipe.plan import mixing, order
 from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
 
@@ -32,18 +33,42 @@ class StepPlan:
     """(B, 4) y, x, height, width in pixels of the upright image; whole numbers for training."""
     flip: NDArray[np.bool_]
     """(B,) whether the row is mirrored left to right."""
-    partner: NDArray[np.int64]
-    """(B,) row that each row is mixed with."""
-    lam: NDArray[np.float32]
-    """(B, K) weight of the row's own sample, non-increasing along k."""
+    mix: MixPlan
+    """What is mixed with what; where nothing is mixed, each row with itself at weight 1."""
+
+    @property
+    def partner(self) -> NDArray[np.int64]:
+        """(B,) row that each row is mixed with."""
+        return self.mix.partner
+
+    @property
+    def lam(self) -> NDArray[np.float32]:
+        """(B, K) weight of the row's own sample, non-increasing along k."""
+        return self.mix.lam
+
+    @property
+    def method(self) -> NDArray[np.str_]:
+        """(B,) name of each pair's mixing method."""
+        return self.mix.method
+
+    @property
+    def box(self) -> NDArray[np.int32]:
+        """(B, K, 4) y0, x0, y1, x1, half-open: what each member takes from the partner; zeros where its field is no box."""
+        return self.mix.box
 
     def __len__(self) -> int:
         return len(self.sample)
 
     def rows(self, rows: slice) -> StepPlan:
         """Some consecutive rows; `partner` still numbers rows of the whole."""
-        columns = {name: getattr(self, name)[rows] for name in ("sample", "window", "flip", "partner", "lam")}
-        return StepPlan(self.epoch, self.start + rows.start, **columns)
+        return StepPlan(
+            epoch=self.epoch,
+            start=self.start + rows.start,
+            sample=self.sample[rows],
+            window=self.window[rows],
+            flip=self.flip[rows],
+            mix=self.mix.rows(rows),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +134,8 @@ class Plan:
         """The batch of positions [start, stop); a position beyond the last shows the samples from the first on again."""
         member = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
         window, flip = self._crops(member, epoch, start)
-        partner, lam = draw_mixing(self.mix, self.seed, epoch, start, len(member))
-        return StepPlan(epoch, start, self.samples.number[member], window, flip, partner, lam)
+        mix = mixing.draw_mixing(self.mix, self.seed, epoch, start, len(member), self.transform.height_width)
+        return StepPlan(epoch, start, self.samples.number[member], window, flip, mix)
 
     def redraw_row(self, step: StepPlan, row: int, attempt: int) -> None:
         """Put another sample into `row` of `step`, drawn for (position, attempt >= 1); partners and weights stay."""
@@ -134,22 +159,6 @@ class Plan:
         words = draw_words(self.seed, Stream.CROP, epoch, start, len(member), crop.UNIFORMS_PER_CROP, attempt=attempt)
         u = uniform(words)
         return crop.random_windows(u, width, height, self.transform), crop.random_flips(u, self.transform.flip)
-
-
-def draw_mixing(
-    mix: MultiMix | None, seed: int, epoch: int, start: int, rows: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Partners (rows,) and weights (rows, K) of a batch at positions [start, start + rows).
-
-    Without mixing: each row with itself, weight 1. A row that has no other row to mix with (rows = 1) has weight 1 too.
-    """
-    if mix is None:
-        return np.arange(rows, dtype=np.int64), np.ones((rows, 1), dtype=np.float32)
-    partner = mixing.draw_partners(draw_words(seed, Stream.PARTNER, epoch, start, rows, 1)[:, 0], mix.pairing)
-    draws = 1 if mix.lam_per == "batch" else rows
-    words = draw_words(seed, Stream.LAM, epoch, start, draws, mixing.words_per_position(mix))
-    lam = np.broadcast_to(mixing.ordered_weights(words, mix), (rows, mix.k))
-    return partner, np.where((partner == np.arange(rows))[:, None], np.float32(1.0), lam)
 
 
 @dataclass(frozen=True)

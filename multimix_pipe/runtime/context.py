@@ -17,7 +17,6 @@ from multimix_pipe.config import (
     EvalTransform,
     Keys,
     LastBatch,
-    MultiMix,
     OnBadSample,
     Shuffle,
     Targets,
@@ -31,8 +30,10 @@ from multimix_pipe.config import (
     make_plain,
 )
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan, StepPlan
 from multimix_pipe.runtime.bad_samples import BadSamples
+from multimix_pipe.runtime.tensors import StepTensors
 from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.reader import ShardReader
 
@@ -125,6 +126,10 @@ class LoaderContext:
         """Whether the executor forms the K mixed rows of each pair."""
         return self.config.mix is not None and self.config.expand
 
+    def tensors(self, step: StepPlan) -> StepTensors:
+        """A step's labels, and its mixing where the executor mixes, on the loader's device."""
+        return StepTensors.of(self.index.label[step.sample], step.mix if self.mixes else None, self.device)
+
     def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8] | str:
         """The encoded bytes of a sample, or why it cannot be used.
 
@@ -160,13 +165,25 @@ class Replacements:
             self.context.bad_samples.record(sample, reason)
 
 
+@dataclass(frozen=True, eq=False)
+class ExecutedStep:
+    """What an executor makes of a step's plan."""
+
+    step: StepPlan
+    """The plan that was executed: bad samples are replaced in it."""
+    images: torch.Tensor
+    """(B*K, C, H, W) mixed rows, or (B, C, H, W) where nothing is mixed."""
+    tensors: StepTensors
+    """Labels and mixing on the images' device."""
+
+
 class Executor(Protocol):
     """Executes step plans, some steps ahead of its consumer."""
 
-    def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, torch.Tensor], None, None]:
-        """Yield each step with its images, in order: (B*K, C, H, W) mixed rows, or (B, C, H, W) where nothing is mixed.
+    def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
+        """Yield each step executed, in order.
 
-        The step handed back is the one that was executed: bad samples are replaced in it. The error of a step is raised at
+        The error of a step is raised at
         that step, after the batches before it. Closing the iterator drops what ran ahead.
         """
         ...

@@ -1,6 +1,6 @@
 """Runs a loader over a folder of hostile shards in a process of its own: a crash ends this one, and memory is its own.
 
-    python hostile_run.py FOLDER BACKEND OPTIONS
+    python -m programs.hostile_epoch FOLDER BACKEND OPTIONS
 
 OPTIONS are those of open_loader, as JSON. The last line on stdout is JSON: the batches, the bad samples, the error that ended the
 run if it is one of the family, and by how many bytes the process grew.
