@@ -10,6 +10,7 @@ reader does not stands in a comment `<!-- setup` ... `-->` of Python.
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
 import re
@@ -24,7 +25,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import multimix_pipe
 from multimix_pipe.loader.backend import dali_import_error
+from multimix_pipe.mixing import METHODS
 from multimix_pipe.shards.pack import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,12 +91,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def session(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def session(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of a session, as the working directory."""
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     shutil.copytree(made / "images", tmp_path / "images")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    methods = dict(METHODS)
+    yield tmp_path
+    METHODS.clear()  # a page may register one
+    METHODS.update(methods)
 
 
 def run_page(page: Path, folder: Path) -> dict[str, Any]:
@@ -190,3 +196,11 @@ def test_the_tests_that_hold_a_promise_are_there() -> None:
     assert named, "the promises name no tests"
     missing = [test for test in named if not any(f"def {test}(" in text for text in tests.values())]
     assert not missing
+
+
+def test_the_api_reference_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\.\. auto\w+:: multimix_pipe\.(?:dali\.)?(\w+)", text, re.MULTILINE))
+    stage = ast.parse((ROOT / "multimix_pipe" / "dali" / "__init__.py").read_text(encoding="utf-8"))
+    (names,) = [node.value for node in stage.body if isinstance(node, ast.Assign)]
+    assert {*multimix_pipe.__all__, *ast.literal_eval(names)} <= documented
