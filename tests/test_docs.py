@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import multimix_pipe
@@ -96,6 +97,7 @@ def session(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
     shutil.copytree(made / "images", tmp_path / "images")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # the pages' small models are on the CPU
     methods = dict(METHODS)
     yield tmp_path
     METHODS.clear()  # a page may register one
@@ -124,6 +126,7 @@ def run_shell(block: Block, folder: Path) -> None:
         **os.environ,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
