@@ -130,6 +130,7 @@ def _told(loader: Loader, sample: int, pixels: dict[int, torch.Tensor]) -> dict[
             sample=np.array([sample]),
             window=np.array([window], dtype=np.float32),
             flip=np.zeros(1, dtype=np.bool_),
+            attempt=np.zeros(1, dtype=np.int32),
             mix=MixPlan.identity(1),
         )
         executor = make_executor(loader.context)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from multimix_pipe.errors import ConfigError
 
@@ -115,6 +115,9 @@ class TrainTransform:
     an aspect ratio log-uniform in `ratio` (width over height), else the largest centred window within `ratio`.
     """
 
+    random: ClassVar[bool] = True
+    """Whether windows and flips are drawn."""
+
     size: int | tuple[int, int] = 224
     """Height and width of the result, in pixels; an int for a square."""
     scale: tuple[float, float] = (0.08, 1.0)
@@ -153,6 +156,9 @@ class EvalTransform:
     With the defaults this is torchvision's Resize(256), CenterCrop(224). Where `size` is wider or higher than a resized image,
     that is stretched to fill it (torchvision pads with black there); this does not happen with a square `size`.
     """
+
+    random: ClassVar[bool] = False
+    """Whether windows and flips are drawn."""
 
     size: int | tuple[int, int] = 224
     """Height and width of the result, in pixels; an int for a square."""

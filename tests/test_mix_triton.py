@@ -122,7 +122,7 @@ def test_more_elements_than_32_bits_number() -> None:
     kernels.mix_images(images, partner, lam, out)
     for pair in (0, pairs - 1):
         two = images[[pair, (pair - 1) % pairs]].cpu().numpy()
-        expected = reference.mix_images(two, MixPlan(np.array([1, 0])), lam[[pair, pair]].cpu().numpy())[:k]
+        expected = reference.mix_images(two, MixPlan(np.array([1, 0]), lam[[pair, pair]].cpu().numpy()))[:k]
         assert out[pair].cpu().equal(torch.from_numpy(expected).half())
 
 

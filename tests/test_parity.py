@@ -16,7 +16,7 @@ from helpers.backends import needs_dali
 from helpers.batches import PLAN_COLUMNS, Open, all_same
 from helpers.images import encoded, picture, with_orientation
 from helpers.methods import registered
-from helpers.samples import TRANSFORM, write_shards
+from helpers.samples import BAD, TRANSFORM, WHOLE, write_shards
 from multimix_pipe import Batch, ConfigError, EvalTransform, Loader, MultiMix, TrainTransform
 from multimix_pipe.config import Transform
 from multimix_pipe.mixing import reference
@@ -251,6 +251,69 @@ def test_lam_one_gives_the_plain_sample(opened: Open, backend: str) -> None:
 
 
 @needs_dali
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["mixup", "split", None])
+@pytest.mark.parametrize("transform", [TrainTransform(size=(24, 20)), EvalTransform(size=24)], ids=["train", "eval"])
+def test_the_whole_graph_is_the_reference_of_its_pixels(
+    opened: Open, transform: Transform, name: str | None, dtype: str, channels_last: bool
+) -> None:
+    """decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast, as on a GPU, here run on the CPU."""
+    from multimix_pipe.dali.executor import DaliExecutor
+
+    with registered("split"):
+        mix = None if name is None else MultiMix(k=3, method=name)
+        settings = {"backend": "dali", "transform": transform, "channels_last": channels_last, "exif": True}
+        settings |= {"batch_size": 16, "last_batch": "partial"}
+        plain = opened(mix=None, **settings)
+        in_pixels = Loader(plain.context, DaliExecutor(plain.context, ends="pixels"))
+        mixed = opened(mix=mix, dtype=dtype, **settings)
+        in_batches = Loader(mixed.context, DaliExecutor(mixed.context, ends="batch"))
+        pairs = list(zip(in_pixels, in_batches, strict=True))
+    assert len(pairs) == 7
+    for pixel_batch, batch in pairs:
+        assert batch.keys == pixel_batch.keys
+        assert batch.images.dtype == getattr(torch, dtype)
+        assert batch.images.is_contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+        images = pixel_batch.images.contiguous().numpy()
+        expected = torch.from_numpy(images if mix is None else reference.mix_images(images, batch.plan.mix))
+        if dtype == "float32":
+            assert torch.allclose(batch.images, expected, rtol=0, atol=1e-6)
+        else:  # values that lie between two of the type may be rounded either way
+            assert ulps(batch.images, expected.to(batch.images.dtype)) <= 1
+
+
+@needs_dali
+def test_a_batch_of_the_whole_graph_stays_valid_while_others_follow(opened: Open) -> None:
+    from multimix_pipe.dali.executor import DaliExecutor
+
+    loader = opened(backend="dali", mix=MultiMix(k=3), prefetch=1)
+    kept = list(Loader(loader.context, DaliExecutor(loader.context, ends="batch")))
+    copies = [batch.images.clone() for batch in Loader(loader.context, DaliExecutor(loader.context, ends="batch"))]
+    assert all(batch.images.equal(copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+@needs_dali
+def test_bad_rows_of_the_whole_graph_are_replaced_and_mixed_with_the_whole_step(opened: Open, bad_shards: Path) -> None:
+    """Rows are decoded again a few at a time, but partners are those of the whole batch."""
+    from multimix_pipe.dali.executor import DaliExecutor
+
+    settings: dict[str, Any] = {"backend": "dali", "on_bad_sample": "replace", "transform": WHOLE, "batch_size": 32}
+    behind, inside = (opened(bad_shards, mix=MultiMix(k=3), **settings).context for _ in range(2))
+    behind_graph = Loader(behind, DaliExecutor(behind, ends="pixels"))
+    in_graph = Loader(inside, DaliExecutor(inside, ends="batch"))
+    batches = list(zip(behind_graph, in_graph, strict=True))
+    assert sum(int(batch.plan.attempt.sum()) for batch, _ in batches) >= len(BAD)
+    for expected, found in batches:
+        assert found.keys == expected.keys
+        assert np.array_equal(found.plan.attempt, expected.plan.attempt)
+        assert torch.allclose(found.images, expected.images, rtol=0, atol=1e-6)
+    assert in_graph.bad_samples == behind_graph.bad_samples
+
+
+@needs_dali
 @pytest.mark.parametrize("exif", [False, True])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_the_host(
@@ -261,7 +324,7 @@ def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_th
 
     settings: dict[str, Any] = {"transform": TrainTransform(size=24, antialias=antialias), "exif": exif, "mix": None}
     on_host = opened(backend="dali", **settings)
-    in_graph = Loader(on_host.context, DaliExecutor(on_host.context, resizes=True))
+    in_graph = Loader(on_host.context, DaliExecutor(on_host.context, ends="pixels"))
     for host, graph in zip(on_host, in_graph, strict=True):
         assert host.keys == graph.keys
         assert host.plan.flip.any()

@@ -129,7 +129,7 @@ def open_context(
     """What a loader and its executor are made of; the arguments are those of `open_loader`, named here where None or "auto"
     is resolved. Benchmarks and tests give it to an executor without a loader, or to a `Loader` with an executor of their own.
     """
-    trains = isinstance(transform, TrainTransform)
+    trains = getattr(transform, "random", True)
     rank, world_size = rank_and_world(rank, world_size)
     config = LoaderConfig(
         transform=transform,

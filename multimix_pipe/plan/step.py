@@ -9,15 +9,18 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.augment import crop
-from multimix_pipe.config import LastBatch, Shuffle, TrainTransform, Transform
+from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, Transform
 from multimix_pipe.mixing import MixPlan, MultiMix
 from multimix_pipe.plan import mixing, order
 from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,8 @@ class StepPlan:
     """(B, 4) y, x, height, width in pixels of the upright image; whole numbers for training."""
     flip: NDArray[np.bool_]
     """(B,) whether the row is mirrored left to right."""
+    attempt: NDArray[np.int32]
+    """(B,) how often each row's sample was replaced by another: 0 for the sample that the order has there."""
     mix: MixPlan
     """What is mixed with what; where nothing is mixed, each row with itself at weight 1."""
 
@@ -67,6 +72,7 @@ class StepPlan:
             sample=self.sample[rows],
             window=self.window[rows],
             flip=self.flip[rows],
+            attempt=self.attempt[rows],
             mix=self.mix.rows(rows),
         )
 
@@ -135,18 +141,25 @@ class Plan:
         member = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
         window, flip = self._crops(member, epoch, start)
         mix = mixing.draw_mixing(self.mix, self.seed, epoch, start, len(member), self.transform.height_width)
-        return StepPlan(epoch, start, self.samples.number[member], window, flip, mix)
+        attempt = np.zeros(len(member), dtype=np.int32)
+        return StepPlan(epoch, start, self.samples.number[member], window, flip, attempt, mix)
 
-    def redraw_row(self, step: StepPlan, row: int, attempt: int) -> None:
-        """Put another sample into `row` of `step`, drawn for (position, attempt >= 1); partners and weights stay."""
-        position = step.start + row
+    def replace_row(self, step: StepPlan, row: int) -> StepPlan:
+        """`step` with another sample in `row`, drawn for (position, the row's next attempt); its mixing stays."""
+        position, attempt = step.start + row, int(step.attempt[row]) + 1
         word = draw_words(self.seed, Stream.REPLACEMENT, step.epoch, position, 1, 1, attempt=attempt)[:, 0]
         if self.samples.weights is None:
             member = integers(word, len(self.samples))
         else:
             member = order.by_weight(uniform(word), self.samples.weights)
-        window, flip = self._crops(member, step.epoch, position, attempt=attempt)
-        step.sample[row], step.window[row], step.flip[row] = self.samples.number[member[0]], window[0], flip[0]
+        window, flip = self._crops(member, step.epoch, position, attempt)
+        return replace(
+            step,
+            sample=_with_row(step.sample, row, self.samples.number[member[0]]),
+            window=_with_row(step.window, row, window[0]),
+            flip=_with_row(step.flip, row, flip[0]),
+            attempt=_with_row(step.attempt, row, attempt),
+        )
 
     def _crops(
         self, member: NDArray[np.int64], epoch: int, start: int, attempt: int = 0
@@ -154,11 +167,17 @@ class Plan:
         # a sample whose header could not be read has size 0: it never reaches a decoder, but its row needs some window
         width = np.maximum(self.samples.width[member], 1).astype(np.int64)
         height = np.maximum(self.samples.height[member], 1).astype(np.int64)
-        if not isinstance(self.transform, TrainTransform):
+        if isinstance(self.transform, EvalTransform):
             return crop.centre_windows(width, height, self.transform), np.zeros(len(member), dtype=np.bool_)
         words = draw_words(self.seed, Stream.CROP, epoch, start, len(member), crop.UNIFORMS_PER_CROP, attempt=attempt)
         u = uniform(words)
         return crop.random_windows(u, width, height, self.transform), crop.random_flips(u, self.transform.flip)
+
+
+def _with_row(column: NDArray[Scalar], row: int, value: Any) -> NDArray[Scalar]:
+    changed = column.copy()
+    changed[row] = value
+    return changed
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from multimix_pipe.config import (
     Backend,
@@ -32,7 +29,7 @@ from multimix_pipe.config import (
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan, StepPlan
-from multimix_pipe.runtime.bad_samples import BadSamples
+from multimix_pipe.runtime.bad_samples import BadSamples, Replacements
 from multimix_pipe.runtime.tensors import StepTensors
 from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.reader import ShardReader
@@ -130,39 +127,13 @@ class LoaderContext:
         """A step's labels, and its mixing where the executor mixes, on the loader's device."""
         return StepTensors.of(self.index.label[step.sample], step.mix if self.mixes else None, self.device)
 
-    def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8] | str:
-        """The encoded bytes of a sample, or why it cannot be used.
-
-        A shard that no longer holds them costs its samples where bad ones are replaced; else it raises ShardError.
-        """
-        return self.reader.read_usable(sample, memory, raises=self.config.on_bad_sample == "raise")
+    def replacements(self, step: StepPlan) -> Replacements:
+        """A step to be executed, with other samples in the place of bad ones."""
+        return Replacements(self.plan, self.index, self.reader, self.bad_samples, step)
 
     def orientation(self, sample: int) -> int:
         """The EXIF orientation to apply, 1..8: 1 (none) unless exif=True."""
         return int(self.index.orientation[sample]) if self.config.exif else 1
-
-
-@dataclass(frozen=True, eq=False)
-class Replacements:
-    """The bad samples of one step. Several threads may replace rows of a step, each row by one thread."""
-
-    context: LoaderContext
-    step: StepPlan
-    _attempts: Counter[int] = field(default_factory=Counter)
-    _met: list[tuple[int, str]] = field(default_factory=list)
-
-    def replace(self, row: int, reason: str) -> None:
-        """Put another sample in the place of one that cannot be used. Raises BadSampleError where that is not allowed."""
-        sample = int(self.step.sample[row])
-        self.context.bad_samples.check_replaceable(sample, reason, self._attempts[row])
-        self._met.append((sample, reason))
-        self._attempts[row] += 1
-        self.context.plan.redraw_row(self.step, row, self._attempts[row])
-
-    def record(self) -> None:
-        """Count them, as the step is handed out. Raises BadSampleError where they are too many."""
-        for sample, reason in sorted(self._met):
-            self.context.bad_samples.record(sample, reason)
 
 
 @dataclass(frozen=True, eq=False)

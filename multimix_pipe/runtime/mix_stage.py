@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -15,6 +14,7 @@ from multimix_pipe.runtime.buffers import BufferPool
 from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.kernels import device, host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
+from multimix_pipe.runtime.tensors import KeptUntilRead
 
 
 class MixStage(Protocol):
@@ -80,7 +80,7 @@ class DeviceMixStage:
             torch.from_numpy(values).reshape(shape).to(context.device)
             for values in (self._normalize.mean, self._normalize.scale)
         )
-        self._being_read: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._kept = KeptUntilRead(context.device)
 
     def pixels(self, rows: int) -> Tensor:
         """See `MixStage.pixels`. On CUDA the memory is pinned, and torch uses it again once copies are over."""
@@ -93,7 +93,8 @@ class DeviceMixStage:
         tensors = context.tensors(step)
         on_device = pixels.to(context.device, non_blocking=pixels.is_pinned())
         images = torch.sub(on_device, self._mean).mul_(self._scale)
-        self._keep_until_read(pixels)
+        if pixels.device.type == "cuda":
+            self._kept.keep(pixels)
         if tensors.mix is not None:
             out = torch.empty((*step.lam.shape, *images.shape[1:]), dtype=context.dtype, device=context.device)
             device.blend(images, tensors.mix, out, self._normalize.layout(images.shape))
@@ -102,18 +103,7 @@ class DeviceMixStage:
 
     def close(self) -> None:
         """Let go of pixels, once they have been read."""
-        while self._being_read:
-            self._being_read.popleft()[0].synchronize()
-
-    def _keep_until_read(self, pixels: Tensor) -> None:
-        """Keep pixels that DALI has made: it uses memory anew in the order of its own stream, which waits for no consumer's."""
-        if pixels.device.type != "cuda":
-            return
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(pixels.device))
-        self._being_read.append((event, pixels))
-        while self._being_read and self._being_read[0][0].query():  # type: ignore[no-untyped-call]
-            self._being_read.popleft()
+        self._kept.close()
 
 
 def make_mix_stage(context: LoaderContext) -> MixStage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,28 @@ class StepTensors:
         """Labels, and the plan where there is mixing to be done, on `device`."""
         own, *mix = upload([labels, *([] if plan is None else mix_arrays(plan))], device)
         return cls(own, MixTensors(*mix) if mix else None)
+
+
+class KeptUntilRead:
+    """Keeps what DALI has made on a GPU until the consumer's stream has read it: DALI uses memory anew in the order of its own
+    stream, which waits for no consumer's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._kept: deque[tuple[torch.cuda.Event, object]] = deque()
+
+    def keep(self, memory: object) -> None:
+        """Keep `memory` until all that the current stream has been given so far is done."""
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        self._kept.append((event, memory))
+        while self._kept and self._kept[0][0].query():  # type: ignore[no-untyped-call]
+            self._kept.popleft()
+
+    def close(self) -> None:
+        """Wait until all has been read, and let go of it."""
+        while self._kept:
+            self._kept.popleft()[0].synchronize()
 
 
 def mix_arrays(plan: MixPlan) -> list[NDArray[np.generic]]:
