@@ -32,8 +32,8 @@ def decode_indexed(data: Encoded, height: int, width: int) -> Pixels:
 class Decoder:
     """Decodes the samples of an index: each as a whole the first time, which shows whether it is damaged.
 
-    From then on a baseline JPEG is decoded only down to the last row that is wanted (see `short_jpeg`). `ShardReader` knows by size
-    and time that the bytes are still the same.
+    From then on a baseline JPEG is decoded only down to the last row that is wanted (see `short_jpeg`). `ShardReader` knows by
+    size and time that the bytes are still the same.
     """
 
     def __init__(self, index: Index) -> None:

@@ -3,8 +3,9 @@
 A training window ends somewhere in the image, and no decoder on PyPI but NVIDIA's can be told so. It saves 12% of the decoding
 time (bench/decode.py). It is sound because:
 
-- In a baseline JPEG of one scan the rows lie in the order of the image, so what comes before a row does not depend on the height.
-- Smooth upsampling of chroma looks one row below, which ROWS_BELOW brings along: the rows are those of the whole image to the bit.
+- In a baseline JPEG of one scan the rows lie in the order of the image: what comes before a row does not depend on the height.
+- Smooth upsampling of chroma looks one row below, which ROWS_BELOW brings along: the rows equal those of the whole image to the
+  bit.
 - An image is decoded as a whole and strictly first, so that damage anywhere in it is found; the warning that rows are left over
   is the only one to come after that.
 
