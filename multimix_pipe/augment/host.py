@@ -1,4 +1,4 @@
-"""Augmentations on the host: a decoded image becomes a row of a batch, turned upright, cropped, resized and mirrored."""
+"""Augmentations on the host: EXIF orientation, crop and resize of a decoded image."""
 
 from __future__ import annotations
 
@@ -26,20 +26,15 @@ _TRANSPOSED: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-def write_row(
-    row: NDArray[np.uint8],
-    image: Pixels,
-    transform: Transform,
-    *,
-    window: NDArray[np.float32] | None,
-    orientation: int,
-    flip: bool,
-    channels_last: bool,
-) -> None:
-    """Write an image into a row of a batch: (height, width, 3) if channels_last, else (3, height, width).
+def crop_and_resize(
+    image: Pixels, transform: Transform, *, window: NDArray[np.float32] | None, orientation: int
+) -> Pixels:
+    """What a window shows of an image, as contiguous uint8 (height, width, 3) of the transform's size.
 
-    window: (y, x, height, width) in the upright image; None: `image` is what the window shows.
-    orientation: of EXIF, 1..8, that `image` is stored in.
+    Args:
+        image: as stored, before its EXIF orientation.
+        window: (y, x, height, width) in the image after that; None: `image` is what the window shows.
+        orientation: the EXIF orientation to apply, 1..8.
     """
     image, size = apply_orientation(image, orientation), transform.height_width
     if window is None:
@@ -48,8 +43,7 @@ def write_row(
         image = resize(crop_whole(image, window), *size, transform.antialias)
     else:
         image = resize_window(image, window, *size, transform.antialias)
-    image = image[:, ::-1] if flip else image
-    row[...] = image if channels_last else image.transpose(2, 0, 1)
+    return np.ascontiguousarray(image)
 
 
 def apply_orientation(image: Pixels, orientation: int) -> Pixels:

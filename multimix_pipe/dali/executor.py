@@ -13,19 +13,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from torch import Tensor
 
-from multimix_pipe.augment.host import write_row
+from multimix_pipe.augment.host import Pixels, crop_and_resize
 from multimix_pipe.dali.decode_check import HeaderCheck, undecodable_row, warn_of_old_nvjpeg
 from multimix_pipe.dali.graph import Ends, Graph
 from multimix_pipe.errors import MultiMixError
@@ -33,11 +30,9 @@ from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
-from multimix_pipe.runtime.prefetcher import PendingReads, Prefetcher
+from multimix_pipe.runtime.prefetcher import Prefetcher
+from multimix_pipe.runtime.rows import RowJob, RowWorkers
 from multimix_pipe.runtime.tensors import KeptUntilRead
-
-STEPS_READ = 4
-"""Steps that are being read, besides those that DALI has."""
 
 ROWS_ALONE = 2
 """Rows a thread that are decoded together, where one of a step cannot be decoded."""
@@ -53,8 +48,7 @@ class _Work:
     """A step on its way through DALI, with what is needed to feed it once more."""
 
     replacements: Replacements
-    reading: PendingReads[Encoded]
-    encoded: list[Encoded] = field(default_factory=list)
+    encoded: list[Encoded]
     """The bytes that DALI was fed with."""
 
     @property
@@ -92,8 +86,8 @@ class DaliExecutor:
             half=config.dtype == "float16",
         )
         self._headers = HeaderCheck(context.index)
-        self._prefetcher = Prefetcher(context)
-        self._resizers = ThreadPoolExecutor(config.num_threads, thread_name_prefix="multimix-resize")
+        self._prefetcher = Prefetcher(context, self._checked)
+        self._resizers = RowWorkers(config.num_threads, "multimix-resize")
         self._kept = KeptUntilRead(context.device)
         self._pipeline: Pipeline | None = None
         self._started = False  # the pipeline's first schedule_run has been called
@@ -102,19 +96,16 @@ class DaliExecutor:
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
         self._drop_unwanted()
-        remaining = iter(steps)
-        reads: deque[_Work] = deque()
+        reading = self._prefetcher.read(steps)
         failure: Exception | None = None
         try:
             while True:
                 while failure is None and len(self._in_flight) < self._graph.prefetch:
-                    reads.extend(map(self._start_reading, islice(remaining, STEPS_READ - len(reads))))
-                    if not reads:
+                    read = next(reading, None)
+                    if read is None:
                         break
                     try:
-                        work = reads.popleft()
-                        work.encoded[:] = work.reading.rows()
-                        self._feed(work)
+                        self._feed(_Work(read.replacements, read.rows()))
                     except MultiMixError as error:  # raised at its step: after what is in flight
                         failure = error
                 if not self._in_flight or self._in_flight[0] is None:
@@ -129,25 +120,16 @@ class DaliExecutor:
             self._discard_pipeline()
             raise
         finally:
-            for unfed in reads:
-                unfed.reading.cancel()
+            reading.close()
             self._in_flight = deque([None] * len(self._in_flight))
 
     def close(self) -> None:
         """Free the pipeline and the reading threads."""
         self._prefetcher.close()
-        self._resizers.shutdown(cancel_futures=True)
+        self._resizers.close()
         self._mix_stage.close()
         self._kept.close()
         self._discard_pipeline()
-
-    def _start_reading(self, step: StepPlan) -> _Work:
-        replacements = self._context.replacements(step)
-
-        def read(row: int, memory: Encoded) -> Encoded:
-            return self._checked(replacements, row, replacements.read(row, memory))
-
-        return _Work(replacements, self._prefetcher.start(step, read))
 
     def _checked(self, replacements: Replacements, row: int, encoded: Encoded | Unusable) -> Encoded:
         """A row's bytes, or those of another sample in the place of one that must not enter DALI."""
@@ -266,24 +248,18 @@ class DaliExecutor:
             self._kept.keep(memory)
 
     def _resized(self, step: StepPlan, decoded: list[TensorList]) -> Tensor:
-        pixels = self._mix_stage.pixels(len(step))
-        rows = pixels.numpy()
         windows = [np.asarray(part[row]) for part in decoded for row in range(len(part))]
-        for _ in self._resizers.map(lambda row: self._resize(step, row, windows[row], rows[row]), range(len(step))):
-            pass
-        return pixels
+        images: list[Pixels] = [window[:0] for window in windows]
 
-    def _resize(self, step: StepPlan, row: int, window: NDArray[np.uint8], pixels: NDArray[np.uint8]) -> None:
-        config = self._context.config
-        write_row(
-            pixels,
-            window,
-            config.transform,
-            window=None,
-            orientation=self._context.orientation(int(step.sample[row])),
-            flip=bool(step.flip[row]),
-            channels_last=config.channels_last,
-        )
+        def resize(row: int, window: Pixels) -> None:
+            orientation = self._context.orientation(int(step.sample[row]))
+            transform = self._context.config.transform
+            images[row] = crop_and_resize(window, transform, window=None, orientation=orientation)
+
+        job = RowJob[Pixels](len(windows), resize)
+        self._resizers.start(job, enumerate(windows))
+        job.wait()
+        return self._mix_stage.gather(images, step.flip)
 
     def _drop_unwanted(self) -> None:
         """Take the results that an earlier iteration left behind."""

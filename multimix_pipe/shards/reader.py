@@ -1,4 +1,4 @@
-"""Bytes of samples, read by position: `os.pread` over a bounded set of open files.
+"""Bytes of samples, read by position from shards that stay open.
 
 Shards are not memory-mapped: a file that shrinks would kill the process, here it is an error with a name.
 """
@@ -6,101 +6,152 @@ Shards are not memory-mapped: a file that shrinks would kill the process, here i
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import threading
-from collections import OrderedDict
-from contextlib import suppress
+import time
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import MultiMixError, ShardError
+from multimix_pipe.shards.descriptors import Descriptors
 from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.tar import read_fully
 
-OPEN_FILES = 128
-"""Descriptors kept open; more only while more threads than this read at once."""
+logger = logging.getLogger(__name__)
 
 _OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+Memory = NDArray[np.uint8]
 
 
 class ShardReader:
     """Reads encoded samples of an index. Thread-safe; every thread may read at once."""
 
-    def __init__(self, index: Index, open_files: int = OPEN_FILES) -> None:
-        self._index = index
-        self._limit = open_files
-        self._lock = threading.Lock()
-        self._idle: OrderedDict[int, list[int]] = OrderedDict()  # shard -> its descriptors that nobody reads from
-        self._idle_count = 0
+    pause_us = 0
+    """Microseconds to wait before each read: benchmarks simulate slow storage with it."""
 
-    def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def __init__(self, index: Index, open_files: int | None = None) -> None:
+        """`open_files`: shards that may be open at once; None: half of the descriptors that this process may have."""
+        self._index = index
+        self._descriptors = Descriptors(index.shards, open_files)
+        self._stamps = np.array(index.stamps, dtype=np.int64).reshape(-1, 2)
+        self._stop = np.zeros(1, dtype=np.uint8)
+
+    @property
+    def max_shards(self) -> int:
+        """Different shards that one call of `read_rows` may read: so that four may run at once."""
+        return max(1, self._descriptors.limit // 4)
+
+    def read(self, sample_id: int, memory: Memory | None = None) -> Memory:
         """The encoded bytes of one sample, in `memory` if that is given (of their size).
 
         Raises ShardError where the shard cannot be read, or is not the one that was indexed; MultiMixError where this process has
         no more room or descriptors.
         """
-        data = np.empty(self._index.size[sample], dtype=np.uint8) if memory is None else memory
-        shard, offset = int(self._index.shard[sample]), int(self._index.offset[sample])
+        index = self._index
+        data = np.empty(index.size[sample_id], dtype=np.uint8) if memory is None else memory
+        shard, offset = int(index.shard[sample_id]), int(index.offset[sample_id])
         try:
-            descriptor = self._take(shard)
-            try:
+            with self._descriptors.held([shard]) as (descriptor,):
+                if descriptor < 0:  # once more, for the error
+                    os.close(os.open(index.shards[shard], os.O_RDONLY | os.O_CLOEXEC))
+                    raise OSError(errno.EAGAIN, "it could not be opened, and now can; try again")
+                self._pause()
+                got = read_fully(descriptor, data.data, offset)
                 status = os.fstat(descriptor)
-                found = status.st_size, status.st_mtime_ns
-                got = read_fully(descriptor, data.data, offset) if found == self._index.stamps[shard] else 0
-            except OSError:
-                os.close(descriptor)
-                raise
-            self._keep(shard, descriptor)
         except OSError as error:
             if error.errno in _OF_THE_PROCESS:  # says nothing about the sample, which must not be replaced for it
                 raise MultiMixError(
                     f"no sample can be read: {error}; raise the limit (ulimit -n) or free memory"
                 ) from error
             raise ShardError(
-                f"{self._index.name(sample)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
+                f"{index.name(sample_id)}: the shard must be readable; {error.strerror} ({index.shards[shard]})"
             ) from error
-        if got < len(data):
-            size, _ = self._index.stamps[shard]
+        found = status.st_size, status.st_mtime_ns
+        if found != index.stamps[shard] or got < len(data):
             raise ShardError(
-                f"{self._index.name(sample)}: its shard changed after it was indexed: {size:,} bytes then, {found[0]:,} now, or "
-                "another time of modification. Restore it, or open the loader again"
+                f"{index.name(sample_id)}: its shard changed after it was indexed: {index.stamps[shard][0]:,} bytes then, "
+                f"{found[0]:,} now, or another time of modification. Restore it, or open the loader again"
             )
         return data
 
-    def _take(self, shard: int) -> int:
-        """A descriptor of a shard that nobody else reads from."""
-        with self._lock:
-            idle = self._idle.get(shard)
-            if idle:
-                descriptor = idle.pop()
-                self._idle_count -= 1
-                if not idle:
-                    del self._idle[shard]
-                return descriptor
-        return os.open(self._index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+    def read_rows(self, sample_ids: NDArray[np.int64], start: NDArray[np.int64], memory: Memory) -> NDArray[np.bool_]:
+        """Read several samples, sample i to `memory[start[i]:]`, and return which of them are there.
 
-    def _keep(self, shard: int, descriptor: int) -> None:
-        with self._lock:
-            self._idle.setdefault(shard, []).append(descriptor)
-            self._idle.move_to_end(shard)
-            self._idle_count += 1
-            surplus: list[int] = []
-            while self._idle_count > self._limit:
-                oldest = self._idle.popitem(last=False)[1]
-                self._idle_count -= len(oldest)
-                surplus += oldest
-        for old in surplus:
-            os.close(old)
+        Their shards, at most `max_shards`, are asked for size and time after the reads, and bytes count only where both are as
+        indexed. Never raises for a sample: `read` says what is wrong with one that is not there.
+        """
+        index = self._index
+        shards, file_of = np.unique(index.shard[sample_ids], return_inverse=True)
+        offset, size = index.offset[sample_ids], index.size[sample_ids]
+        got = np.empty(len(sample_ids), dtype=np.int64)
+        stamp = np.empty((len(shards), 2), dtype=np.int64)
+        loop = _compiled()
+        read = _read_rows_in_python if loop is None else loop.read_rows
+        with self._descriptors.held(shards.tolist()) as descriptors:
+            files = np.array(descriptors, dtype=np.int32)
+            read(files, file_of, offset, size, start, memory, self.pause_us, self._stop, got, stamp)
+        unchanged = (stamp == self._stamps[shards]).all(axis=1)
+        there: NDArray[np.bool_] = (got == size) & unchanged[file_of]
+        return there
 
-    def __del__(self) -> None:
-        self.close()  # a loader that is dropped without close() must not keep 128 files open
+    def stop(self) -> None:
+        """Let each `read_rows` that runs end after the read that it is at."""
+        self._stop[0] = 1
 
     def close(self) -> None:
-        """Close all files. PendingReads opens them again."""
-        with self._lock:
-            idle, self._idle, self._idle_count = self._idle, OrderedDict(), 0
-        for descriptors in idle.values():
-            for descriptor in descriptors:
-                with suppress(OSError):
-                    os.close(descriptor)
+        """Close all files that nobody reads. Reading opens them again."""
+        self._descriptors.close()
+        self._stop[0] = 0
+
+    def _pause(self) -> None:
+        if self.pause_us:
+            time.sleep(self.pause_us / 1e6)
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The module `shards.compiled`, or None where it cannot run."""
+    try:
+        from multimix_pipe.shards import compiled
+    except (ImportError, SystemError, OSError) as error:  # the latter two: a Numba that was built for another NumPy
+        logger.info("reading in Python: Numba does not import (%s)", error)
+        return None
+    return compiled if compiled.AVAILABLE else None
+
+
+def _read_rows_in_python(
+    files: NDArray[np.int32],
+    file_of: NDArray[np.int64],
+    offset: NDArray[np.int64],
+    size: NDArray[np.int64],
+    start: NDArray[np.int64],
+    memory: Memory,
+    pause_us: int,
+    stop: NDArray[np.uint8],
+    got: NDArray[np.int64],
+    stamp: NDArray[np.int64],
+) -> None:
+    """As `compiled.read_rows`, in Python."""
+    got[:] = 0
+    descriptors = files.tolist()
+    rows = zip(file_of.tolist(), offset.tolist(), size.tolist(), start.tolist(), strict=True)
+    for i, (file, at, length, to) in enumerate(rows):
+        if stop[0]:
+            break
+        if pause_us:
+            time.sleep(pause_us / 1e6)
+        try:
+            got[i] = read_fully(descriptors[file], memory.data[to : to + length], at)
+        except OSError:
+            continue  # whoever reads this row again finds out
+    for f, descriptor in enumerate(descriptors):
+        try:
+            status = os.fstat(descriptor)
+        except OSError:
+            stamp[f] = -1
+        else:
+            stamp[f] = status.st_size, status.st_mtime_ns
