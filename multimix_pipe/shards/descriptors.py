@@ -23,7 +23,7 @@ def descriptor_limit() -> int:
 
 
 @dataclass
-class _Shard:
+class _Entry:
     holders: int = 0
     descriptor: int | None = None
     """None while it is being opened, -1 where it could not be."""
@@ -40,7 +40,7 @@ class Descriptors:
         self.limit = descriptor_limit() if limit is None else limit
         """Shards that can be held at once."""
         self._pid = os.getpid()
-        self._shards: OrderedDict[int, _Shard] = OrderedDict()  # in the order of their last use
+        self._shards: OrderedDict[int, _Entry] = OrderedDict()  # in the order of their last use
         self._changed = threading.Condition()
 
     @contextmanager
@@ -61,21 +61,21 @@ class Descriptors:
             with self._changed:
                 if mine:
                     self._changed.notify_all()
-                while any(shard.descriptor is None for shard in found):
+                while any(entry.descriptor is None for entry in found):
                     self._changed.wait()
-            yield [-1 if shard.descriptor is None else shard.descriptor for shard in found]
+            yield [-1 if entry.descriptor is None else entry.descriptor for entry in found]
         finally:
             with self._changed:
-                for number, shard in zip(shards, found, strict=True):
-                    shard.holders -= 1
-                    if shard.descriptor is None and number in mine:  # interrupted
-                        shard.descriptor = -1
-                    if shard.descriptor == -1 and not shard.holders:  # whoever comes next tries again
-                        del self._shards[number]
+                for shard, entry in zip(shards, found, strict=True):
+                    entry.holders -= 1
+                    if entry.descriptor is None and shard in mine:  # interrupted
+                        entry.descriptor = -1
+                    if entry.descriptor == -1 and not entry.holders:  # whoever comes next tries again
+                        del self._shards[shard]
                 self._changed.notify_all()
 
-    def _hold(self, shard: int) -> _Shard:
-        found = self._shards.setdefault(shard, _Shard())
+    def _hold(self, shard: int) -> _Entry:
+        found = self._shards.setdefault(shard, _Entry())
         found.holders += 1
         self._shards.move_to_end(shard)
         return found
