@@ -12,6 +12,7 @@ from typing import NoReturn, Protocol
 from multimix_pipe.batch import Batch
 from multimix_pipe.errors import MultiMixError
 
+
 class Closeable(Protocol):
     """A loader, as far as its end goes."""
 
