@@ -51,5 +51,7 @@ def _download(url: str, target: Path, progress: bool) -> None:
                 bar.update(len(chunk))
         found = file.tell()
     if expected is not None and found != expected:
-        raise ShardError(f"the download of {url} is incomplete: required {expected:,} bytes, found {found:,}; try again")
+        raise ShardError(
+            f"the download of {url} is incomplete: required {expected:,} bytes, found {found:,}; try again"
+        )
     os.replace(partial, target)
