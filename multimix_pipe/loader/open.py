@@ -156,7 +156,7 @@ def open_context(
         index=index,
         plan=Plan(samples, config.transform, config.mix, config.shuffle, config.seed, config.batch_size),
         reader=ShardReader(index),
-        bad_samples=BadSamples(index, samples.number, config.on_bad_sample, config.max_bad),
+        bad_samples=BadSamples(index, samples.sample_id, config.on_bad_sample, config.max_bad),
         config=config,
         backend=backend,
         device=chosen,
