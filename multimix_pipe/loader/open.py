@@ -91,7 +91,8 @@ def open_loader(
         last_batch: "wrap" (every process does the same number of full steps; the epoch's first samples fill up the last step),
             "drop" (an incomplete last step is dropped) or "partial" (each sample exactly once; processes may differ by one
             step). Default: "wrap" to train, "partial" to evaluate.
-        seed: the seed of all draws, 0 .. 2**64-1. Equal seeds give equal epochs on any machine, backend and number of processes.
+        seed: the seed of all draws, 0 .. 2**64-1. It determines order, crops, flips, partners and weights, on every machine, with
+            every backend and any number of processes.
         rank, world_size: of this process. Default: from torch.distributed, else torchrun's environment, else 0 of 1.
         on_bad_sample: "raise", or "replace" to show another sample, chosen deterministically; `Loader.bad_samples` lists those
             replaced. With "replace", a damaged or vanished shard costs only the samples that can no longer be read.
