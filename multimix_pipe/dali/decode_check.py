@@ -54,7 +54,7 @@ def undecodable_row(error: RuntimeError) -> int:
 
 @cache
 def gpu_problem(device_id: int) -> str | None:
-    """Why DALI cannot run on a GPU, or None where it can. On a driver that is too old it imports, and fails at the first batch."""
+    """Why DALI cannot run on a GPU, or None. On a driver that is too old it imports, and fails at the first batch."""
     try:
         pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
         with pipeline:
