@@ -32,8 +32,6 @@ logger = logging.getLogger("multimix_pipe")
 class Loader:
     """An iterable of `Batch`es, one epoch per `iter()`. Use `open_loader` to make one.
 
-    ::
-
         loader.load_state_dict(checkpoint["loader"])  # resume, at any step
         for epoch in range(loader.state_dict()["epoch"], epochs):
             for images, targets in loader:

@@ -68,8 +68,6 @@ def open_loader(
 ) -> Loader:
     """Open WebDataset shards as a loader of mixed batches, a replacement for `torch.utils.data.DataLoader`.
 
-    ::
-
         loader = open_loader("train-{000000..000146}.tar", batch_size=64, num_classes=1000, mix=MultiMix(k=5))
         for images, targets in loader:  # one epoch: (320, 3, 224, 224) images, (320, 1000) targets
             loss = MultiMixLoss()(model(images), targets)
@@ -93,7 +91,8 @@ def open_loader(
             step). Default: "wrap" to train, "partial" to evaluate.
         seed: the seed of all draws, 0 .. 2**64-1. It determines order, crops, flips, partners and weights, on every machine, with
             every backend and any number of processes.
-        rank, world_size: of this process. Default: from torch.distributed, else torchrun's environment, else 0 of 1.
+        rank: the rank of this process. Default: from torch.distributed, else torchrun's environment, else 0.
+        world_size: the number of processes, given together with `rank`. Default: from the same source, else 1.
         on_bad_sample: "raise", or "replace" to show another sample, chosen deterministically; `Loader.bad_samples` lists those
             replaced. With "replace", a damaged or vanished shard costs only the samples that can no longer be read.
         max_bad: with "replace", the largest number of different bad samples: an int, or a float in [0, 1] for a fraction of the
@@ -104,7 +103,8 @@ def open_loader(
         label: "cls", or "json:KEY" for an integer field of the samples' json member.
         exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
         expand: if False, nothing is mixed: images are (B, C, H, W), targets are class ids, and `batch.plan` says how to mix.
-        exclude, samples: keys of samples to leave out, and to keep: a list, or the path of a text file with one key per line.
+        exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
+        samples: keys of the samples to use, likewise. Default: all.
         weights: a number >= 0 for each sample used, in stored order. Samples are drawn with replacement, in proportion to it.
         cache_dir: a folder for downloaded shards, and for indices of shards whose folder is read-only.
 

@@ -56,7 +56,8 @@ def window_order(shard: NDArray[np.integer], batch_size: int, seed: int, epoch: 
     Args:
         shard: (N,) shard of each sample; any integers.
         batch_size: samples per batch.
-        seed, epoch: key of the draws.
+        seed: key of the draws, together with `epoch`.
+        epoch: the epoch, counted from 0.
 
     Returns:
         (N,) int64; each sample occurs exactly once.
