@@ -1,6 +1,6 @@
-"""Bytes of samples, read by position from shards that stay open.
+"""Reads the encoded bytes of samples by position, from shards that stay open.
 
-Shards are not memory-mapped: a file that shrinks would kill the process, here it is an error with a name.
+Shards are not memory-mapped: a mapped file that shrinks kills the process that reads it, here it raises an error.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from multimix_pipe.shards.tar import read_fully
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_PROCESS_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Memory = NDArray[np.uint8]
 
 
 class ShardReader:
-    """Reads encoded samples of an index. Thread-safe; every thread may read at once."""
+    """Reads the encoded samples of an index. Thread-safe: threads read in parallel."""
 
     pause_us = 0
     """Microseconds to wait before each read: benchmarks simulate slow storage with it."""
@@ -46,10 +46,10 @@ class ShardReader:
         return max(1, self._descriptors.limit // 4)
 
     def read(self, sample_id: int, memory: Memory | None = None) -> Memory:
-        """The encoded bytes of one sample, in `memory` if that is given (of their size).
+        """Return the encoded bytes of a sample, read into `memory` if given (uint8, of the sample's size).
 
-        Raises ShardError where the shard cannot be read, or is not the one that was indexed; MultiMixError where this process has
-        no more room or descriptors.
+        Raises ShardError if the shard cannot be read or has changed since it was indexed, and MultiMixError if this process
+        runs out of memory or file descriptors.
         """
         index = self._index
         data = np.empty(index.size[sample_id], dtype=np.uint8) if memory is None else memory
@@ -63,7 +63,7 @@ class ShardReader:
                 got = read_fully(descriptor, data.data, offset)
                 status = os.fstat(descriptor)
         except OSError as error:
-            if error.errno in _OF_THE_PROCESS:  # says nothing about the sample, which must not be replaced for it
+            if error.errno in _PROCESS_ERRORS:  # the sample is not bad and must not be replaced
                 raise MultiMixError(
                     f"no sample can be read: {error}; raise the limit (ulimit -n) or free memory"
                 ) from error
@@ -74,7 +74,7 @@ class ShardReader:
         if found != index.stamps[shard] or got < len(data):
             raise ShardError(
                 f"{index.name(sample_id)}: its shard changed after it was indexed: {index.stamps[shard][0]:,} bytes then, "
-                f"{found[0]:,} now, or another time of modification. Restore it, or open the loader again"
+                f"{found[0]:,} now, or a new modification time. Restore it, or open the loader again"
             )
         return data
 
