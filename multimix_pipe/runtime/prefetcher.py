@@ -11,7 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,8 +140,8 @@ class Prefetcher:
 
     def close(self) -> None:
         """Stop the threads, after the reads that they are at."""
-        self._context.reader.stop()
-        self._threads.shutdown(cancel_futures=True)
+        with self._context.reader.stopping():
+            self._threads.shutdown(cancel_futures=True)
 
     def _steps_ahead(self) -> int:
         batch_size = self._context.config.batch_size
@@ -184,6 +184,8 @@ class Prefetcher:
         if sound.any():
             began = time.perf_counter()
             there[sound] = self._context.reader.read_rows(sample[sound], start[sound], memory)
+            if self._context.reader.stopped:
+                raise CancelledError
             self._pacing.note(time.perf_counter() - began, int(sound.sum()))
         read: list[Row] = []
         for row, first, length, whole in zip(rows.tolist(), start.tolist(), size.tolist(), there.tolist(), strict=True):

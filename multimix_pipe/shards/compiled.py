@@ -10,7 +10,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba.core import types
+from numba.extending import intrinsic
 
 AVAILABLE = hasattr(ctypes.CDLL(None), "statx")
 """Whether `read_rows` can run: it needs the statx of Linux (glibc 2.28, musl 1.2.5 or newer)."""
@@ -30,6 +32,17 @@ _statx: Any = types.ExternalFunction(
     "statx", types.int32(types.int32, types.uintp, types.int32, types.uint32, types.uintp)
 )
 _usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _load(typing_context: Any, address: Any) -> Any:
+    """The byte at an address, loaded anew each time: another thread may have changed it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()), "monotonic", 1)
+
+    return types.uint8(types.uintp), generate
+
 
 # struct statx of Linux, the same on every architecture
 _STATX_BYTES, _SIZE_AT, _SECONDS_AT, _NANOSECONDS_AT = 256, 40, 112, 120
@@ -64,7 +77,7 @@ def read_rows(
     address = memory.ctypes.data
     for i in range(len(file_of)):
         got[i] = 0
-        if stop[0]:
+        if _load(np.uint64(stop.ctypes.data)):
             continue
         if pause_us:
             _usleep(pause_us)

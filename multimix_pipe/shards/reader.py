@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -16,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import MultiMixError, ShardError
-from multimix_pipe.shards.descriptors import Descriptors
+from multimix_pipe.shards.files import Descriptors, SlowStorage, read_fully
 from multimix_pipe.shards.index import Index
-from multimix_pipe.shards.tar import read_fully
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,6 @@ Memory = NDArray[np.uint8]
 
 class ShardReader:
     """Reads the encoded samples of an index. Thread-safe: threads read in parallel."""
-
-    pause_us = 0
-    """Microseconds to wait before each read: benchmarks simulate slow storage with it."""
 
     def __init__(self, index: Index, open_files: int | None = None) -> None:
         """`open_files`: shards that may be open at once; None: half of the descriptors that this process may have."""
@@ -59,7 +56,6 @@ class ShardReader:
                 if descriptor < 0:  # once more, for the error
                     os.close(os.open(index.shards[shard], os.O_RDONLY | os.O_CLOEXEC))
                     raise OSError(errno.EAGAIN, "it could not be opened, and now can; try again")
-                self._pause()
                 got = read_fully(descriptor, data.data, offset)
                 status = os.fstat(descriptor)
         except OSError as error:
@@ -93,23 +89,28 @@ class ShardReader:
         read = _read_rows_in_python if loop is None else loop.read_rows
         with self._descriptors.held(shards.tolist()) as descriptors:
             files = np.array(descriptors, dtype=np.int32)
-            read(files, file_of, offset, size, start, memory, self.pause_us, self._stop, got, stamp)
+            read(files, file_of, offset, size, start, memory, int(1e6 * SlowStorage.seconds), self._stop, got, stamp)
         unchanged = (stamp == self._stamps[shards]).all(axis=1)
         there: NDArray[np.bool_] = (got == size) & unchanged[file_of]
         return there
 
-    def stop(self) -> None:
-        """Let each `read_rows` that runs end after the read that it is at."""
+    @property
+    def stopped(self) -> bool:
+        """Whether reads are to end: what is not there yet will not come."""
+        return bool(self._stop[0])
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Meanwhile let each `read_rows` end after the read that it is at."""
         self._stop[0] = 1
+        try:
+            yield
+        finally:
+            self._stop[0] = 0
 
     def close(self) -> None:
         """Close all files that nobody reads. Reading opens them again."""
         self._descriptors.close()
-        self._stop[0] = 0
-
-    def _pause(self) -> None:
-        if self.pause_us:
-            time.sleep(self.pause_us / 1e6)
 
 
 @cache
@@ -142,8 +143,6 @@ def _read_rows_in_python(
     for i, (file, at, length, to) in enumerate(rows):
         if stop[0]:
             break
-        if pause_us:
-            time.sleep(pause_us / 1e6)
         try:
             got[i] = read_fully(descriptors[file], memory.data[to : to + length], at)
         except OSError:

@@ -1,4 +1,4 @@
-"""Open shards: one descriptor each, shared by all threads that read, within a limit."""
+"""Open files: one descriptor for each shard, shared by all threads that read, within a limit; and reading from them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,33 @@ MAX_OPEN = 1024
 """Descriptors kept open where the process may have many."""
 
 
+class SlowStorage:
+    """A wait before each read and each opening of a file: benchmarks simulate slow storage with it."""
+
+    seconds = 0.0
+
+    @classmethod
+    def wait(cls) -> None:
+        """Wait, where storage is to be slow."""
+        if cls.seconds:
+            time.sleep(cls.seconds)
+
+
 def descriptor_limit() -> int:
     """Descriptors that shards may take: half of what this process may open, at most MAX_OPEN."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_OPEN if soft == resource.RLIM_INFINITY else max(1, min(soft // 2, MAX_OPEN))
+
+
+def read_fully(descriptor: int, into: memoryview, offset: int) -> int:
+    """Fill `into` with the bytes of a file at `offset`; return their number, which is smaller only at the file's end."""
+    SlowStorage.wait()
+    done = os.preadv(descriptor, [into], offset)
+    if done == len(into):
+        return done
+    while 0 < done < len(into) and (got := os.preadv(descriptor, [into[done:]], offset + done)):
+        done += got
+    return done
 
 
 @dataclass
@@ -31,9 +54,6 @@ class _Entry:
 
 class Descriptors:
     """Descriptors by shard. A shard is open while somebody holds it, and afterwards until its place is needed."""
-
-    pause_s = 0.0
-    """Seconds to wait before a shard is opened: benchmarks simulate slow storage with it."""
 
     def __init__(self, paths: Sequence[Path], limit: int | None = None) -> None:
         self._paths = paths
@@ -81,8 +101,7 @@ class Descriptors:
         return found
 
     def _try_open(self, shard: int) -> int:
-        if self.pause_s:
-            time.sleep(self.pause_s)
+        SlowStorage.wait()
         try:
             return os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
