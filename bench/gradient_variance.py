@@ -4,8 +4,8 @@
 
 For B pairs with K weights each the trace of the gradient's covariance is s_pair/B + (s_lam + s_both)/(B*K) with independent
 weights: K shrinks the part that comes from the weights alone. Measured here on the demo's network after a short training, its
-batch statistics frozen (so that a gradient is a mean over rows), on generated shapes: P sets of pairs with W draws of weights
-each. "weights" is the variance between draws for the same pairs, "all" that between draws of both.
+batch statistics frozen (so that a gradient is a mean over rows), on generated shapes: --sets of pairs with --draws of weights each.
+"weights" is the variance between draws for the same pairs, "all" that between draws of both.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from harness import parser, report
 from multimix_pipe import MultiMix, MultiMixLoss, mix_batch
-from multimix_pipe.benchmark.harness import parser, report
 from multimix_pipe.cli.demo.net import small_net
 from multimix_pipe.cli.demo.shapes import OUTLINES, draw_shape
 from multimix_pipe.plan import draw_mixing
@@ -78,11 +78,7 @@ def variances(of_sets: list[Tensor]) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--sets", type=int, default=20, help="P, sets of pairs")
-    arguments.add_argument("--draws", type=int, default=6, help="W, draws of weights for each")
-    arguments.add_argument("--train-steps", type=int, default=150)
-    args = arguments.parse_args()
+    args = parser(__doc__, sets=20, draws=6, train_steps=150).parse_args()
     images, labels = shapes()
     net = trained(images, labels, args.train_steps)
     results: dict[str, dict[str, float]] = {}
@@ -95,7 +91,7 @@ def main() -> None:
     for name, found in results.items():
         print(f"{name:16} weights {found['weights'] / one['weights']:6.3f}   all {found['all'] / one['all']:6.3f}")
     print(f"at K=1 the weights alone make {one['weights'] / one['all']:.0%} of all")
-    report(__doc__.splitlines()[0], {"pairs": PAIRS, "variance": results}, args.json)
+    report(__doc__, {"pairs": PAIRS, "variance": results}, args.json)
 
 
 if __name__ == "__main__":

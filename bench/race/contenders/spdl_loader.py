@@ -16,31 +16,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import spdl.io
 import torch
+from spdl.pipeline import PipelineBuilder
 
-from multimix_pipe.benchmark.contenders.crops import random_window
-from multimix_pipe.benchmark.contenders.mixing import mix, normalise
-from multimix_pipe.benchmark.contenders.webdataset_source import image_and_class
-from multimix_pipe.benchmark.setting import Setting
-
-TITLE = "SPDL pipeline, mixed in torch"
-NEEDS = ("spdl",)
-MIXES = None
+from race.contenders.steps import mix, normalise, random_window
+from race.contenders.webdataset_loaders import image_and_class
+from race.setting import Setting
 
 PREFETCH = 3
 """Batches in the sink: the number of SPDL's own examples."""
 
 
-def queued(setting: Setting) -> int:
-    """The sink, a batch in each stage and its queue, and decoded images that wait for their batch."""
-    return PREFETCH + 5
-
-
 def batches(setting: Setting) -> Iterator[object]:
     """Endless (images, targets)."""
-    import spdl.io
-    from spdl.pipeline import PipelineBuilder
-
     draw = np.random.default_rng(0)
     algorithm = "bilinear" if setting.antialias else "fast_bilinear"
 
@@ -78,14 +67,12 @@ def batches(setting: Setting) -> Iterator[object]:
 
 def _samples(setting: Setting) -> Iterator[tuple[Any, int]]:
     """Endless (encoded image, class id)."""
-    from spdl.io import iter_tarfile
-
     shuffle = np.random.default_rng(1)
     label = setting.label.partition(":")[0]
     while True:
         for position in shuffle.permutation(len(setting.shards)):
             with open(setting.shards[position], "rb") as file:
-                members = iter_tarfile(file.read())
+                members = spdl.io.iter_tarfile(file.read())
             samples: dict[str, dict[str, Any]] = {}
             for name, content in members:
                 folder, _, base = name.rpartition("/")

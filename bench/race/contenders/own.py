@@ -1,19 +1,28 @@
-"""This package's loader as a contender."""
+"""This package's loader, one contender for each backend. A bad sample is replaced by another one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import chain, repeat
 from typing import cast
 
-from multimix_pipe import Loader, MultiMix, TrainTransform, open_loader
-from multimix_pipe.benchmark.setting import ALPHA, RATIO, SCALE, Setting
+from harness import forever
+from multimix_pipe import MultiMix, TrainTransform, open_loader
 from multimix_pipe.config import Backend, DType
+from race.setting import ALPHA, RATIO, SCALE, Setting
 
 
-def own_batches(setting: Setting, backend: Backend) -> Iterator[object]:
-    """Endless batches of `backend`; a bad sample is replaced by another one."""
-    loader: Loader = open_loader(
+def dali_batches(setting: Setting) -> Iterator[object]:
+    """Endless batches of backend="dali"."""
+    return _batches(setting, "dali")
+
+
+def torch_batches(setting: Setting) -> Iterator[object]:
+    """Endless batches of backend="torch"."""
+    return _batches(setting, "torch")
+
+
+def _batches(setting: Setting, backend: Backend) -> Iterator[object]:
+    loader = open_loader(
         list(setting.shards),
         batch_size=setting.batch_size,
         num_classes=setting.num_classes,
@@ -28,4 +37,4 @@ def own_batches(setting: Setting, backend: Backend) -> Iterator[object]:
         num_threads=setting.threads,
         label=setting.label,
     )
-    return chain.from_iterable(repeat(loader))
+    return forever(loader)

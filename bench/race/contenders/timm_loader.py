@@ -20,28 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from timm.data import FastCollateMixup, create_dataset, create_loader
 
-from multimix_pipe.benchmark.setting import ALPHA, RATIO, SCALE, Setting
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
+from race.setting import ALPHA, RATIO, SCALE, Setting
 
-TITLE = "timm create_loader and Mixup"
-NEEDS = ("timm", "torchvision", "webdataset")
-MIXES = (None, 1)
-
-PREFETCH = 2
-"""Batches that each DataLoader worker keeps ready: the DataLoader's own default."""
 ENDLESS = 10**12
-
-
-def queued(setting: Setting) -> int:
-    """What the workers keep ready, and the batch that timm's prefetcher holds."""
-    return PREFETCH * setting.threads + 1
 
 
 def batches(setting: Setting) -> Iterator[object]:
     """Endless (images, targets)."""
-    from timm.data import FastCollateMixup, create_dataset, create_loader
-
     device = torch.device(setting.device)
     mixup = FastCollateMixup(mixup_alpha=ALPHA, label_smoothing=0.0, num_classes=setting.num_classes)
     key = setting.label.partition(":")[2]

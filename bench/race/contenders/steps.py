@@ -1,14 +1,16 @@
-"""What peers have in common after their loader: normalising and mixing a batch in plain torch, as people write it."""
+"""Steps that several peers need: a random window, normalising and mixing a batch in plain torch, as people write them."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from multimix_pipe.benchmark.setting import ALPHA, Setting
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
+from race.setting import ALPHA, RATIO, SCALE, Setting
 
 
 def mix(images: Tensor, labels: Tensor, setting: Setting, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -42,3 +44,20 @@ def normalise(images: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).mul_(255).view(3, 1, 1)
     return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+
+
+def random_window(width: int, height: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
+    """torchvision's RandomResizedCrop for those that do without torchvision: a window (x, y, width, height).
+
+    width, height: of the image, in pixels. Ten tries, else the largest centred window.
+    """
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for _ in range(10):
+        area = width * height * draw.uniform(*SCALE)
+        ratio = math.exp(draw.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(draw.integers(width - w + 1)), int(draw.integers(height - h + 1)), w, h
+    w = min(width, round(height * RATIO[1]))
+    h = min(height, round(width / RATIO[0]))
+    return (width - w) // 2, (height - h) // 2, w, h

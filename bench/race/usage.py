@@ -18,7 +18,7 @@ def cpu_seconds(group: int) -> float | None:
 
 
 def memory_bytes(group: int) -> int | None:
-    """Resident memory of all processes of a group; pages that they share count once. None where it cannot be known."""
+    """Resident memory of all processes of a group; pages that they share count once. None if it cannot be known."""
     total = 0
     for pid, _ in _processes(group):
         try:

@@ -1,4 +1,4 @@
-"""Contenders in turn, each in a process of its own that stands still while it is another one's turn.
+"""Contenders in turn, each in a process of its own that stands still while another one has its turn.
 
 A contender that is missing, fails, dies or hangs gives a row that says so, and the others go on.
 """
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -24,14 +24,16 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from multimix_pipe.benchmark.setting import Setting
-from multimix_pipe.benchmark.usage import memory_bytes
+from race.contenders import Contender
+from race.setting import Setting
+from race.usage import memory_bytes
 
 logger = logging.getLogger("multimix_pipe")
 
 Status = Literal["ok", "missing", "cannot", "failed"]
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+_PATHS = [str(parent) for parent in Path(__file__).resolve().parents[1:3]]
+"""bench/, and the root, where the package need not be installed."""
 
 
 @dataclass
@@ -43,13 +45,13 @@ class Row:
     k: int | None
     status: Status = "ok"
     message: str = ""
-    """Why there are no figures, or not all; empty where status is "ok"."""
+    """Why there are no figures, or not all; empty if status is "ok"."""
     rates: list[float] = field(default_factory=list)
     """Decoded images a second: pairs a second."""
     cpu_seconds: list[float] = field(default_factory=list)
-    """CPU time of the contender's processes for 1,000 images; empty where it is not known."""
+    """CPU time of the contender's processes for 1,000 images; empty if it is not known."""
     memory: int = 0
-    """Most bytes that its processes held at the end of a turn; 0 where it is not known."""
+    """Most bytes that its processes held at the end of a turn; 0 if it is not known."""
 
     @property
     def rate(self) -> float:
@@ -58,37 +60,35 @@ class Row:
 
 
 def race(
-    contenders: Mapping[str, str],
+    contenders: Mapping[str, Contender],
     settings: Sequence[Setting],
     *,
     seconds: float,
     rounds: int,
     limit: float = 120.0,
-    progress: bool = True,
 ) -> list[Row]:
     """Run each contender in each setting, all of them in turn, round after round.
 
     Args:
-        contenders: name -> path of the module.
+        contenders: by name.
         settings: the work; all of these run against each other and are in memory together.
         seconds: length of a turn, at least.
         rounds: turns of each, after one that does not count.
         limit: seconds after which a contender that does not answer, beyond the length of its turn, is given up.
-        progress: show a bar.
 
     Returns a row for each contender and setting, by setting, in the order given.
     """
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="multimix_bench_")))
         total = len(settings) * len(contenders) * (rounds + 2)
-        bar = stack.enter_context(tqdm(total=total, unit="turn", disable=None if progress else True, leave=False))
+        bar = stack.enter_context(tqdm(total=total, unit="turn", disable=None, leave=False))  # none in a log
         processes: list[_Process] = []
         for setting in settings:
-            for name, path in contenders.items():
+            for name, contender in contenders.items():
                 bar.set_description(name)
-                row = Row(name, name, setting.k)
+                row = Row(name, contender.title, setting.k)
                 process = stack.enter_context(_Process(row, logs / f"{len(processes)}.log"))
-                process.start(path, setting, limit)
+                process.start(contender, setting, limit)
                 processes.append(process)
                 bar.update()
         for turn in range(rounds + 1):
@@ -105,15 +105,15 @@ class _Process:
     def __init__(self, row: Row, log: Path) -> None:
         self.row = row
         self._log = log
-        root = os.pathsep.join(filter(None, [str(_PACKAGE_ROOT), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [*_PATHS, os.environ.get("PYTHONPATH")]))
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "multimix_pipe.benchmark.worker"],
+                [sys.executable, "-m", "race.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 # what a contender leaves behind goes with the logs
-                env={**os.environ, "PYTHONPATH": root, "TMPDIR": str(log.parent)},
+                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},
             )
 
     def __enter__(self) -> _Process:
@@ -124,13 +124,12 @@ class _Process:
     ) -> None:
         self._end()
 
-    def start(self, contender: str, setting: Setting, limit: float) -> None:
+    def start(self, contender: Contender, setting: Setting, limit: float) -> None:
         """Wait until the contender is warm, then pause it."""
-        answer = self._ask({"contender": contender, "setting": setting.to_json()}, limit)
-        self.row.title = answer.get("ready", answer.get("title", self.row.title))
+        self._ask({"contender": asdict(contender), "setting": setting.to_json()}, limit)
 
     def take_turn(self, seconds: float, limit: float, *, counts: bool) -> None:
-        """Let the contender run for so long; nothing where it failed before."""
+        """Let the contender run for so long; nothing if it failed before."""
         if self.row.status != "ok":
             return
         self._signal(signal.SIGCONT)
@@ -142,7 +141,7 @@ class _Process:
             self.row.memory = max(self.row.memory, memory_bytes(self._process.pid) or 0)
 
     def _ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
-        """Send a line; the answer. What is no answer, or a refusal, goes to the row, and the process ends."""
+        """Send a line and return the answer. No answer, or a refusal, goes to the row, and the process ends."""
         try:
             answer = self._exchange(question, limit)
         except _NoAnswerError as error:
@@ -159,7 +158,7 @@ class _Process:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         deadline = time.monotonic() + limit
-        with suppress(BrokenPipeError):  # it is dead: how it died is told below
+        with suppress(BrokenPipeError):  # it is dead: how it died is reported below
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         line = b""

@@ -1,6 +1,6 @@
 """FFCV: its own file, written once before the measurement, and its compiled pipeline, as its documentation sets it up.
 
-The file keeps the shards' JPEGs (see `ffcv_file`): no raw pixels, no smaller images, so that FFCV decodes what the others
+The file keeps the shards' JPEGs as they are: no raw pixels, no smaller images, so that FFCV decodes what the others
 decode. It is read through the page cache (`os_cache`) in random order. K = 1 is FFCV's own ImageMixup and LabelMixup with a
 weight for each row, on uint8; the partner is the row before. More are mixed in torch. On a GPU uint8 batches are sent by
 `ToDevice` and normalised in torch: FFCV's NormalizeImage needs cupy there; that route has not run yet.
@@ -18,6 +18,8 @@ Tried: uint8 out of FFCV and normalising in torch, and 2 batches ahead, made no 
 
 from __future__ import annotations
 
+import io
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,37 +27,39 @@ from typing import Any
 
 import numpy as np
 import torch
+from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.transforms import (
+    ImageMixup,
+    LabelMixup,
+    MixupToOneHot,
+    NormalizeImage,
+    RandomHorizontalFlip,
+    ToDevice,
+    ToTensor,
+    ToTorchImage,
+)
+from ffcv.writer import DatasetWriter
+from PIL import Image
 
-from multimix_pipe.benchmark.contenders.mixing import mix, normalise
-from multimix_pipe.benchmark.setting import ALPHA, RATIO, SCALE, Setting
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
-from multimix_pipe.shards import open_index
-
-TITLE = "FFCV, mixed in torch"
-NEEDS = ("ffcv",)
-MIXES = None
+from multimix_pipe.shards.index import Index, open_index
+from race.contenders.steps import mix, normalise
+from race.setting import ALPHA, RATIO, SCALE, Setting
 
 PREFETCH = 3
 """Batches that FFCV makes in advance: its own default."""
 EPOCH = 2**20
 
 
-def queued(setting: Setting) -> int:
-    """FFCV's queue, and the batch that waits to enter it."""
-    return PREFETCH + 1
-
-
 def batches(setting: Setting) -> Iterator[object]:
     """Endless (images, targets)."""
-    from ffcv.loader import Loader, OrderOption
-
-    from multimix_pipe.benchmark.contenders.ffcv_file import EncodedImage, write_file
-
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "samples.beton")
         index = open_index(list(setting.shards), label=setting.label, progress=False)
-        write_file(index, file, setting.threads)
+        _write_file(index, file, setting.threads)
         samples = np.arange(np.count_nonzero(index.problem == 0), dtype=np.uint64)
         loader = Loader(
             str(file),
@@ -81,9 +85,6 @@ def batches(setting: Setting) -> Iterator[object]:
 
 
 def _images(setting: Setting) -> list[Any]:
-    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
-    from ffcv.transforms import ImageMixup, NormalizeImage, RandomHorizontalFlip, ToDevice, ToTensor, ToTorchImage
-
     size = (setting.size, setting.size)
     steps = [RandomResizedCropRGBImageDecoder(size, scale=SCALE, ratio=RATIO), RandomHorizontalFlip()]
     if setting.k == 1:
@@ -95,10 +96,47 @@ def _images(setting: Setting) -> list[Any]:
 
 
 def _labels(setting: Setting) -> list[Any]:
-    from ffcv.fields.decoders import IntDecoder
-    from ffcv.transforms import LabelMixup, MixupToOneHot, ToDevice, ToTensor
-
     mixed = setting.k == 1
     steps = [IntDecoder(), *([LabelMixup(alpha=ALPHA, same_lambda=False)] if mixed else []), ToTensor()]
     steps += [] if setting.device == "cpu" else [ToDevice(torch.device(setting.device))]
     return [*steps, *([MixupToOneHot(setting.num_classes)] if mixed else [])]
+
+
+class EncodedImage(RGBImageField):  # type: ignore[misc]
+    """An image given as its file's bytes: a JPEG of RGB or grey is stored as it is; FFCV's field would encode it anew.
+
+    All else is encoded as the JPEG that FFCV's field makes of it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_mode="jpg")
+
+    def encode(self, destination: Any, image: bytes, malloc: Any) -> None:
+        """Write one image: its place and size to `destination`, its bytes to what `malloc` gives."""
+        with Image.open(io.BytesIO(image)) as picture:
+            if picture.format != "JPEG" or picture.mode not in ("RGB", "L"):
+                super().encode(destination, np.array(picture.convert("RGB")), malloc)
+                return
+            width, height = picture.size
+        destination["mode"], destination["width"], destination["height"] = 0, width, height
+        destination["data_ptr"], storage = malloc(len(image))
+        storage[:] = np.frombuffer(image, dtype=np.uint8)
+
+
+class _Samples:
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, i: int) -> tuple[bytes, int]:
+        index = self._index
+        with open(index.shards[index.shard[i]], "rb") as file:
+            return os.pread(file.fileno(), int(index.size[i]), int(index.offset[i])), int(index.label[i])
+
+
+def _write_file(index: Index, target: Path, workers: int) -> None:
+    """Write all samples of `index` that have no problem, as the fields `image` and `label`."""
+    writer = DatasetWriter(str(target), {"image": EncodedImage(), "label": IntField()}, num_workers=workers)
+    writer.from_indexed_dataset(_Samples(index), indices=np.flatnonzero(index.problem == 0).tolist())

@@ -22,10 +22,10 @@ class Setting:
     """
 
     shards: tuple[str, ...]
-    """Paths of tars, at least one; their order is free, and so is the samples'."""
+    """Paths of tars, at least one; their order is free, and so is that of the samples."""
     num_classes: int
     batch_size: int
-    """B, images decoded a batch."""
+    """B, images decoded per batch."""
     k: int | None
     """Weights of each pair; None: no mixing."""
     threads: int
@@ -34,9 +34,9 @@ class Setting:
     antialias: bool = True
     """Whether the resize is bilinear with antialias, as Pillow's and torchvision's, or plain linear interpolation."""
     device: str = "cpu"
-    """Where the batches are to be: "cpu", "cuda" or "cuda:N"."""
+    """Where the batches must be: "cpu", "cuda" or "cuda:N"."""
     dtype: str = "float32"
-    """Of the images."""
+    """Type of the images."""
     label: str = "cls"
     """Extension of the member that holds the class id, in ASCII; or "json:KEY"."""
 

@@ -1,9 +1,9 @@
-"""The process of one contender: `python -m multimix_pipe.benchmark.worker`, started and told what to do by `runner`.
+"""The process of one contender: `python -m race.worker`, started and told what to do by `runner`.
 
 Lines of JSON come in on stdin and go out on what was stdout; all else that is printed goes to stderr. The first line names the
-contender's module and the setting, and is answered when the contender is warm; each further line asks for one turn:
+contender and the setting, and is answered when the contender is warm; each further line asks for one turn:
 
-    {"contender": "multimix_pipe.benchmark.contenders.own_torch", "setting": {...}}  ->  {"ready": TITLE}
+    {"contender": {"batches": "race.contenders.own:torch_batches", ...}, "setting": {...}}  ->  {"ready": true}
     {"seconds": 5.0}                                            ->  {"images": 3456, "seconds": 5.1, "cpu_seconds": 9.8}
 
 or, and then the process ends, with {"missing": ...}, {"cannot": ...} or {"failed": ...}, each a sentence.
@@ -22,9 +22,9 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-from multimix_pipe.benchmark.contenders import INSTALL, Contender, load_contender, queued
-from multimix_pipe.benchmark.setting import Setting
-from multimix_pipe.benchmark.usage import cpu_seconds
+from race.contenders import INSTALL, Contender
+from race.setting import Setting
+from race.usage import cpu_seconds
 
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 
@@ -32,18 +32,21 @@ _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 def main() -> None:
     """Answer the lines of stdin until they end."""
     os.setpgrp()  # the runner pauses, measures and ends this process together with those that it starts
-    _end_with_the_runner()
+    if sys.platform == "linux":  # a runner that is killed cannot end a process that stands still or hangs
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     first = json.loads(sys.stdin.readline())
-    setting = Setting.from_json(first["setting"])
+    contender, setting = Contender(**first["contender"]), Setting.from_json(first["setting"])
     try:
-        contender = load_contender(first["contender"])
-        answer = _refusal(contender, setting)
+        answer: dict[str, Any] | None = _refusal(contender, setting)
         if answer is None:
-            batches = contender.batches(setting)
-            _warm_up(contender, batches, setting)
-            answer = {"ready": contender.TITLE}
+            batches = contender.load()(setting)
+            _check(next(batches), setting)
+            per_thread, more = contender.queued
+            for _ in range(per_thread * setting.threads + more):
+                next(batches)
+            answer = {"ready": True}
         print(json.dumps(answer), file=answers)
         while "ready" in answer and (line := sys.stdin.readline()):
             print(json.dumps(_turn(batches, setting, json.loads(line)["seconds"])), file=answers)
@@ -52,41 +55,29 @@ def main() -> None:
         print(json.dumps({"failed": _in_a_line(error)}), file=answers)
     finally:
         sys.stderr.flush()
-        # not by way of threads and processes of the contender, that may take their time, or crash
+        # not by way of threads and processes of the contender, which may take their time, or crash
         os._exit(0)
 
 
-def _end_with_the_runner() -> None:
-    """A runner that is killed ends nothing by itself, and this process may stand still or hang."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _refusal(contender: Contender, setting: Setting) -> dict[str, str] | None:
-    for name in contender.NEEDS:
+    for name in contender.needs:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # it is there, and what it needs is not
             how = f"; {INSTALL[name]}" if name in INSTALL else ""
-            return {"title": contender.TITLE, "missing": f"{name} is not installed{how}"}
-    if contender.MIXES is not None and setting.k not in contender.MIXES:
-        can = ", ".join("no mixing" if k is None else f"K = {k}" for k in contender.MIXES)
-        return {"title": contender.TITLE, "cannot": f"it does {can} only"}
+            return {"missing": f"{name} is not installed{how}"}
+    if contender.mixes is not None and setting.k not in contender.mixes:
+        can = ", ".join("no mixing" if k is None else f"K = {k}" for k in contender.mixes)
+        return {"cannot": f"it does {can} only"}
     return None
-
-
-def _warm_up(contender: Contender, batches: Iterator[Any], setting: Setting) -> None:
-    _check(next(batches), setting)
-    for _ in range(queued(contender, setting)):
-        next(batches)
 
 
 def _turn(batches: Iterator[Any], setting: Setting, at_least: float) -> dict[str, float | None]:
     """Take batches for `at_least` so many seconds, after a few that do not count.
 
-    Loaders with worker processes hand out their batches in rounds, one of each worker: a turn is whole rounds.
+    Loaders with worker processes return their batches in rounds, one from each worker: a turn is whole rounds.
     """
     for _ in range(setting.threads):
         next(batches)
@@ -110,7 +101,7 @@ def _now(setting: Setting) -> float:
 
 
 def _check(batch: Any, setting: Setting) -> None:
-    """Raise ValueError where a contender does other work than it was asked for."""
+    """Raise ValueError if a contender does other work than it was asked for."""
     import torch
 
     images, targets = batch
@@ -132,7 +123,7 @@ def _check(batch: Any, setting: Setting) -> None:
 
 
 def _in_a_line(error: Exception) -> str:
-    """The last line of a message that has several, as of a DataLoader's worker: it is the error there."""
+    """The last line of a message that has several, such as the one of a DataLoader's worker: it is the error there."""
     if isinstance(error, StopIteration):
         return "it ran out of batches"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

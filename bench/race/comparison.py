@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from PIL import Image
+from harness import Bar, draw_bars, machine_line, ratio
+from race.contenders import OURS
+from race.runner import Row
+from race.setting import Setting
 
-from multimix_pipe.benchmark.chart import Bar, Group, draw_bars
-from multimix_pipe.benchmark.contenders import OURS
-from multimix_pipe.benchmark.harness import machine_line, ratio
-from multimix_pipe.benchmark.runner import Row
-from multimix_pipe.benchmark.setting import Setting
-
-HEADINGS = ("", "images/s", "lowest .. highest", "rows/s", "ratio", "CPU s/1,000", "memory")
+HEADINGS = ("images/s", "lowest .. highest", "rows/s", "ratio", "CPU s/1,000", "memory")
 
 
 def k_name(k: int | None) -> str:
@@ -32,29 +30,27 @@ def by_k(rows: Sequence[Row]) -> dict[int | None, list[Row]]:
 
 
 def reference_of(group: Sequence[Row], peer: str | None) -> Row | None:
-    """Whom the ratios of one K are to: `peer`, or the faster one of this package; None where it has no figures."""
+    """What the ratios of one K are to: `peer`, or the faster one of this package; None if it has no figures."""
     wanted = OURS if peer is None else (peer,)
     return next((row for row in group if row.name in wanted and row.status == "ok"), None)
 
 
 def ratio_of(row: Row, reference: Row | None) -> float | None:
-    """Median of the ratios within a round; None where either has no figures."""
+    """Median of the ratios within a round; None if either has no figures."""
     return None if reference is None or row.status != "ok" else ratio(row.rates, reference.rates)
 
 
 def table(rows: Sequence[Row], peer: str | None = None) -> str:
     """A block for each K. A contender without figures has the reason in their place."""
-    groups = by_k(rows)
     width = max(len(row.title) for row in rows) + 2
     layout = f"{{:{width}}}{{:>10}}  {{:>19}}{{:>10}}{{:>8}}{{:>13}}{{:>10}}"
     blocks = []
-    for k, group in groups.items():
+    for k, group in by_k(rows).items():
         reference = reference_of(group, peer)
-        lines = [layout.format(k_name(k), *HEADINGS[1:])]
+        lines = [layout.format(k_name(k), *HEADINGS)]
         for row in group:
-            lines.append(
-                layout.format(row.title, *_cells(row, reference)) if row.status == "ok" else _reason(row, width)
-            )
+            reason = f"{row.title:{width}}{row.status}: {row.message}"
+            lines.append(layout.format(row.title, *_cells(row, reference)) if row.status == "ok" else reason)
         if reference is not None:
             lines.append(f"ratio: to {reference.title}, in the same round")
         blocks.append("\n".join(line.rstrip() for line in lines))
@@ -71,10 +67,6 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
         f"{median(row.cpu_seconds):.2f}" if row.cpu_seconds else "-",
         f"{row.memory / 1e6:,.0f} MB" if row.memory else "-",
     ]
-
-
-def _reason(row: Row, width: int) -> str:
-    return f"{row.title:{width}}{row.status}: {row.message}"
 
 
 def summary(rows: Sequence[Row], settings: Sequence[Setting], peer: str | None = None) -> dict[str, Any]:
@@ -102,18 +94,16 @@ def _as_json(row: Row, reference: Row | None) -> dict[str, Any]:
     return {**asdict(row), **figures}
 
 
-def chart(question: str, about: str, rows: Sequence[Row], peer: str | None = None) -> Image.Image:
-    """A group of bars for each K; `about` is a line on data and settings."""
-    groups = []
+def chart(path: Path, question: str, about: str, rows: Sequence[Row], peer: str | None = None) -> None:
+    """Draw a panel of bars for each K into the picture `path`; `about` is a line on data and settings."""
+    groups = {}
     for k, group in by_k(rows).items():
         reference = reference_of(group, peer)
-        bars = []
-        for row in group:
-            of = ratio_of(row, reference)
-            note = "" if of is None else f"{of:.2f} x"
-            if row.status == "ok":
-                bars.append(Bar(row.title, row.rates, note, own=row.name in OURS))
-            else:
-                bars.append(Bar(row.title, (), f"{row.status}: {row.message}"))
-        groups.append(Group(k_name(k), bars))
-    return draw_bars(question, [about, machine_line()], groups, "decoded images a second: median, lowest to highest")
+        groups[k_name(k)] = [_bar(row, ratio_of(row, reference)) for row in group]
+    draw_bars(path, question, [about, machine_line()], groups, "decoded images a second: median, lowest to highest")
+
+
+def _bar(row: Row, of: float | None) -> Bar:
+    if row.status != "ok":
+        return Bar(row.title, (), f"{row.status}: {row.message}")
+    return Bar(row.title, row.rates, "" if of is None else f"{of:.2f} x", own=row.name in OURS)
