@@ -20,6 +20,7 @@ from multimix_pipe.dali.executor import DaliExecutor
 from multimix_pipe.loader import Loader
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.runtime.context import ExecutedStep
 from multimix_pipe.runtime.mix_stage import HostMixStage
 
 RESAMPLERS = {"antialias": True, "no antialias": False}
@@ -29,8 +30,8 @@ KINDS = [("dali", "pixels"), ("dali", "K = 5"), ("torch", "pixels"), ("torch", "
 class PixelsOnly(HostMixStage):
     """Hands out what a backend has decoded."""
 
-    def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
-        return pixels
+    def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
+        return ExecutedStep(step, pixels, self._context.tensors(step))
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
             ).context
             stage = PixelsOnly(context) if rows == "pixels" else None
             in_graph = kind == "dali in graph"
-            executor = DaliExecutor(context, stage, resizes=True) if in_graph else make_executor(context, stage)
+            executor = DaliExecutor(context, stage, ends="pixels") if in_graph else make_executor(context, stage)
             loader = Loader(context, executor)
             batches = forever(loader)
             for _ in islice(batches, len(loader)):  # the first epoch

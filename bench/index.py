@@ -9,7 +9,6 @@ process for each round.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -19,8 +18,9 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,14 +70,9 @@ def main() -> None:
 
 def why_no_peer() -> dict[str, str]:
     """The peer, and why it cannot run here; empty if it can."""
-    try:
-        import wds2idx  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError as error:
-        return {PEER: f"{error}; it comes with nvidia-dali-cuda120 or -cuda130"}
+    if find_spec("wds2idx") is None:
+        return {PEER: "not installed; it comes with nvidia-dali-cuda120 or -cuda130"}
     return {} if shutil.which("tar") else {PEER: "there is no tar on the PATH"}
-
-
-# building
 
 
 def building(shards: tuple[Path, ...], rounds: int, *, with_peer: bool) -> Figures:
@@ -95,8 +90,12 @@ def building(shards: tuple[Path, ...], rounds: int, *, with_peer: bool) -> Figur
         return samples / taken
 
     contenders = {name: partial(samples_a_second, name) for name in work}
-    with one_core():
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
         return in_turn(contenders, unit="samples/s", peer=[*work][-1], rounds=rounds)
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def run_ours(shards: tuple[Path, ...], out: Path) -> None:
@@ -106,26 +105,12 @@ def run_ours(shards: tuple[Path, ...], out: Path) -> None:
 
 def run_wds2idx(shards: tuple[Path, ...], out: Path) -> None:
     """As its command does, less the start of Python for each shard."""
-    import wds2idx
+    import wds2idx  # type: ignore[import-untyped]
 
     for shard in shards:
         creator = wds2idx.IndexCreator(str(shard), str(out / f"{shard.stem}.idx"), verbose=False)
         creator.create_index()
         creator.close()
-
-
-@contextlib.contextmanager
-def one_core() -> Iterator[None]:
-    """Keep this process, and those that it starts, on one core."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-# opening
 
 
 def opening(folder: Path, rounds: int) -> dict[str, Figures]:
@@ -163,9 +148,6 @@ def open_once(folder: Path) -> dict[str, dict[str, float]]:
     timed("first step", lambda: context.plan.step(0, 0, 256))
     timed("digests for a state", lambda: (context.index.fingerprint, context.plan.samples.digest))
     return {"s": times, "MB": memory}
-
-
-# what to index
 
 
 def photos() -> Path:

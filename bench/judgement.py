@@ -108,13 +108,13 @@ def _told(loader: Loader, sample: int, pixels: dict[int, torch.Tensor]) -> dict[
         )
         executor = make_executor(loader.context)
         try:
-            ((_, images),) = executor.run([step])
+            (executed,) = executor.run([step])
         except BadSampleError:
             told[name] = "index" if loader.index.problem[sample] else "bad"
         else:
             told[name] = "ok"
             if name == WINDOWS[0]:
-                pixels[sample] = images[0].clone()
+                pixels[sample] = executed.images[0].clone()
         finally:
             executor.close()
     return told

@@ -2,9 +2,9 @@
 
     python bench/mix_stage.py [--device cuda] [--dtype float16]
 
-The measure is a broadcast copy: each normalised image written K times into memory that is kept, which is what a mixing that computes
-nothing costs. Each route's rows are first compared with the reference. Times are those of one batch, a mean over --repeat calls. A
-route that cannot run on a machine is listed with the reason. Routes that were measured and not taken: bench/README.md.
+The measure is a broadcast copy: each normalised image written K times into memory that is kept, which is what a mixing that
+computes nothing costs. Each route's rows are first compared with the reference. Times are those of one batch, a mean over
+--repeat calls. A route that cannot run here is listed with the reason. Routes measured and not taken: bench/README.md.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import in_turn, parser, report, seconds
-from numpy.typing import NDArray
 from torch import Tensor
 
+from harness import in_turn, parser, report, seconds
 from multimix_pipe import MultiMix
 from multimix_pipe.config import TrainTransform, usable_cores
-from multimix_pipe.mixing import mixup
+from multimix_pipe.mixing import MixPlan, reference
 from multimix_pipe.plan import draw_mixing
-from multimix_pipe.runtime.kernels.blend import MIXERS, blend
+from multimix_pipe.runtime.kernels import blend, host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
+from multimix_pipe.runtime.tensors import MixTensors
 
 BROADCAST = "broadcast copy"
 NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)
@@ -41,8 +41,7 @@ class Problem:
 
     pixels: Sequence[Tensor]
     """Batches (B, C, H, W) uint8."""
-    partner: NDArray[np.int64]
-    lam: NDArray[np.float32]
+    plan: MixPlan
     dtype: torch.dtype
     """Of the result."""
     device: torch.device
@@ -50,15 +49,11 @@ class Problem:
     @property
     def shape(self) -> tuple[int, ...]:
         """(B, K, C, H, W), the result's."""
-        return (*self.lam.shape, *self.pixels[0].shape[1:])
+        return (*self.plan.lam.shape, *self.pixels[0].shape[1:])
 
     def result(self) -> Tensor:
         """Memory for a result, kept by the route; poisoned, so that what is not written is seen."""
         return torch.full(self.shape, torch.nan, dtype=self.dtype, device=self.device)
-
-    def decisions(self) -> tuple[Tensor, Tensor]:
-        """Partner (B,) and lam (B, K) on the device."""
-        return torch.from_numpy(self.partner).to(self.device), torch.from_numpy(self.lam).to(self.device)
 
     def difference(self, mix: Mix) -> float:
         """The largest difference of a route's rows from the reference, over a few pairs; nan if some were not written."""
@@ -66,11 +61,11 @@ class Problem:
         for i, batch in enumerate(self.pixels):
             rows = mix(i)
             for pair in {0, len(rows) // 2, len(rows) - 1}:
-                two = [pair, int(self.partner[pair])]
+                two = [pair, int(self.plan.partner[pair])]
                 images = normalised(batch[two]).cpu().numpy()
-                expected = mixup.mix_images(images, np.array([1, 0]), self.lam[two])[: self.lam.shape[1]]
+                expected = reference.mix_images(images, MixPlan(np.array([1, 0]), self.plan.lam[two]))[: self.plan.k]
                 apart = (rows[pair].cpu().float() - torch.from_numpy(expected).to(self.dtype).float()).abs().max()
-                worst = float(np.maximum(worst, apart))  # unlike max(), it keeps a nan
+                worst = float(np.maximum(worst, float(apart)))  # unlike max(), it keeps a nan
         return worst
 
 
@@ -94,12 +89,18 @@ def broadcast_copy(problem: Problem) -> Mix:
 
 
 def blend_from_pixels(problem: Problem) -> Mix:
-    """`runtime.kernels.blend`, as the loaders call it: in one pass on a CPU, after torch's operations on a GPU."""
-    out, decisions = problem.result(), problem.decisions()
-    if problem.device.type != "cpu":
-        return lambda i: blend(normalised(problem.pixels[i]), *decisions, out)
-    threads = ThreadPoolExecutor(min(MIXERS, usable_cores()))
-    return lambda i: blend(problem.pixels[i], *decisions, out, normalize=NORMALIZE, threads=threads)
+    """The blend behind a graph, as the loaders call it: in one pass on a CPU, in torch's operations on a GPU."""
+    out, mix, kernel = problem.result(), MixTensors.of(problem.plan, problem.device), host_kernel()
+    layout = NORMALIZE.layout(problem.pixels[0].shape)
+    if problem.device.type != "cpu" or kernel is None:
+        return lambda i: blend(normalised(problem.pixels[i]), mix, out, layout)
+    threads = ThreadPoolExecutor(min(kernel.MIXERS, usable_cores()))
+
+    def on_the_host(i: int) -> Tensor:
+        kernel.blend(problem.pixels[i], mix, out, layout, NORMALIZE, threads)
+        return out
+
+    return on_the_host
 
 
 def dali_operators(problem: Problem) -> Mix:
@@ -112,7 +113,7 @@ def dali_operators(problem: Problem) -> Mix:
         raise ValueError("DALI has no bfloat16")
     on_gpu = problem.device.type == "cuda"
     handed: Iterator[Any] = cycle(problem.pixels if on_gpu else [batch.numpy() for batch in problem.pixels])
-    partner, lam = problem.partner.astype(np.int32), problem.lam
+    partner, lam = problem.plan.partner.astype(np.int32), problem.plan.lam
     mean, std = NORMALIZE.mean.tolist(), (1 / NORMALIZE.scale).tolist()
     pipeline = Pipeline(
         batch_size=len(lam),
@@ -122,9 +123,9 @@ def dali_operators(problem: Problem) -> Mix:
     with pipeline:
         place = "gpu" if on_gpu else "cpu"
         pixels = fn.external_source(handed, batch=True, layout="CHW", device=place, no_copy=True)
-        drawn = [fn.external_source(lambda: partner, batch=True), fn.external_source(lambda: lam, batch=True)]
+        drawn = (fn.external_source(cycle([part]), batch=True) for part in (partner, lam))
         images = fn.crop_mirror_normalize(pixels, mean=mean, std=std, dtype=types.FLOAT)
-        mixed = stage.blend(images, *drawn, ndim=3)
+        mixed = stage.mix_images(images, stage.MixNodes(*drawn))
         pipeline.set_outputs(fn.cast(mixed, dtype=types.FLOAT16) if problem.dtype == torch.float16 else mixed)
     pipeline.build()
     kept: list[Any] = []
@@ -150,7 +151,7 @@ def main() -> None:
     batches = 4 if device.type == "cuda" else 2
     random = {"dtype": torch.uint8, "device": device, "generator": generator}
     pixels = [torch.randint(0, 256, shape, **random) for _ in range(batches)]
-    problem = Problem(pixels, *draw_mixing(MultiMix(k=args.k), 0, 0, 0, args.batch_size), dtype, device)
+    problem = Problem(pixels, draw_mixing(MultiMix(k=args.k), 0, 0, 0, args.batch_size), dtype, device)
     works = {name: route(problem) for name, route in COPIES.items()}
     apart: dict[str, float] = {}
     missing: dict[str, str] = {}

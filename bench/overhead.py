@@ -28,14 +28,10 @@ PARTS = {
     "plan": ["multimix_pipe.plan:Plan.step"],
     "reading": ["multimix_pipe.runtime.prefetcher:Prefetcher.start", "multimix_pipe.shards.reader:ShardReader.read"],
     "reading: the kernel": ["os:preadv"],
-    "header check": ["multimix_pipe.dali.executor:crc32", "multimix_pipe.dali.executor:header_problem"],
+    "header check": ["multimix_pipe.dali.decode_check:HeaderCheck.problem"],
     "feeding DALI": ["multimix_pipe.dali.graph:Graph.inputs", "nvidia.dali:Pipeline.feed_input"],
-    "targets, handing over": [
-        "multimix_pipe.loader.loader:to_device",
-        "multimix_pipe.loader.loader:mix_targets",
-        "multimix_pipe.loader.loader:Batch",
-    ],
-    "mixing": ["multimix_pipe.runtime.mix_stage:HostMixStage.finish", "multimix_pipe.runtime.kernels.fused:mix_pairs"],
+    "targets, handing over": ["multimix_pipe.loader.loader:mix_targets", "multimix_pipe.loader.loader:Batch"],
+    "mixing": ["multimix_pipe.runtime.mix_stage:HostMixStage.finish", "multimix_pipe.runtime.kernels.host:_mix_pairs"],
 }
 """Functions by part, as "module:name" in the module that calls them; none of a part calls another one."""
 MIXING, READING, KERNEL = "mixing", "reading", "reading: the kernel"

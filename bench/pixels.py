@@ -30,7 +30,7 @@ def main() -> None:
         options |= {"transform": transform, "last_batch": "partial"}
         dali, other = (open_backend(backend, k=None, **options) for backend in ("dali", "torch"))
         if in_graph:
-            dali = Loader(dali.context, DaliExecutor(dali.context, resizes=True))
+            dali = Loader(dali.context, DaliExecutor(dali.context, ends="pixels"))
         pairs = zip(dali, other, strict=True)
         every = np.concatenate([((a.images - b.images).cpu().abs() * scale).numpy().ravel() for a, b in pairs])
         name = (

@@ -1,6 +1,6 @@
 """How well is an epoch shuffled where each shard holds one class?
 
-    python bench/shuffle.py --chart shuffle.png
+    python bench/shuffle.py
 
 20 shards of 1,000 samples, a class each, as a folder of classes gives when it is packed in order. Two figures of an epoch's
 order: the share of a batch of 256 that its two most common classes have, a mean over the epoch's full batches; and Kendall's tau
@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import stats
 
 from data import kept_folder, open_backend, webdataset_reader, write_tar
-from harness import Bar, draw_bars, machine_line, parser, report
+from harness import parser, report
 from multimix_pipe import TrainTransform
 
 CLASSES, PER_CLASS, BATCH = 20, 1000, 256
@@ -119,55 +119,24 @@ CONTENDERS: dict[str, Callable[[Path, int], Order]] = {
 }
 
 
-def draw(results: dict[str, dict[str, list[float]]], random: dict[str, float], path: Path) -> None:
-    share = f"expected of a random permutation: {random['share']:.3f} (standard error {random['share_error']:.4f})"
-    expected_tau = f"expected: 0 (standard error {random['tau_error']:.4f})"
-    notes = {
-        "share": {'shuffle="global"': share, 'shuffle="window"': "one shard"},
-        "tau": {'shuffle="global"': expected_tau, 'shuffle="window"': "whole shards in random order"},
-    }
-    headings = {
-        "share": f"Share of a batch of {BATCH} that its two most common classes have",
-        "tau": "Kendall's tau between the epoch's order and the stored one, without its sign",
-    }
-    groups = {
-        heading: [
-            Bar(name, np.abs(found[figure]), notes[figure].get(name, ""), own=name.startswith("shuffle="))
-            for name, found in results.items()
-        ]
-        for figure, heading in headings.items()
-    }
-    what = f"{CLASSES} shards of {PER_CLASS:,} samples, one class each. Less is better. Blue: this package"
-    draw_bars(path, "How well is an epoch shuffled?", [what, machine_line()], groups, "share, tau")
-
-
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--chart", type=Path, help="draw the figures there too, a PNG")
-    args = arguments.parse_args()
+    args = parser(__doc__).parse_args()
     logging.getLogger("multimix_pipe").setLevel(logging.ERROR)
     folder, random = kept_folder("sorted", write_sorted_shards), expected()
     results: dict[str, dict[str, list[float]]] = {}
     for name, order_of in CONTENDERS.items():
         orders = [order_of(folder, seed) for seed in range(args.rounds)]
-        results[name] = {
-            "share": [two_commonest(order) for order in orders],
-            "tau": [tau(order) for order in orders],
-            "samples_shown": [len(np.unique(order)) for order in orders],
-        }
-        shown = results[name]
+        shares, taus = [two_commonest(order) for order in orders], [tau(order) for order in orders]
+        shown = [len(np.unique(order)) for order in orders]
+        results[name] = {"share": shares, "tau": taus, "samples_shown": shown}
         print(
-            f"{name:34} two most common classes {np.median(shown['share']):6.1%} "
-            f"({min(shown['share']):.1%} .. {max(shown['share']):.1%})   tau {np.median(shown['tau']):7.4f} "
-            f"({min(shown['tau']):.4f} .. {max(shown['tau']):.4f})   each sample once: "
-            f"{all(np.array_equal(np.sort(order), np.arange(COUNT)) for order in orders)}"
+            f"{name:34} two most common classes {np.median(shares):6.1%} ({min(shares):.1%} .. {max(shares):.1%})   "
+            f"tau {np.median(taus):7.4f} ({min(taus):.4f} .. {max(taus):.4f})   each sample once: {set(shown) == {COUNT}}"
         )
     print(
         f"a random permutation: {random['share']:.1%} +- {random['share_error']:.2%}, tau 0 +- {random['tau_error']:.4f} "
         "(standard errors of one epoch)"
     )
-    if args.chart is not None:
-        draw(results, random, args.chart)
     report(__doc__, {"expected": random, "orders": results}, args.json)
 
 

@@ -3,9 +3,10 @@
     python bench/training.py [--shards FOLDER] [--k 5]
     python bench/training.py --device cuda --network torchvision.models:resnet50 --batch-size 128 [--shards FOLDER]
 
-The same model, rows and mixing in both: a loader that costs nothing has the ratio 1. --k 0 trains without mixing. A round is --steps
-training steps of a pipeline in full run; --repeat is how often an epoch reads the shards. --network is a plain convolutional net
-whose --width sets what a step costs, or a function of a library. On a GPU bfloat16 under autocast, channels_last.
+The same model, rows and mixing in both: a loader that costs nothing has the ratio 1. --k 0 trains without mixing. A round is
+--steps training steps of a pipeline in full run; --repeat is how often an epoch reads the shards. --network is a plain
+convolutional net whose --width sets what a step costs, or a function of a library. On a GPU: bfloat16 under autocast,
+channels_last.
 """
 
 from __future__ import annotations

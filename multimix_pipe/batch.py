@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from multimix_pipe.config import MultiMix, check_int
+from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.mixing import MixPlan, MultiMix
 from multimix_pipe.plan import StepPlan, draw_mixing
-from multimix_pipe.runtime.kernels.blend import blend
-from multimix_pipe.runtime.transfer import to_device
+from multimix_pipe.runtime.kernels import Layout, blend
+from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.training.targets import mix_targets
 
 PairTargets = tuple[Tensor, Tensor, Tensor]
@@ -33,8 +33,9 @@ class Batch:
     or int64 (B,) class ids where nothing is mixed."""
     labels: Tensor
     """(B,) int64 class ids of the samples."""
-    plan: StepPlan
-    """Which samples, windows and flips these are, with `partner` (B,) and `lam` (B, K), NumPy arrays."""
+    plan: StepPlan | MixPlan
+    """Which samples, windows and flips these are, and how they are mixed, in NumPy arrays: `partner` (B,), `lam` (B, K), `method`
+    (B,), `box` (B, K, 4). From `mix_batch` and `apply_mix` the `MixPlan` alone."""
     _keys: Callable[[], list[str]] = field(repr=False)
 
     @property
@@ -75,14 +76,30 @@ class Batch:
 
 
 def mix_batch(
-    images: Tensor, labels: Tensor, mix: MultiMix, *, num_classes: int, seed: int = 0, step: int = 0
+    images: Tensor,
+    labels: Tensor,
+    mix: MultiMix,
+    *,
+    num_classes: int,
+    step: int,
+    seed: int = 0,
+    axes: Sequence[int] | None = None,
 ) -> Batch:
-    """Multi-mix on tensors of anybody's own loader.
+    """Multi-mix on the tensors of any other loader.
 
-    images (B, ...) of a floating or integer type, labels (B,) int64 in [0, num_classes), on one device. `step` must be another
-    number at each call (count steps over the whole run, and over processes): it is what the draws are keyed by, with `seed`.
-    The result's images are (B*K, ...) of the images' type, float32 where that is an integer type; its keys are the rows' numbers,
-    its plan has no windows (zeros).
+    Args:
+        images: (B, ...) of a floating or integer type.
+        labels: (B,) int64 in [0, num_classes), on the images' device.
+        mix: how to mix.
+        num_classes: width of the target rows.
+        step: the draws are keyed by (seed, step): pass a number that differs at each call, counted over the whole run and over
+            processes. A loop that passes the same number mixes alike for ever.
+        seed: 0 .. 2**64-1.
+        axes: see `apply_mix`.
+
+    Returns:
+        A batch whose images are (B*K, ...) of the images' type, float32 where that is an integer type; its keys are the rows'
+        numbers, and its plan is the `MixPlan`.
 
     >>> batch = mix_batch(torch.rand(8, 3, 4, 4), torch.arange(8), MultiMix(k=5), num_classes=10, step=0)
     >>> batch.images.shape, batch.targets.shape
@@ -90,9 +107,31 @@ def mix_batch(
     """
     if not isinstance(mix, MultiMix):
         raise ConfigError(f"mix must be a MultiMix; found {mix!r}")
-    check_int("num_classes", num_classes, 1)
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("step", step, 0)
+    size = Layout.of(images.shape[1:], axes)
+    plan = draw_mixing(mix, seed, step, 0, len(images), (size.height, size.width))
+    return apply_mix(images, labels, plan, num_classes=num_classes, axes=axes)
+
+
+def apply_mix(
+    images: Tensor, labels: Tensor, plan: MixPlan, *, num_classes: int, axes: Sequence[int] | None = None
+) -> Batch:
+    """Execute any mixing plan on tensors: what `mix_batch` is made of, for checks and studies that choose weights themselves.
+
+    Args:
+        images: (B, ...) of a floating or integer type.
+        labels: (B,) int64 in [0, num_classes), on the images' device.
+        plan: of B pairs; its weights need not be ordered.
+        num_classes: width of the target rows.
+        axes: the axes of an image (counted without the batch's) that boxes lie in: one, or two neighbours. None: the last two.
+
+    Returns:
+        As `mix_batch`. Row b*K + k is member k of pair b.
+
+    Raises ConfigError where the arguments do not fit each other.
+    """
+    check_int("num_classes", num_classes, 1)
     if images.ndim < 1 or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise ConfigError(
             "images must be (B, ...) and labels int64 (B,); "
@@ -103,13 +142,16 @@ def mix_batch(
             f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
         )
     rows, images = len(images), images.detach()
-    partner, lam = draw_mixing(mix, seed, step, 0, rows)
-    numbers = np.arange(rows, dtype=np.int64)
-    no_window, no_flip = np.zeros((rows, 4), dtype=np.float32), np.zeros(rows, dtype=np.bool_)
-    plan = StepPlan(step, 0, numbers, no_window, no_flip, partner, lam)
+    if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):
+        raise ConfigError(f"the plan must be one of {rows} pairs with partners in [0, {rows}); found {plan!r}")
     dtype = images.dtype if images.is_floating_point() else torch.float32
-    device_partner, device_lam = to_device(partner, images.device), to_device(lam, images.device)
-    out = images.new_empty((rows, mix.k, *images.shape[1:]), dtype=dtype)
-    mixed = blend(images.float(), device_partner, device_lam, out).flatten(0, 1)
-    targets = mix_targets(labels, device_partner, device_lam, num_classes)
-    return Batch(mixed, targets, labels, plan, lambda: [str(number) for number in numbers])
+    channels_last = axes is None and images.ndim == 4 and not images.is_contiguous()
+    channels_last = channels_last and images.is_contiguous(memory_format=torch.channels_last)
+    if channels_last:  # the result keeps that memory format
+        images, axes = images.permute(0, 2, 3, 1), (0, 1)
+    mix = MixTensors.of(plan, images.device)
+    out = images.new_empty((rows, plan.k, *images.shape[1:]), dtype=dtype)
+    mixed = blend(images.float(), mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
+    targets = mix_targets(labels, mix.partner, mix.lam, num_classes)
+    keys = [str(number) for number in range(rows)]
+    return Batch(mixed.permute(0, 3, 1, 2) if channels_last else mixed, targets, labels, plan, lambda: keys)

@@ -11,18 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from multimix_pipe.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-METHODS = ("mixup",)
-
-Sampling = Literal["iid", "stratified"]
-LamPer = Literal["pair", "batch"]
-Pairing = Literal["derangement", "roll", "flip"]
 Backend = Literal["auto", "dali", "torch"]
 DType = Literal["float32", "float16", "bfloat16"]
 Shuffle = Literal["global", "window", "none"]
@@ -113,57 +108,15 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class MultiMix:
-    """K ordered interpolations of each sample pair (arXiv 2406.01417).
-
-    For a pair (x, y), (x', y') with weights `lam_1 >= ... >= lam_K` drawn from Beta(alpha, alpha):
-
-        x_k = lam_k * x + (1 - lam_k) * x'        y_k = lam_k * y + (1 - lam_k) * y'
-
-    `lam` weights the row's own sample; K = 1 is plain mixup.
-
-    >>> MultiMix(k=5, alpha=1.0, sampling="stratified")
-    MultiMix(k=5, alpha=1.0, method='mixup', sampling='stratified', lam_per='pair', pairing='derangement', prob=1.0)
-    """
-
-    k: int = 5
-    """Interpolations of each pair, 1..1024."""
-    alpha: float = 1.0
-    """Both parameters of the Beta distribution, in (0, 1000]; 1 is uniform, towards 0 the weights go to the ends."""
-    method: str = "mixup"
-    """How two images become one; `MultiMix.methods()` lists the names."""
-    sampling: Sampling = "iid"
-    """"iid": K independent weights, sorted. "stratified": weight k from the k-th of K equal slices of probability."""
-    lam_per: LamPer = "pair"
-    """"pair": own weights for each pair. "batch": one set for the whole batch."""
-    pairing: Pairing = "derangement"
-    """Who is mixed with whom: a random cycle through the batch, the row before ("roll"), the batch reversed ("flip")."""
-    prob: float = 1.0
-    """Probability that a pair (with lam_per="batch": a batch) is mixed; otherwise its K weights are 1."""
-
-    def __post_init__(self) -> None:
-        check_int("MultiMix.k", self.k, 1, 1024)
-        check_number("MultiMix.alpha", self.alpha, 0.0, 1000.0, open_low=True)
-        check_choice("MultiMix.method", self.method, METHODS)
-        check_choice("MultiMix.sampling", self.sampling, get_args(Sampling))
-        check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
-        check_choice("MultiMix.pairing", self.pairing, get_args(Pairing))
-        check_number("MultiMix.prob", self.prob, 0.0, 1.0)
-        make_plain(self)
-
-    @staticmethod
-    def methods() -> tuple[str, ...]:
-        """The names that `method` takes."""
-        return METHODS
-
-
-@dataclass(frozen=True)
 class TrainTransform:
     """Random resized crop and horizontal flip, then `(pixel / 255 - mean) / std`.
 
     The crop is that of torchvision's RandomResizedCrop: ten tries of an area in `scale` (a part of the image's area) and
     an aspect ratio log-uniform in `ratio` (width over height), else the largest centred window within `ratio`.
     """
+
+    random: ClassVar[bool] = True
+    """Whether windows and flips are drawn."""
 
     size: int | tuple[int, int] = 224
     """Height and width of the result, in pixels; an int for a square."""
@@ -203,6 +156,9 @@ class EvalTransform:
     With the defaults this is torchvision's Resize(256), CenterCrop(224). Where `size` is wider or higher than a resized image,
     that is stretched to fill it (torchvision pads with black there); this does not happen with a square `size`.
     """
+
+    random: ClassVar[bool] = False
+    """Whether windows and flips are drawn."""
 
     size: int | tuple[int, int] = 224
     """Height and width of the result, in pixels; an int for a square."""

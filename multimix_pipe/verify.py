@@ -23,6 +23,7 @@ from multimix_pipe.errors import ShardError
 from multimix_pipe.loader import Source
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.native.decode import UndecodableError, decode_indexed
+from multimix_pipe.runtime.bad_samples import Unusable, read_sample
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.listing import list_shards
 from multimix_pipe.shards.reader import ShardReader
@@ -225,9 +226,9 @@ def _judged(
 
 
 def _check(index: Index, reader: ShardReader, judge: Judge, samples: range) -> list[str | None]:
-    read = [reader.read_usable(i, raises=False) for i in samples]
-    reasons = [found if isinstance(found, str) else None for found in read]
-    images = {row: found for row, found in enumerate(read) if not isinstance(found, str)}
+    read = [read_sample(reader, index, i, raises=False) for i in samples]
+    reasons = [found.reason if isinstance(found, Unusable) else None for found in read]
+    images = {row: found for row, found in enumerate(read) if not isinstance(found, Unusable)}
     sizes = [(int(index.height[samples[row]]), int(index.width[samples[row]])) for row in images]
     for row, reason in zip(images, judge(list(images.values()), sizes), strict=True):
         reasons[row] = reason

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Open, encoded, folder_from_environment, picture, same_batch, write_shards
 
+from helpers.batches import Open, same_batch
+from helpers.images import encoded, picture
+from helpers.samples import folder_from_environment, write_shards
 from multimix_pipe import (
     BadSampleError,
     Batch,

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import dali_missing, encoded, picture, write_shards
 from PIL import Image
 
+from helpers.backends import dali_missing
+from helpers.images import encoded, picture
+from helpers.samples import write_shards
 from multimix_pipe.benchmark import comparison, usage
 from multimix_pipe.benchmark.chart import WIDTH, Bar, Group, draw_bars
 from multimix_pipe.benchmark.contenders import CONTENDERS, load_contender

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Open, all_same
 
+from helpers.batches import Open, all_same
 from multimix_pipe import ConfigError, MultiMix, TrainTransform
 from multimix_pipe.loader.rank import choose_device, default_threads, rank_and_world
 from multimix_pipe.runtime.mix_stage import HostMixStage

@@ -24,7 +24,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hostile_files import (
+from PIL import Image
+
+from helpers.hostile import (
     extended,
     flip_anywhere,
     generator,
@@ -37,9 +39,9 @@ from hostile_files import (
     sound_images,
     sparse,
 )
-from PIL import Image
-from shard_files import BLOCK, encode, header, plain_members, resealed, write_tar
-
+from helpers.images import plain_image
+from helpers.processes import ROOT, environment, program
+from helpers.tars import BLOCK, header, plain_members, resealed, write_tar
 from multimix_pipe import BadSampleError, ConfigError, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.cli import main
 from multimix_pipe.shards import PROBLEMS, Index, list_shards, open_index
@@ -48,7 +50,6 @@ from multimix_pipe.shards.index import scan
 from multimix_pipe.shards.index.scan import ROW, TOO_MANY_BYTES, TOO_MANY_PIXELS, scan_shard
 from multimix_pipe.shards.index.store import load_table, save_table
 
-ROOT = Path(__file__).resolve().parents[1]
 MB = 2**20
 
 TARS, PARTS = 1600, 4
@@ -110,13 +111,10 @@ def run_or_refused(shard: Path, policy: str) -> bool:
 
 
 def run_apart(folder: Path, backend: str, **options: object) -> dict[str, Any]:
-    """An epoch in a process of its own, see hostile_run.py: one that crashes fails the test, not pytest."""
+    """An epoch in a process of its own, see programs/hostile_epoch.py: one that crashes fails the test, not pytest."""
     options = {"on_bad_sample": "replace", **options}
-    command = [sys.executable, str(ROOT / "tests" / "hostile_run.py"), str(folder), backend, json.dumps(options)]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": path}, check=False
-    )
+    command = program("hostile_epoch", str(folder), backend, json.dumps(options))
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
     assert ended.returncode == 0, f"the run ended with {ended.returncode}: {ended.stderr[-3000:]}"
     result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return result
@@ -139,7 +137,7 @@ def place(tmp_path: Path) -> tuple[Path, Path]:
     shard, outside = tmp_path / "a" / "b" / "x.tar", tmp_path / "outside"
     shard.parent.mkdir(parents=True)
     outside.mkdir()
-    (outside / "canary.jpg").write_bytes(encode())
+    (outside / "canary.jpg").write_bytes(plain_image())
     return shard, outside
 
 
@@ -288,7 +286,7 @@ def test_a_bomb_that_took_the_place_of_an_indexed_image_is_not_decoded(tmp_path:
 def test_where_pillows_limit_is_switched_off_ours_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     images = [*bombs(), resized_header(sound_images()[-2], 2**33, 2**33)]  # their product is 0 in 64 bits
-    index = opened_or_refused(shard_of(tmp_path / "x.tar", [*images, encode()]))
+    index = opened_or_refused(shard_of(tmp_path / "x.tar", [*images, plain_image()]))
     assert index is not None
     assert index.problem[-1] == 0
 
@@ -298,7 +296,9 @@ def test_an_image_of_more_bytes_than_any_photo_is_neither_read_nor_decoded(tmp_p
     with open(shard, "wb") as file:  # with holes: it takes no room
         file.write(header(b"a.jpg", huge) + b"RIFF\0\0\0\0WEBPVP8 ")
         file.seek(BLOCK + huge + -huge % BLOCK)
-        file.write(header(b"a.cls", 1) + padded(b"3") + header(b"b.jpg", 3 * BLOCK) + encode().ljust(3 * BLOCK, b"\0"))
+        file.write(
+            header(b"a.cls", 1) + padded(b"3") + header(b"b.jpg", 3 * BLOCK) + plain_image().ljust(3 * BLOCK, b"\0")
+        )
         file.write(header(b"b.cls", 1) + padded(b"3") + bytes(2 * BLOCK))
     index = open_index(shard, progress=False)
     assert index.problem.tolist() == [TOO_MANY_BYTES, 0]
@@ -309,8 +309,8 @@ def test_an_image_of_more_bytes_than_any_photo_is_neither_read_nor_decoded(tmp_p
 def test_a_key_that_is_no_text_does_not_end_the_commands(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "x.tar", [("\udcff.jpg", b"broken"), ("\udcff.cls", b"1"), *plain_members(1)])
     command = [sys.executable, "-m", "multimix_pipe", "verify", str(shard), "--quiet"]
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60, check=False)
+    variables = environment(PYTHONIOENCODING="utf-8:strict")
+    ended = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (1, "")
     assert r"x.tar : \udcff: " in ended.stdout
 
@@ -376,7 +376,9 @@ def test_a_hostile_label_is_a_sample_with_a_problem(
 ) -> None:
     member = ("a.cls" if label == "cls" else "a.json", text)
     with at_most(10, "a label"):
-        index = open_index(write_tar(tmp_path / "x.tar", [("a.jpg", encode()), member]), label=label, progress=False)
+        index = open_index(
+            write_tar(tmp_path / "x.tar", [("a.jpg", plain_image()), member]), label=label, progress=False
+        )
     if reason is None:
         assert index.problem.tolist() == [0]
     else:
@@ -573,7 +575,7 @@ def test_a_pipe_is_refused_wherever_it_stands(tmp_path: Path, monkeypatch: pytes
 
 def test_members_that_other_loaders_unpickle_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = b"cos\nmkdir\n(S'ran'\ntR."
-    members = [("a.jpg", encode()), ("a.cls", b"1"), ("b.jpg", encode()), ("b.cls", runs)]
+    members = [("a.jpg", plain_image()), ("a.cls", b"1"), ("b.jpg", plain_image()), ("b.cls", runs)]
     for extension in ("pyd", "pkl", "pickle", "pth", "npy", "npz", "json"):
         members += [(f"{key}.{extension}", runs) for key in "ab"]
     shard = write_tar(tmp_path / "x.tar", members)

@@ -30,7 +30,7 @@ LAYERS = [
     {"batch"},
     {"loader"},
     {"__init__"},
-    {"benchmark", "verify"},
+    {"verify"},
     {"cli"},
     {"__main__"},
 ]

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Open, dali_missing, folder_from_environment, needs_dali, same_batch
-from shard_files import write_tar
 
+from helpers.backends import dali_missing, needs_dali
+from helpers.batches import Open, same_batch
+from helpers.samples import folder_from_environment
+from helpers.tars import write_tar
 from multimix_pipe import BadSampleError, TrainTransform
 
 REFUSED_BY_INDEX = {

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Open, fingerprint, sample_set, write_shards
-from trained_process import LIMIT, SETTINGS
+
+from helpers.batches import Open, fingerprint
+from helpers.processes import environment, program
+from helpers.samples import sample_set, write_shards
+from programs.train import LIMIT, SETTINGS
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc, and fork")
 
 KILLS = 50
-SCRIPT = Path(__file__).with_name("trained_process.py")
-ENVIRONMENT = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # no threads by importing
+ENVIRONMENT = environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # no threads by importing
 
 Start = Callable[[dict[str, Any]], int]
 """Start a life and give its process id."""
@@ -33,7 +34,7 @@ Moment = Callable[[], bool]
 @contextmanager
 def process(errors: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A new Python, whose stderr is a file: nobody reads a pipe meanwhile. It ends with this block, or after a time."""
-    command = [sys.executable, "-W", "error", str(SCRIPT), *arguments]
+    command = program("train", *arguments)
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
     with open(errors, "w") as stderr, subprocess.Popen(command, stderr=stderr, **pipes) as running:
         try:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import CLASSES, TINY, Open, all_same
 
+from helpers.batches import Open, all_same
+from helpers.samples import CLASSES, TINY
 from multimix_pipe import Batch, ConfigError, Loader, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.runtime.prefetcher import READERS
 from multimix_pipe.shards.index import open_index
@@ -202,7 +203,9 @@ def test_a_signal_handler_that_closes_a_loader_in_its_own_next_is_told_so(
     before = signal.signal(signal.SIGTERM, lambda number, frame: loader.close())
     try:
         with monkeypatch.context() as patch:
-            patch.setattr("multimix_pipe.loader.mix_targets", lambda *arguments: signal.raise_signal(signal.SIGTERM))
+            patch.setattr(
+                "multimix_pipe.loader.loader.mix_targets", lambda *arguments: signal.raise_signal(signal.SIGTERM)
+            )
             with pytest.raises(MultiMixError, match="while the same thread waits for its next batch"):
                 next(iter(loader))
     finally:

@@ -9,9 +9,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import SIZE, TINY, N, Open, all_same, needs_dali
 from torch import Tensor
 
+from helpers.backends import needs_dali
+from helpers.batches import Open, all_same
+from helpers.samples import SIZE, TINY, N
 from multimix_pipe import ConfigError, EvalTransform, MultiMix
 
 

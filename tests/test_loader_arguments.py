@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, N, Open, keys, resumed
 
+from helpers.batches import Open, keys, resumed
+from helpers.samples import TINY, N
 from multimix_pipe import ConfigError, EvalTransform, MultiMix, StateMismatchError, TrainTransform, mix_batch
 
 
@@ -136,10 +137,10 @@ def test_an_evaluation_resizes_in_proportion_to_its_size_and_never_below_it() ->
 def test_mix_batch_names_what_is_wrong() -> None:
     images, labels = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 3])
     with pytest.raises(ConfigError, match="mix must be a MultiMix; found None"):
-        mix_batch(images, labels, None, num_classes=4)  # type: ignore[arg-type]
+        mix_batch(images, labels, None, num_classes=4, step=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"labels must lie in \[0, num_classes=3\); found 0 .. 3"):
-        mix_batch(images, labels, MultiMix(), num_classes=3)
-    assert not mix_batch(images.requires_grad_(), labels, MultiMix(), num_classes=4).images.requires_grad
+        mix_batch(images, labels, MultiMix(), num_classes=3, step=0)
+    assert not mix_batch(images.requires_grad_(), labels, MultiMix(), num_classes=4, step=0).images.requires_grad
 
 
 def test_an_epoch_without_steps_is_said(opened: Open, caplog: pytest.LogCaptureFixture) -> None:

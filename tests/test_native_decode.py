@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-from conftest import encoded, write_shards
-from hostile_files import generator, hostile_image
 from numpy.typing import NDArray
 from PIL import Image
 
+from helpers.hostile import generator, hostile_image
+from helpers.images import encoded
+from helpers.samples import write_shards
 from multimix_pipe.native.decode import Decoder, UndecodableError, decode_indexed
 from multimix_pipe.shards import open_index
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import TINY, N, Open, keys
 from numpy.typing import NDArray
 from scipy import stats
 
+from helpers.batches import Open, keys
+from helpers.samples import TINY, N
 from multimix_pipe.plan.order import (
     LANES,
     SHARDS_PER_WINDOW,

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shard_files import encode, write_tar
 
+from helpers.images import plain_image
+from helpers.tars import write_tar
 from multimix_pipe.cli import index as cli_index
 from multimix_pipe.cli import pack as cli_pack
 from multimix_pipe.cli import verify as cli_verify
@@ -37,7 +38,7 @@ def command(*words: object) -> int:
 
 
 FILES = {
-    f"{name}/{i}.jpg": encode((20 + i, 16), colour=10 * i + 3 * j)
+    f"{name}/{i}.jpg": plain_image((20 + i, 16), colour=10 * i + 3 * j)
     for j, name in enumerate(["cat", "ant"])
     for i in range(9)
 }
@@ -94,7 +95,7 @@ def test_no_shard_is_longer_than_asked(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", FILES)
     quiet_pack(source, tmp_path / "count", samples_per_shard=7)
     assert Counter(open_index(tmp_path / "count", progress=False).shard.tolist()) == {0: 7, 1: 7, 2: 4}
-    size = len(encode((20, 16)))
+    size = len(plain_image((20, 16)))
     quiet_pack(source, tmp_path / "bytes", bytes_per_shard=3 * size)
     assert len(tars(tmp_path / "bytes")) >= 18 / 4
 
@@ -137,7 +138,11 @@ def test_the_default_order_mixes_classes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_zip", [False, True])
 def test_splits_are_packed_apart_with_the_same_class_ids(tmp_path: Path, as_zip: bool) -> None:
-    files = {"data/train/b/x.jpg": encode(), "data/train/c/y.jpg": encode(), "data/test/a/z.jpg": encode()}
+    files = {
+        "data/train/b/x.jpg": plain_image(),
+        "data/train/c/y.jpg": plain_image(),
+        "data/test/a/z.jpg": plain_image(),
+    }
     source = write_zip(tmp_path / "in.zip", files) if as_zip else write_folder(tmp_path / "in", files)
     report = quiet_pack(source, tmp_path / "out")
     assert report.classes == ("a", "b", "c")
@@ -152,7 +157,7 @@ def test_splits_are_packed_apart_with_the_same_class_ids(tmp_path: Path, as_zip:
 
 def test_keys_are_unique_and_free_of_dots(tmp_path: Path) -> None:
     names = ["c.d/a.b.jpg", "c.d/a_b.jpg", "c.d/a_b.png", "c.d/deep/er.jpeg", "e/__x.JPG", "ü/ж.jpg"]
-    files = {name: encode(colour=i, kind="PNG" if "png" in name else "JPEG") for i, name in enumerate(names)}
+    files = {name: plain_image(colour=i, kind="PNG" if "png" in name else "JPEG") for i, name in enumerate(names)}
     quiet_pack(write_folder(tmp_path / "in", files), tmp_path / "out", shuffle_seed=None)
     found = contents(tmp_path / "out")
     assert sorted(found) == sorted(["c_d/a_b", "c_d/a_b_2", "c_d/a_b_3", "c_d/deep/er", "e/__x", "ü/ж"])
@@ -162,16 +167,16 @@ def test_keys_are_unique_and_free_of_dots(tmp_path: Path) -> None:
 def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff\xfe/\xe9.jpg")
     try:
-        source = write_folder(tmp_path / "in", {name: encode()})
+        source = write_folder(tmp_path / "in", {name: plain_image()})
     except OSError:
         pytest.skip("this file system takes UTF-8 only")
     report = quiet_pack(source, tmp_path / "out")
-    assert contents(tmp_path / "out") == {name.removesuffix(".jpg"): (0, encode())}
+    assert contents(tmp_path / "out") == {name.removesuffix(".jpg"): (0, plain_image())}
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {"0": report.classes[0]}
 
 
 def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
-    files = {**FILES, "cat/readme.txt": b"x", "loose.jpg": encode(), "cat/movie.gif": b"x"}
+    files = {**FILES, "cat/readme.txt": b"x", "loose.jpg": plain_image(), "cat/movie.gif": b"x"}
     report = quiet_pack(write_folder(tmp_path / "in", files), tmp_path / "out")
     assert (report.samples, report.skipped) == (18, 3)
 
@@ -236,7 +241,7 @@ def test_shards_of_another_run_are_neither_mixed_nor_overwritten(tmp_path: Path)
     with pytest.raises(ConfigError, match=r"of another run \(shuffle_seed was 0, is 1\)"):
         quiet_pack(source, out, shuffle_seed=1)
     with pytest.raises(ConfigError, match=r"of another run \(.*other images"):
-        quiet_pack(write_folder(tmp_path / "other", {"x/y.jpg": encode()}), out)
+        quiet_pack(write_folder(tmp_path / "other", {"x/y.jpg": plain_image()}), out)
     assert tars(out) == before
     assert (out / "classes.json").exists()
     (tmp_path / "foreign").mkdir()
@@ -263,9 +268,9 @@ def test_images_are_shrunk_only_where_asked_and_needed(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     files = {
-        "a/big.png": encode((200, 100), kind="PNG"),
-        "a/small.jpg": encode((30, 40)),
-        "a/turned.jpg": encode((100, 400), exif=exif),
+        "a/big.png": plain_image((200, 100), kind="PNG"),
+        "a/small.jpg": plain_image((30, 40)),
+        "a/turned.jpg": plain_image((100, 400), exif=exif),
         "a/broken.jpg": b"\xff\xd8 no image",
     }
     report = quiet_pack(write_folder(tmp_path / "in", files), tmp_path / "out", max_side=50, shuffle_seed=None)
@@ -326,8 +331,8 @@ def test_a_wrong_argument_is_one_usage_error(words: list[str], capsys: pytest.Ca
 def test_a_number_of_workers_that_cannot_be_is_refused_and_nothing_is_written(
     tmp_path: Path, name: str, workers: int
 ) -> None:
-    source = write_folder(tmp_path / "in", {"cat/a.jpg": encode()})
-    shards = write_tar(tmp_path / "x.tar", [("a.jpg", encode()), ("a.cls", b"0")])
+    source = write_folder(tmp_path / "in", {"cat/a.jpg": plain_image()})
+    shards = write_tar(tmp_path / "x.tar", [("a.jpg", plain_image()), ("a.cls", b"0")])
     words = (source, tmp_path / "out") if name == "pack" else (shards,)
     with pytest.raises(ConfigError, match=f"workers must be an int >= 1; found {workers}"):
         command(name, *words, "--quiet", "--workers", workers)

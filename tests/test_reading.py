@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import Open
 
+from helpers.batches import Open
 from multimix_pipe import ShardError
 from multimix_pipe.runtime.prefetcher import READERS, Memory, Prefetcher
 

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import (
-    BACKENDS,
-    BAD,
-    PLAN_COLUMNS,
-    TINY,
-    WHOLE,
-    N,
-    Open,
-    all_same,
-    dali_missing,
-    fingerprint,
-    needs_dali,
-    resumed,
-    same_batch,
-    until_epoch,
-)
 
+from helpers.backends import BACKENDS, dali_missing, needs_dali
+from helpers.batches import PLAN_COLUMNS, Open, all_same, fingerprint, resumed, same_batch, until_epoch
+from helpers.processes import environment, program
+from helpers.samples import BAD, TINY, WHOLE, N
 from multimix_pipe import Batch, EvalTransform, Loader, MultiMix, StateMismatchError
 
 STEPS = 12
@@ -177,9 +164,8 @@ def in_a_new_process(
     shards: Path, file: Path, jobs: list[dict[str, Any]], batches: int | None = None
 ) -> list[dict[str, Any]]:
     file.write_text(json.dumps({"shards": str(shards), "jobs": jobs, "batches": batches}))
-    script = Path(__file__).with_name("resumed_process.py")
-    command = [sys.executable, "-W", "error", str(script), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = program("resume", str(file))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
     assert done.returncode == 0, done.stderr
     answers: list[dict[str, Any]] = json.loads(done.stdout)
     return answers
@@ -210,7 +196,7 @@ def test_a_batch_that_fails_on_its_way_out_is_not_counted(
     iterator = iter(loader)
     next(iterator), next(iterator)
     with monkeypatch.context() as patch:
-        patch.setattr("multimix_pipe.loader.mix_targets", lambda *arguments: {}[0])  # as where memory is short
+        patch.setattr("multimix_pipe.loader.loader.mix_targets", lambda *arguments: {}[0])  # as where memory is short
         with pytest.raises(KeyError):
             next(iterator)
     assert loader.state_dict() == run.states[2][1]

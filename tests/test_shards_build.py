@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from shard_files import plain_members, write_tar
 
+from helpers.tars import plain_members, write_tar
 from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards.index import build, open_index
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_files import encode, plain_members, write_tar
 
+from helpers.images import plain_image
+from helpers.tars import plain_members, write_tar
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards import list_shards
 from multimix_pipe.shards.dali_index import write_dali_indexes
@@ -58,5 +59,5 @@ def test_dalis_reader_gives_the_samples_by_these_files(tmp_path: Path) -> None:
     built = read()
     images, labels = built.run()
     for i in range(6):
-        assert np.asarray(images[i]).tobytes() == encode((10 + i, 8), colour=i)
+        assert np.asarray(images[i]).tobytes() == plain_image((10 + i, 8), colour=i)
         assert np.asarray(labels[i]).tobytes() == str(i).encode()

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shard_files import encode
 
+from helpers.images import plain_image
 from multimix_pipe.shards.header import Header, read_headers
 
 
@@ -38,12 +38,12 @@ def never(i: int, begin: int, end: int) -> bytes:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "PPM"])
 def test_width_comes_before_height(kind: str) -> None:
-    assert header_of(encode((30, 17), kind=kind)) == (30, 17, 1)
+    assert header_of(plain_image((30, 17), kind=kind)) == (30, 17, 1)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"comment": b"c" * 500}])
 def test_an_ordinary_jpeg_needs_its_first_bytes_only(options: dict[str, object]) -> None:
-    assert headers_of([encode((300, 200), **options)], 1200, never) == [(300, 200, 1)]
+    assert headers_of([plain_image((300, 200), **options)], 1200, never) == [(300, 200, 1)]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -51,21 +51,21 @@ def test_an_ordinary_jpeg_needs_its_first_bytes_only(options: dict[str, object])
 def test_orientation_is_read_and_does_not_turn_the_size(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert header_of(encode((30, 17), kind=kind, exif=exif), 4096) == (30, 17, orientation)
+    assert header_of(plain_image((30, 17), kind=kind, exif=exif), 4096) == (30, 17, orientation)
 
 
 def test_big_metadata_segments_are_passed() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "x" * 60_000
-    data = encode((30, 17), exif=exif, icc_profile=b"\0" * 300_000)
+    data = plain_image((30, 17), exif=exif, icc_profile=b"\0" * 300_000)
     assert header_of(data, 8192) == (30, 17, 6)
 
 
 def test_what_lies_between_is_stepped_over_not_read() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode((300, 170), exif=exif, icc_profile=b"\0" * 300_000)
+    data = plain_image((300, 170), exif=exif, icc_profile=b"\0" * 300_000)
     spans: list[tuple[int, int]] = []
 
     def read(i: int, begin: int, end: int) -> bytes:
@@ -81,15 +81,15 @@ def test_many_images_together_are_read_as_each_alone() -> None:
     exif[0x0112] = 8
     images = [
         b"",
-        encode((30, 17)),
-        encode((31, 18), exif=exif, icc_profile=b"\0" * 70_000),
+        plain_image((30, 17)),
+        plain_image((31, 18), exif=exif, icc_profile=b"\0" * 70_000),
         b"\xff\xd8" + b"\xff" * 9000,
-        encode((32, 19), kind="PNG"),
-        encode((33, 20), kind="WEBP"),
+        plain_image((32, 19), kind="PNG"),
+        plain_image((33, 20), kind="WEBP"),
         b"no image at all",
-        encode((34, 21), exif=exif, progressive=True),
-        encode((35, 22), comment=b"c" * 5000),
-        encode((36, 23))[:50],
+        plain_image((34, 21), exif=exif, progressive=True),
+        plain_image((35, 22), comment=b"c" * 5000),
+        plain_image((36, 23))[:50],
     ] * 3
     alone = [(30, 17, 1), (31, 18, 8), None, (32, 19, 1), (33, 20, 1), None, (34, 21, 8), (35, 22, 1), None]
     for prefix in (0, 3, 64, 1000, 10**6):
@@ -123,13 +123,13 @@ def test_a_png_that_pillow_refuses_is_refused(values: dict[str, int]) -> None:
 def test_an_orientation_out_of_range_counts_as_none(value: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = value
-    assert header_of(encode((30, 17), exif=exif), 4096) == (30, 17, 1)
+    assert header_of(plain_image((30, 17), exif=exif), 4096) == (30, 17, 1)
 
 
 def test_no_garbage_in_exif_costs_the_image_or_warns() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encode((30, 17), exif=exif)
+    data = plain_image((30, 17), exif=exif)
     start = data.index(b"Exif\0\0") + 6
     length = int.from_bytes(data[start - 8 : start - 6], "big") - 8
     rng = np.random.default_rng(0)
@@ -146,7 +146,7 @@ def test_no_garbage_in_exif_costs_the_image_or_warns() -> None:
 
 def test_no_prefix_of_an_image_crashes_or_gives_another_size() -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
-        data = encode((30, 17), kind=kind)
+        data = plain_image((30, 17), kind=kind)
         for end in range(len(data)):
             header = header_of(data[:end], 40)
             assert header is None or header[:2] == (30, 17)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_files import encode, plain_members, resealed, write_tar
 from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from helpers.images import plain_image
+from helpers.tars import plain_members, resealed, write_tar
 from multimix_pipe.errors import ConfigError, MultiMixError, ShardError
 from multimix_pipe.shards import PROBLEMS, Index, open_index
 from multimix_pipe.shards.index.store import load_table, save_table
@@ -76,7 +77,7 @@ def test_tars_of_every_format_and_long_names_are_read(tmp_path: Path, format: in
     keys = LONG if format != tarfile.USTAR_FORMAT else LONG[:2]
     members = []
     for i, key in enumerate(keys):
-        members += [(key + ".jpg", encode((10, 8), colour=i)), (key + ".cls", str(i).encode())]
+        members += [(key + ".jpg", plain_image((10, 8), colour=i)), (key + ".cls", str(i).encode())]
     assert_holds(index_of(write_tar(tmp_path / "x.tar", members, format=format)), members)
 
 
@@ -87,7 +88,7 @@ def test_tars_of_the_system_tar_are_read(tmp_path: Path, format: str) -> None:
     keys = LONG if format != "ustar" else LONG[:2]
     members = []
     for i, key in enumerate(keys):
-        members += [(key + ".jpg", encode((10, 8), colour=i)), (key + ".cls", str(i).encode())]
+        members += [(key + ".jpg", plain_image((10, 8), colour=i)), (key + ".cls", str(i).encode())]
     members = [member for member in members if all(len(os.fsencode(part)) < 256 for part in member[0].split("/"))]
     names = tmp_path / "names"
     names.write_text("\n".join(name for name, _ in members))
@@ -127,7 +128,9 @@ def test_the_index_groups_samples_as_webdataset_does(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with TarWriter(str(path)) as writer:
         for i in range(5):
-            writer.write({"__key__": f"dir.a/{i:03d}", "jpg": encode((9 + i, 9)), "cls": i, "seg.png": b"no image"})
+            writer.write(
+                {"__key__": f"dir.a/{i:03d}", "jpg": plain_image((9 + i, 9)), "cls": i, "seg.png": b"no image"}
+            )
     with open(path, "rb") as file:
         files = ({**member, "__url__": str(path)} for member in tar_file_iterator(file))
         samples = [(sample["__key__"], sample["jpg"], int(sample["cls"])) for sample in group_by_keys(files)]
@@ -157,15 +160,15 @@ def test_other_members_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixt
             tar.addfile(info, io.BytesIO(data))
 
         add("folder.jpg", b"", type=tarfile.DIRTYPE)
-        add("__meta__.jpg", encode())
-        add("__index__/0000.jpg", encode())
+        add("__meta__.jpg", plain_image())
+        add("__index__/0000.jpg", plain_image())
         add(".DS_Store")
-        add("sub/._0000.jpg", encode())
+        add("sub/._0000.jpg", plain_image())
         add("README")
         for name, data in members:
             add(name, data)
         add("0000.json", b"{}")
-        add("0000.seg.png", encode(kind="PNG"))
+        add("0000.seg.png", plain_image(kind="PNG"))
         add("link.jpg", b"", type=tarfile.SYMTYPE, linkname="0000.jpg")
         add("hard.jpg", b"", type=tarfile.LNKTYPE, linkname="0000.jpg")
         add("no-image.txt")
@@ -180,13 +183,13 @@ def test_other_members_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixt
     ("name", "kind"), [("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.Png", "PNG"), ("a.webp", "WEBP"), ("a.jpg", "PNG")]
 )
 def test_images_are_found_by_extension_and_read_by_content(tmp_path: Path, name: str, kind: str) -> None:
-    index = index_of(write_tar(tmp_path / "x.tar", [("a.cls", b"1"), (name, encode((31, 17), kind=kind))]))
+    index = index_of(write_tar(tmp_path / "x.tar", [("a.cls", b"1"), (name, plain_image((31, 17), kind=kind))]))
     assert (index.width[0], index.height[0], index.problem[0]) == (31, 17, 0)
 
 
 @pytest.mark.parametrize("order", [["a.png", "a.jpg"], ["a.jpg", "a.png"]])
 def test_of_two_images_the_order_of_extensions_decides_not_that_of_members(tmp_path: Path, order: list[str]) -> None:
-    data = {"a.jpg": encode((20, 10)), "a.png": encode((30, 10), kind="PNG")}
+    data = {"a.jpg": plain_image((20, 10)), "a.png": plain_image((30, 10), kind="PNG")}
     index = index_of(write_tar(tmp_path / "x.tar", [("a.cls", b"1"), *((name, data[name]) for name in order)]))
     assert index.width.tolist() == [20]
 
@@ -209,7 +212,7 @@ def test_of_two_images_the_order_of_extensions_decides_not_that_of_members(tmp_p
     ],
 )
 def test_class_ids_are_ascii_integers(tmp_path: Path, text: bytes | None, label: int, message: str | None) -> None:
-    members = [("a.jpg", encode())] + ([("a.cls", text)] if text is not None else [])
+    members = [("a.jpg", plain_image())] + ([("a.cls", text)] if text is not None else [])
     index = index_of(write_tar(tmp_path / "x.tar", members))
     assert index.label.tolist() == [label]
     assert (index.problem[0] == 0) == (message is None)
@@ -233,7 +236,7 @@ def test_class_ids_are_ascii_integers(tmp_path: Path, text: bytes | None, label:
     ],
 )
 def test_labels_from_json(tmp_path: Path, text: bytes | None, label: int, message: str | None) -> None:
-    members = [("a.jpg", encode()), ("a.cls", b"3")] + ([("a.json", text)] if text is not None else [])
+    members = [("a.jpg", plain_image()), ("a.cls", b"3")] + ([("a.json", text)] if text is not None else [])
     path = write_tar(tmp_path / "x.tar", members)
     index = index_of(path, label="json:y")
     assert index.label.tolist() == [label]
@@ -258,7 +261,7 @@ def test_an_unreadable_image_is_a_sample_with_a_problem(tmp_path: Path) -> None:
 
 
 def test_a_key_that_comes_twice_is_named(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "x.tar", [*plain_members(2), ("0001.JPG", encode())])
+    path = write_tar(tmp_path / "x.tar", [*plain_members(2), ("0001.JPG", plain_image())])
     with pytest.raises(ShardError, match=r"x\.tar : '0001' has two members \.jpg"):
         index_of(path)
 
@@ -277,7 +280,7 @@ def test_shards_without_any_image_are_refused_with_what_they_hold(tmp_path: Path
 
 @pytest.mark.parametrize("keep", [100, 700, 1600, 2048, 4000])
 def test_a_cut_shard_is_named(tmp_path: Path, keep: int) -> None:
-    path = write_tar(tmp_path / "x.tar", [("a.jpg", encode()), ("a.cls", b"1"), ("b.jpg", b"x" * 3000)])
+    path = write_tar(tmp_path / "x.tar", [("a.jpg", plain_image()), ("a.cls", b"1"), ("b.jpg", b"x" * 3000)])
     data = path.read_bytes()
     path.write_bytes(data[:keep])
     with pytest.raises(ShardError, match=r"x\.tar.*(cut|not a whole tar|not a tar)"):
@@ -506,7 +509,7 @@ def test_odd_files_of_other_projects_never_stop_the_index(tmp_path: Path) -> Non
 
 
 def test_label_specifications_do_not_share_an_index_file(tmp_path: Path) -> None:
-    members = [("a.jpg", encode()), ("a.json", json.dumps({"y/1": 4, "y": 2}).encode())]
+    members = [("a.jpg", plain_image()), ("a.json", json.dumps({"y/1": 4, "y": 2}).encode())]
     path = write_tar(tmp_path / "x.tar", members)
     assert index_of(path, label="json:y/1").label.tolist() == [4]
     assert index_of(path, label="json:y").label.tolist() == [2]

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from shard_files import encode, plain_members, write_tar
 
+from helpers.images import plain_image
+from helpers.tars import plain_members, write_tar
 from multimix_pipe.errors import ConfigError, ShardError
 from multimix_pipe.shards import list_shards, open_index
 
@@ -172,6 +173,6 @@ def test_a_length_that_is_no_number_is_not_believed(server: str, tmp_path: Path)
 
 
 def test_an_image_is_no_shard(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").write_bytes(encode((64, 64)))
+    (tmp_path / "x.jpg").write_bytes(plain_image((64, 64)))
     with pytest.raises(ShardError, match="not a whole tar"):
         open_index(tmp_path / "x.jpg", progress=False)

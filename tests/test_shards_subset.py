@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 
 import pytest
-from shard_files import encode, write_tar
 
+from helpers.images import plain_image
+from helpers.tars import write_tar
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.shards import Index, open_index
 from multimix_pipe.shards.subset import select
@@ -19,7 +20,7 @@ KEYS = {"x.tar": ["a", "b/q", "c : d"], "y.tar": ["a", "x.tar : b/q"], "z : w.ta
 @pytest.fixture
 def index(tmp_path: Path) -> Index:
     for shard, keys in KEYS.items():
-        members = [[(f"{key}.jpg", encode()), (f"{key}.cls", b"0")] for key in keys]
+        members = [[(f"{key}.jpg", plain_image()), (f"{key}.cls", b"0")] for key in keys]
         write_tar(tmp_path / shard, [member for sample in members for member in sample])
     return open_index(tmp_path, progress=False)
 
@@ -61,7 +62,7 @@ def test_an_entry_of_no_sample_is_an_error_to_keep_and_a_warning_to_leave_out(
 
 def test_a_file_of_keys_means_each_line_to_the_letter(tmp_path: Path) -> None:
     keys = ["blank ", " blank", "tab\t", "unit\x85", "line\u2028end", "form\x0cfeed", "plain"]
-    members = [[(f"{key}.jpg", encode()), (f"{key}.cls", b"0")] for key in keys]
+    members = [[(f"{key}.jpg", plain_image()), (f"{key}.cls", b"0")] for key in keys]
     index = open_index(
         write_tar(tmp_path / "x.tar", [member for sample in members for member in sample]), progress=False
     )

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from shard_files import header, write_tar
 from webdataset import TarWriter
 
+from helpers.tars import header, write_tar
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards import tar
 from multimix_pipe.shards.tar import BLOCK, Member, read_batches, read_members

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KINDS, picture
-from shard_files import write_tar
-from torchrun_process import ALARM, BATCH_SIZES, EARLY_LIMIT, LAST_BATCHES
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.images import KINDS, picture
+from helpers.processes import environment
+from helpers.tars import write_tar
+from programs.torchrun import ALARM, BATCH_SIZES, EARLY_LIMIT, LAST_BATCHES
+
 DATA = [(1, 1), (2, 1), (5, 3), (7, 2), (23, 5), (64, 4)]
 """Samples and shards; the first shard of several holds a single sample."""
 
@@ -40,9 +40,9 @@ def data(tmp_path: Path) -> Path:
 def torchrun(processes: int, mode: str, folder: Path) -> list[Any]:
     """What each process has found."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(Path(__file__).with_name("torchrun_process.py")), mode, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=ALARM + 50, check=False)
+    command = [*launcher, "-m", "programs.torchrun", mode, str(folder)]
+    variables = environment(OMP_NUM_THREADS="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=ALARM + 50, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads((folder / f"{mode}-{rank}.json").read_text()) for rank in range(processes)]
 

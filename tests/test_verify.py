@@ -12,21 +12,22 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from conftest import needs_dali
-from shard_files import encode, plain_members, write_tar
-from test_pack import command
 
+from helpers.backends import needs_dali
+from helpers.images import plain_image
+from helpers.tars import plain_members, write_tar
 from multimix_pipe import ConfigError, ShardError
 from multimix_pipe.cli import main
 from multimix_pipe.shards import open_index
 from multimix_pipe.shards.subset import select
 from multimix_pipe.verify import verify
+from test_pack import command
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    whole = encode((200, 200), quality=95)
-    png = encode((50, 50), kind="PNG")
+    whole = plain_image((200, 200), quality=95)
+    png = plain_image((50, 50), kind="PNG")
     write_tar(tmp_path / "a.tar", plain_members(70))
     write_tar(
         tmp_path / "b.tar",
@@ -60,7 +61,7 @@ def test_bad_samples_are_named_with_their_reasons(folder: Path, backend: str) ->
 
 @needs_dali
 def test_what_only_dali_refuses_is_said_to_be_so(tmp_path: Path) -> None:
-    whole = encode((64, 48))
+    whole = plain_image((64, 48))
     odd = whole[:2] + b"\xff\x00" + whole[2:]  # no marker: libjpeg-turbo passes over it, DALI's parser does not
     path = write_tar(tmp_path / "a.tar", [("odd.jpg", odd), ("odd.cls", b"0"), *plain_members(3)])
     assert verify(path, backend="torch", progress=False).bad == ()
@@ -71,7 +72,7 @@ def test_what_only_dali_refuses_is_said_to_be_so(tmp_path: Path) -> None:
 
 
 def test_many_bad_samples_among_good_ones_are_all_found(tmp_path: Path, backend: str) -> None:
-    whole = encode((200, 200), quality=95)
+    whole = plain_image((200, 200), quality=95)
     bad = [number for number in range(50) if number % 7 in (2, 3)]
     members = [
         (f"{number:03}.{kind}", data)
@@ -91,7 +92,7 @@ def test_a_shard_changed_under_a_fresh_index_is_seen(folder: Path, backend: str)
     open_index(path, progress=False)
     stat = path.stat()
     data = path.read_bytes()
-    path.write_bytes(data.replace(encode((12, 8), colour=2), encode((8, 12), colour=2), 1))
+    path.write_bytes(data.replace(plain_image((12, 8), colour=2), plain_image((8, 12), colour=2), 1))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a failing disk does it: same time, other bytes
     (bad,) = verify(path, backend=backend, progress=False).bad
     assert "8x12" in bad.reason
@@ -114,7 +115,7 @@ def test_samples_lost_under_a_fresh_index_are_bad(folder: Path, backend: str) ->
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """Eight shards of five samples each; the third is no tar, the sixth has a sample that is cut."""
-    whole = encode((200, 200), quality=95)
+    whole = plain_image((200, 200), quality=95)
     for number in range(8):
         write_tar(tmp_path / f"s-{number}.tar", plain_members(5))
     (tmp_path / "s-2.tar").write_bytes(b"not a tar" * 1000)
@@ -193,7 +194,7 @@ def test_json_to_stdout_is_all_there_is_on_it(many: Path, capsys: pytest.Capture
 def test_reasons_are_counted_without_the_numbers_in_them(
     many: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = encode((200, 200), quality=95)
+    whole = plain_image((200, 200), quality=95)
     cut = [(f"c{n}.{kind}", data) for n in range(3) for kind, data in (("jpg", whole[: -200 - n]), ("cls", b"0"))]
     path = write_tar(tmp_path / "cut.tar", [*cut, ("n.jpg", whole)])
     assert command("verify", path, "--quiet", "--backend", "torch", "--json", tmp_path / "report.json") == 1
@@ -231,7 +232,7 @@ def test_a_full_disk_is_no_fault_of_the_shards(many: Path) -> None:
 
 
 def test_an_interrupt_ends_it_in_a_line_after_what_was_found(tmp_path: Path) -> None:
-    slow = encode((2500, 2500))
+    slow = plain_image((2500, 2500))
     members = [(f"{n:03}.{kind}", data) for n in range(300) for kind, data in (("jpg", slow), ("cls", b"0"))]
     path = write_tar(tmp_path / "a.tar", [("cut.jpg", slow[:-200]), ("cut.cls", b"0"), *members])
     out = tmp_path / "report.json"

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import BAD, TINY, WHOLE, N, Open, all_same, resumed, until_epoch
 
+from helpers.batches import Open, all_same, resumed, until_epoch
+from helpers.samples import BAD, TINY, WHOLE, N
 from multimix_pipe import Batch, MultiMix
 from multimix_pipe.config import LastBatch
 from multimix_pipe.plan import Schedule

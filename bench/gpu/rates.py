@@ -2,9 +2,10 @@
 
     python bench/gpu/rates.py --device cuda [--shards FOLDER] [--torch 1]
 
-The target is a ratio of 0.97 for K = 5 against no mixing. "stage behind the graph" decodes in DALI and mixes with torch's operations;
-"DALI's classification pipeline" is the one of the race (`readers.webdataset`, a random window, resize, mirror, normalise), without
-mixing. A round is --steps batches; --repeat is how often an epoch reads the shards; --threads 0 are all cores.
+The target is a ratio of 0.97 for K = 5 against no mixing. "stage behind the graph" decodes and resizes in DALI and mixes with
+torch's operations; "DALI's classification pipeline" is the one of the race (`readers.webdataset`, a random window, resize,
+mirror, normalise), without mixing. A round is --steps batches; --repeat is how often an epoch reads the shards; --threads 0 are
+all cores.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from data import chosen_shards, open_backend, repeated
 from harness import forever, in_turn, parser, rate, report
 from multimix_pipe import Loader, TrainTransform
 from multimix_pipe.config import usable_cores
-from multimix_pipe.loader.backend import make_executor
-from multimix_pipe.runtime.mix_stage import make_mix_stage
+from multimix_pipe.dali.executor import DaliExecutor
 from race.contenders import dali_reader
 from race.setting import Setting
 
@@ -49,7 +49,7 @@ def main() -> None:
         for k, name in ((None, "no mixing"), (5, "K=5")):
             contenders[f"multimix_pipe {backend}, {name}"] = measured(open_backend(backend, k=k, **options))
     context = open_backend("dali", **options).context
-    behind = Loader(context, make_executor(context, make_mix_stage(context)))
+    behind = Loader(context, DaliExecutor(context, ends="pixels"))
     contenders["multimix_pipe dali, K=5, stage behind the graph"] = measured(behind)
     setting = Setting(
         tuple(shards), num_classes, args.batch_size, k=None, threads=threads, size=args.size, device=str(device),

@@ -3,9 +3,9 @@
     python bench/gpu/run.py [--device cuda] [--shards FOLDER] [--out FILE] [--budget-seconds 540] [--only PART ...]
 
 Parts run in the order of their worth, each in a process of its own and with a time limit, so that a crash or a hang in one loses
-none of the others; FILE is written anew after each part, and keeps the parts that it has. A part that no longer fits the budget is
-listed as skipped. It needs this package's requirements, DALI, pytest and torchvision (for its ResNet-50); nothing is installed or
-downloaded. `--device cpu` is a dry run with small settings: it shows that all of it works, its figures mean nothing.
+none of the others; FILE is written anew after each part, and keeps the parts that it has. A part that no longer fits the budget
+is listed as skipped. It needs this package's requirements, DALI, pytest and torchvision (for its ResNet-50); nothing is installed
+or downloaded. `--device cpu` is a dry run with small settings: it shows that all of it works, its figures mean nothing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from types import TracebackType
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -30,9 +29,7 @@ from race.usage import memory_bytes
 
 logger = logging.getLogger("multimix_pipe")
 
-Status = Literal["ok", "missing", "cannot", "failed"]
-
-_PATHS = [str(parent) for parent in Path(__file__).resolve().parents[1:3]]
+PATHS = [str(parent) for parent in Path(__file__).resolve().parents[1:3]]
 """bench/, and the root, where the package need not be installed."""
 
 
@@ -43,7 +40,7 @@ class Row:
     name: str
     title: str
     k: int | None
-    status: Status = "ok"
+    status: Literal["ok", "missing", "cannot", "failed"] = "ok"
     message: str = ""
     """Why there are no figures, or not all; empty if status is "ok"."""
     rates: list[float] = field(default_factory=list)
@@ -86,9 +83,9 @@ def race(
         for setting in settings:
             for name, contender in contenders.items():
                 bar.set_description(name)
-                row = Row(name, contender.title, setting.k)
-                process = stack.enter_context(_Process(row, logs / f"{len(processes)}.log"))
-                process.start(contender, setting, limit)
+                process = _Process(Row(name, contender.title, setting.k), logs / f"{len(processes)}.log")
+                stack.callback(process.end)
+                process.ask({"contender": asdict(contender), "setting": setting.to_json()}, limit)
                 processes.append(process)
                 bar.update()
         for turn in range(rounds + 1):
@@ -100,66 +97,59 @@ def race(
 
 
 class _Process:
-    """A contender's process and its row. Leaving it ends the process and all that it started."""
+    """A contender's process and its row."""
 
     def __init__(self, row: Row, log: Path) -> None:
         self.row = row
         self._log = log
-        path = os.pathsep.join(filter(None, [*_PATHS, os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [*PATHS, os.environ.get("PYTHONPATH")]))
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "race.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                # what a contender leaves behind goes with the logs
-                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},
+                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},  # what it leaves goes with the logs
             )
-
-    def __enter__(self) -> _Process:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def start(self, contender: Contender, setting: Setting, limit: float) -> None:
-        """Wait until the contender is warm, then pause it."""
-        self._ask({"contender": asdict(contender), "setting": setting.to_json()}, limit)
 
     def take_turn(self, seconds: float, limit: float, *, counts: bool) -> None:
         """Let the contender run for so long; nothing if it failed before."""
         if self.row.status != "ok":
             return
         self._signal(signal.SIGCONT)
-        answer = self._ask({"seconds": seconds}, seconds + limit)
+        answer = self.ask({"seconds": seconds}, seconds + limit)
         if counts and "images" in answer:
             self.row.rates.append(answer["images"] / answer["seconds"])
             if answer["cpu_seconds"] is not None:
                 self.row.cpu_seconds.append(1000 * answer["cpu_seconds"] / answer["images"])
             self.row.memory = max(self.row.memory, memory_bytes(self._process.pid) or 0)
 
-    def _ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
-        """Send a line and return the answer. No answer, or a refusal, goes to the row, and the process ends."""
-        try:
-            answer = self._exchange(question, limit)
-        except _NoAnswerError as error:
-            answer = {"failed": str(error)}
+    def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        """Send a line, return the answer, and pause. No answer, or a refusal, goes to the row, and the process ends."""
+        answer = self._exchange(json.dumps(question).encode() + b"\n", limit)
         self._signal(signal.SIGSTOP)
         for status in ("missing", "cannot", "failed"):
             if status in answer:
                 self.row.status, self.row.message = status, answer[status]
-                self._end()
+                self.end()
                 logger.debug("%s: %s\n%s", self.row.name, self.row.message, self._log.read_text(errors="replace"))
         return answer
 
-    def _exchange(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+    def end(self) -> None:
+        """End the process and all that it started."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)  # also what outlived its leader
+        except ProcessLookupError:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                stream.close()
+
+    def _exchange(self, question: bytes, limit: float) -> dict[str, Any]:
         deadline = time.monotonic() + limit
         with suppress(BrokenPipeError):  # it is dead: how it died is reported below
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.write(question)
             self._process.stdin.flush()
         line = b""
         while not line.endswith(b"\n"):
@@ -170,15 +160,13 @@ class _Process:
                 line += part
                 dead = dead or not part
             elif not dead and time.monotonic() > deadline:
-                raise _NoAnswerError(f"no answer within {limit:g} s{self._last_line()}")
+                return {"failed": f"no answer within {limit:g} s{self._last_line()}"}
             if dead and not line.endswith(b"\n"):
-                raise _NoAnswerError(f"{self._how_it_died()}{self._last_line()}")
+                status = self._process.wait()
+                how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+                return {"failed": f"ended {how}{self._last_line()}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
-
-    def _how_it_died(self) -> str:
-        status = self._process.wait()
-        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
     def _last_line(self) -> str:
         lines = self._log.read_text(errors="replace").split("\n")
@@ -191,18 +179,3 @@ class _Process:
                 os.killpg(self._process.pid, number)
             except ProcessLookupError:  # it is not yet a group of its own
                 self._process.send_signal(number)
-
-    def _end(self) -> None:
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)  # also what outlived its leader
-        except ProcessLookupError:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None and not stream.closed:
-                with suppress(BrokenPipeError):
-                    stream.close()
-
-
-class _NoAnswerError(Exception):
-    pass

@@ -1,4 +1,4 @@
-"""From a decoded image to a row of a batch, on the host: turned upright, cropped, resized, mirrored."""
+"""Augmentations on the host: a decoded image becomes a row of a batch, turned upright, cropped, resized and mirrored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from multimix_pipe.config import Transform
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3) RGB."""
@@ -24,7 +26,33 @@ _TRANSPOSED: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-def upright(image: Pixels, orientation: int) -> Pixels:
+def write_row(
+    row: NDArray[np.uint8],
+    image: Pixels,
+    transform: Transform,
+    *,
+    window: NDArray[np.float32] | None,
+    orientation: int,
+    flip: bool,
+    channels_last: bool,
+) -> None:
+    """Write an image into a row of a batch: (height, width, 3) if channels_last, else (3, height, width).
+
+    window: (y, x, height, width) in the upright image; None: `image` is what the window shows.
+    orientation: of EXIF, 1..8, that `image` is stored in.
+    """
+    image, size = apply_orientation(image, orientation), transform.height_width
+    if window is None:
+        image = resize(image, *size, transform.antialias)
+    elif transform.random:
+        image = resize(crop_whole(image, window), *size, transform.antialias)
+    else:
+        image = resize_window(image, window, *size, transform.antialias)
+    image = image[:, ::-1] if flip else image
+    row[...] = image if channels_last else image.transpose(2, 0, 1)
+
+
+def apply_orientation(image: Pixels, orientation: int) -> Pixels:
     """A view of `image` as its EXIF orientation (1..8) wants it shown."""
     return _TRANSPOSED[orientation](image)
 
@@ -75,9 +103,3 @@ def _neighbours(
     centre = np.clip(start + (np.arange(count) + 0.5) * step - 0.5, 0, size - 1)
     first = np.floor(centre).astype(np.intp)
     return (first, np.minimum(first + 1, size - 1)), (centre - first).astype(np.float32)
-
-
-def put(image: Pixels, flip: bool, channels_last: bool, row: NDArray[np.uint8]) -> None:
-    """Write an image, mirrored if `flip`, into a row of a batch: (height, width, 3) if channels_last, else (3, height, width)."""
-    image = image[:, ::-1] if flip else image
-    row[...] = image if channels_last else image.transpose(2, 0, 1)

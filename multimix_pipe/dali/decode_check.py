@@ -1,18 +1,63 @@
-"""Whether DALI can decode images in full, on the CPU: what `verify` asks."""
+"""What DALI can decode: headers that may enter a pipeline, the row that an error names, and whole images for `verify`."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
+from nvidia.nvimgcodec import CodeStream
 
-from multimix_pipe.dali.failures import header_problem, undecodable_row
+from multimix_pipe.shards.index import Index
+
+HEADER = 4096
+"""Bytes of an image by whose checksum a header is known again: in most images they hold it all."""
 
 MAX_PIXELS_TOGETHER = 2**25
 """Of images that are decoded together: 100 MB a thread."""
+
+
+def header_problem(encoded: NDArray[np.uint8], height: int, width: int) -> str | None:
+    """Why these bytes, whose index says (height, width), must not enter DALI: a pipeline may not survive a wrong header."""
+    try:
+        stream = CodeStream(encoded)
+        found = int(stream.height), int(stream.width)
+        if not stream.num_channels:  # of a damaged BMP: what crashes on it comes after the parser
+            return "DALI finds no channels in its header"
+    except Exception as error:  # the parser's errors are plain RuntimeErrors and more
+        return f"no header that DALI can parse: {error}".strip()
+    if found != (height, width):
+        return f"its header says {found[1]}x{found[0]} pixels, its index {width}x{height}"
+    return None
+
+
+def undecodable_row(error: RuntimeError) -> int:
+    """The row of the batch that DALI's decoder failed at; raises `error` where it is of another kind."""
+    named = re.search(r"decode sample #(\d+)", str(error))
+    if named is None:
+        raise error
+    return int(named[1])
+
+
+class HeaderCheck:
+    """Checks the headers of an index's samples: each is parsed once, and then known by a checksum of its bytes."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._passed = np.zeros(len(index), dtype=np.uint32)  # checksums; 0: not parsed yet
+
+    def problem(self, sample: int, encoded: NDArray[np.uint8]) -> str | None:
+        """Why these bytes of a sample must not enter DALI, or None."""
+        checksum = crc32(encoded[:HEADER].data)
+        if checksum == self._passed[sample]:
+            return None
+        reason = header_problem(encoded, int(self._index.height[sample]), int(self._index.width[sample]))
+        self._passed[sample] = checksum if reason is None else 0
+        return reason
 
 
 class DaliDecodeCheck:

@@ -21,9 +21,8 @@ from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.loader.epoch import Epoch, close_at_exit
 from multimix_pipe.loader.memory import memory_explained
 from multimix_pipe.loader.state import Position
-from multimix_pipe.plan import Schedule, StepPlan
-from multimix_pipe.runtime.context import Executor, LoaderContext
-from multimix_pipe.runtime.transfer import to_device
+from multimix_pipe.plan import Schedule
+from multimix_pipe.runtime.context import ExecutedStep, Executor, LoaderContext
 from multimix_pipe.shards.index import Index
 from multimix_pipe.training.targets import mix_targets, pair_targets
 
@@ -188,23 +187,21 @@ class Loader:
             if self._executor is None:
                 self._executor = make_executor(context)
             with closing(self._executor.run(steps)) as executed:
-                for step, images in executed:
-                    batch = self._batch(step, images)
+                for step in executed:
+                    batch = self._batch(step)
                     self._handed += 1  # not before: one that fails here was not handed out
                     yield batch
         self._enter(epoch + 1)
 
-    def _batch(self, step: StepPlan, images: torch.Tensor) -> Batch:
-        index, device, config = self.context.index, self.device, self.context.config
-        labels = to_device(index.label[step.sample], device)
+    def _batch(self, executed: ExecutedStep) -> Batch:
+        index, config, step = self.context.index, self.context.config, executed.step
+        labels, mix = executed.tensors.labels, executed.tensors.mix
         targets: torch.Tensor | PairTargets = labels
-        if self.context.mixes:
-            partner, lam = to_device(step.partner, device), to_device(step.lam, device)
-            if config.targets == "pairs":
-                targets = pair_targets(labels, partner, lam)
-            else:
-                targets = mix_targets(labels, partner, lam, config.num_classes)
-        return Batch(images, targets, labels, step, lambda: index.keys(step.sample))
+        if mix is not None and config.targets == "pairs":
+            targets = pair_targets(labels, mix.partner, mix.lam)
+        elif mix is not None:
+            targets = mix_targets(labels, mix.partner, mix.lam, config.num_classes)
+        return Batch(executed.images, targets, labels, step, lambda: index.keys(step.sample))
 
     def _stop_running(self) -> None:
         """To be called with the lock held."""

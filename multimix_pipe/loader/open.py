@@ -16,7 +16,6 @@ from multimix_pipe.config import (
     DType,
     Keys,
     LastBatch,
-    MultiMix,
     OnBadSample,
     Shuffle,
     Targets,
@@ -28,6 +27,7 @@ from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
 from multimix_pipe.loader.rank import choose_device, default_threads, rank_and_world
 from multimix_pipe.loader.samples import choose_samples
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
@@ -129,7 +129,7 @@ def open_context(
     """What a loader and its executor are made of; the arguments are those of `open_loader`, named here where None or "auto"
     is resolved. Benchmarks and tests give it to an executor without a loader, or to a `Loader` with an executor of their own.
     """
-    trains = isinstance(transform, TrainTransform)
+    trains = getattr(transform, "random", True)
     rank, world_size = rank_and_world(rank, world_size)
     config = LoaderConfig(
         transform=transform,

@@ -1,21 +1,37 @@
-"""Partners and weights: who is mixed with whom, and how much.
-
-lam (n, K) float32 in [0, 1], non-increasing along k; lam[b, k] weights row b's own sample.
-"""
+"""Drawing a `MixPlan`: who is mixed with whom, how much, and where."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.config import MultiMix, Pairing
+from multimix_pipe.mixing import METHODS, MixPlan, MultiMix, Pairing
 from multimix_pipe.plan.beta import inverse_beta
-from multimix_pipe.plan.seeding import Words, permutation, uniform
+from multimix_pipe.plan.seeding import Stream, Words, draw_words, permutation, uniform
 
 
-def words_per_position(mix: MultiMix) -> int:
-    """Words that `ordered_weights` takes a position: one for `prob`, one for each weight."""
-    return 1 + mix.k
+def draw_mixing(
+    mix: MultiMix | None, seed: int, epoch: int, start: int, rows: int, size: tuple[int, int] = (1, 1)
+) -> MixPlan:
+    """The mixing of a batch at positions [start, start + rows) of images of `size` = (height, width).
+
+    Without mixing: each row with itself, weight 1. A row that has no other row to mix with (rows = 1) has weight 1 too.
+    """
+    if mix is None:
+        return MixPlan.identity(rows)
+    partner = draw_partners(draw_words(seed, Stream.PARTNER, epoch, start, rows, 1)[:, 0], mix.pairing)
+    draws = 1 if mix.lam_per == "batch" else rows
+    method = METHODS[mix.method]
+    lam = ordered_weights(draw_words(seed, Stream.LAM, epoch, start, draws, 1 + mix.k), mix)
+    u = uniform(draw_words(seed, Stream.FIELD, epoch, start, draws, method.uniforms))
+    in_effect, box = (np.broadcast_to(part, (rows, *part.shape[1:])) for part in method.draw(u, lam, size))
+    alone = partner == np.arange(rows)
+    return MixPlan(
+        partner=partner,
+        lam=np.where(alone[:, None], np.float32(1.0), in_effect),
+        method=np.full(rows, mix.method),
+        box=np.where(alone[:, None, None], np.int32(0), box),
+    )
 
 
 def ordered_weights(words: Words, mix: MultiMix) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ class Stream(IntEnum):
     PARTNER = 4
     LAM = 5
     REPLACEMENT = 6
+    FIELD = 7
 
 
 def draw_words(

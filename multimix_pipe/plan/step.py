@@ -9,14 +9,18 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.augment import crop
-from multimix_pipe.config import LastBatch, MultiMix, Shuffle, TrainTransform, Transform
+from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, Transform
+from multimix_pipe.mixing import MixPlan, MultiMix
 from multimix_pipe.plan import mixing, order
 from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +36,45 @@ class StepPlan:
     """(B, 4) y, x, height, width in pixels of the upright image; whole numbers for training."""
     flip: NDArray[np.bool_]
     """(B,) whether the row is mirrored left to right."""
-    partner: NDArray[np.int64]
-    """(B,) row that each row is mixed with."""
-    lam: NDArray[np.float32]
-    """(B, K) weight of the row's own sample, non-increasing along k."""
+    attempt: NDArray[np.int32]
+    """(B,) how often each row's sample was replaced by another: 0 for the sample that the order has there."""
+    mix: MixPlan
+    """What is mixed with what; where nothing is mixed, each row with itself at weight 1."""
+
+    @property
+    def partner(self) -> NDArray[np.int64]:
+        """(B,) row that each row is mixed with."""
+        return self.mix.partner
+
+    @property
+    def lam(self) -> NDArray[np.float32]:
+        """(B, K) weight of the row's own sample, non-increasing along k."""
+        return self.mix.lam
+
+    @property
+    def method(self) -> NDArray[np.str_]:
+        """(B,) name of each pair's mixing method."""
+        return self.mix.method
+
+    @property
+    def box(self) -> NDArray[np.int32]:
+        """(B, K, 4) y0, x0, y1, x1, half-open: what each member takes from the partner; zeros where its field is no box."""
+        return self.mix.box
 
     def __len__(self) -> int:
         return len(self.sample)
 
     def rows(self, rows: slice) -> StepPlan:
         """Some consecutive rows; `partner` still numbers rows of the whole."""
-        columns = {name: getattr(self, name)[rows] for name in ("sample", "window", "flip", "partner", "lam")}
-        return StepPlan(self.epoch, self.start + rows.start, **columns)
+        return StepPlan(
+            epoch=self.epoch,
+            start=self.start + rows.start,
+            sample=self.sample[rows],
+            window=self.window[rows],
+            flip=self.flip[rows],
+            attempt=self.attempt[rows],
+            mix=self.mix.rows(rows),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +140,26 @@ class Plan:
         """The batch of positions [start, stop); a position beyond the last shows the samples from the first on again."""
         member = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
         window, flip = self._crops(member, epoch, start)
-        partner, lam = draw_mixing(self.mix, self.seed, epoch, start, len(member))
-        return StepPlan(epoch, start, self.samples.number[member], window, flip, partner, lam)
+        mix = mixing.draw_mixing(self.mix, self.seed, epoch, start, len(member), self.transform.height_width)
+        attempt = np.zeros(len(member), dtype=np.int32)
+        return StepPlan(epoch, start, self.samples.number[member], window, flip, attempt, mix)
 
-    def redraw_row(self, step: StepPlan, row: int, attempt: int) -> None:
-        """Put another sample into `row` of `step`, drawn for (position, attempt >= 1); partners and weights stay."""
-        position = step.start + row
+    def replace_row(self, step: StepPlan, row: int) -> StepPlan:
+        """`step` with another sample in `row`, drawn for (position, the row's next attempt); its mixing stays."""
+        position, attempt = step.start + row, int(step.attempt[row]) + 1
         word = draw_words(self.seed, Stream.REPLACEMENT, step.epoch, position, 1, 1, attempt=attempt)[:, 0]
         if self.samples.weights is None:
             member = integers(word, len(self.samples))
         else:
             member = order.by_weight(uniform(word), self.samples.weights)
-        window, flip = self._crops(member, step.epoch, position, attempt=attempt)
-        step.sample[row], step.window[row], step.flip[row] = self.samples.number[member[0]], window[0], flip[0]
+        window, flip = self._crops(member, step.epoch, position, attempt)
+        return replace(
+            step,
+            sample=_with_row(step.sample, row, self.samples.number[member[0]]),
+            window=_with_row(step.window, row, window[0]),
+            flip=_with_row(step.flip, row, flip[0]),
+            attempt=_with_row(step.attempt, row, attempt),
+        )
 
     def _crops(
         self, member: NDArray[np.int64], epoch: int, start: int, attempt: int = 0
@@ -129,27 +167,17 @@ class Plan:
         # a sample whose header could not be read has size 0: it never reaches a decoder, but its row needs some window
         width = np.maximum(self.samples.width[member], 1).astype(np.int64)
         height = np.maximum(self.samples.height[member], 1).astype(np.int64)
-        if not isinstance(self.transform, TrainTransform):
+        if isinstance(self.transform, EvalTransform):
             return crop.centre_windows(width, height, self.transform), np.zeros(len(member), dtype=np.bool_)
         words = draw_words(self.seed, Stream.CROP, epoch, start, len(member), crop.UNIFORMS_PER_CROP, attempt=attempt)
         u = uniform(words)
         return crop.random_windows(u, width, height, self.transform), crop.random_flips(u, self.transform.flip)
 
 
-def draw_mixing(
-    mix: MultiMix | None, seed: int, epoch: int, start: int, rows: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Partners (rows,) and weights (rows, K) of a batch at positions [start, start + rows).
-
-    Without mixing: each row with itself, weight 1. A row that has no other row to mix with (rows = 1) has weight 1 too.
-    """
-    if mix is None:
-        return np.arange(rows, dtype=np.int64), np.ones((rows, 1), dtype=np.float32)
-    partner = mixing.draw_partners(draw_words(seed, Stream.PARTNER, epoch, start, rows, 1)[:, 0], mix.pairing)
-    draws = 1 if mix.lam_per == "batch" else rows
-    words = draw_words(seed, Stream.LAM, epoch, start, draws, mixing.words_per_position(mix))
-    lam = np.broadcast_to(mixing.ordered_weights(words, mix), (rows, mix.k))
-    return partner, np.where((partner == np.arange(rows))[:, None], np.float32(1.0), lam)
+def _with_row(column: NDArray[Scalar], row: int, value: Any) -> NDArray[Scalar]:
+    changed = column.copy()
+    changed[row] = value
+    return changed
 
 
 @dataclass(frozen=True)

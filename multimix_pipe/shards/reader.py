@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import MultiMixError, ShardError
-from multimix_pipe.shards.index import PROBLEMS, Index
+from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.tar import read_fully
 
 OPEN_FILES = 128
@@ -67,22 +67,6 @@ class ShardReader:
                 "another time of modification. Restore it, or open the loader again"
             )
         return data
-
-    def read_usable(
-        self, sample: int, memory: NDArray[np.uint8] | None = None, *, raises: bool
-    ) -> NDArray[np.uint8] | str:
-        """The same; or, of a sample that indexing found a problem with, what that is.
-
-        What a shard no longer holds is a ShardError if `raises`, else a reason too, without the sample's name.
-        """
-        if code := int(self._index.problem[sample]):
-            return PROBLEMS[code]
-        try:
-            return self.read(sample, memory)
-        except ShardError as error:
-            if raises:
-                raise
-            return str(error).removeprefix(f"{self._index.name(sample)}: ")
 
     def _take(self, shard: int) -> int:
         """A descriptor of a shard that nobody else reads from."""

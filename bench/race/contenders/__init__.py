@@ -1,7 +1,7 @@
 """Who takes part. Each library has a module here, set up at its best as its own documentation says.
 
-A function of that module takes a `Setting` and returns an endless iterator, over epochs, of (images, targets) as `Setting` describes
-them. It runs in a process of its own and raises what goes wrong. A contender of your own is such a function and a row below.
+A function of that module takes a `Setting` and returns an endless iterator, over epochs, of (images, targets) as `Setting`
+describes them. It runs in a process of its own and raises what goes wrong. A contender of your own is such a function and a row.
 """
 
 from __future__ import annotations

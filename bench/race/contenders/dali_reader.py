@@ -1,8 +1,8 @@
 """NVIDIA's way: DALI's own reader of WebDataset shards, its PyTorch iterator, and mixing in torch outside of DALI.
 
-The graph is that of NVIDIA's DeepLearningExamples (ConvNets: `image_random_crop`, `resize`, `crop_mirror_normalize`), with the reader
-of tars in place of the reader of files; mixing the batch that the iterator returns is from there too. Without index files the
-reader scans the tars once, when it starts. The iterator has no size, so the reader goes on over epochs without a pause. DALI
+The graph is that of NVIDIA's DeepLearningExamples (ConvNets: `image_random_crop`, `resize`, `crop_mirror_normalize`), with the
+reader of tars in place of the reader of files; mixing the batch that the iterator returns is from there too. Without index files
+the reader scans the tars once, when it starts. The iterator has no size, so the reader goes on over epochs without a pause. DALI
 decodes only the crop's window.
 
 Tried: a queue of 3 batches, and index files, made no difference to the rate.

@@ -27,19 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from ffcv import transforms as ops
 from ffcv.fields import IntField, RGBImageField
 from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
 from ffcv.loader import Loader, OrderOption
-from ffcv.transforms import (
-    ImageMixup,
-    LabelMixup,
-    MixupToOneHot,
-    NormalizeImage,
-    RandomHorizontalFlip,
-    ToDevice,
-    ToTensor,
-    ToTorchImage,
-)
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
@@ -86,20 +77,19 @@ def batches(setting: Setting) -> Iterator[object]:
 
 def _images(setting: Setting) -> list[Any]:
     size = (setting.size, setting.size)
-    steps = [RandomResizedCropRGBImageDecoder(size, scale=SCALE, ratio=RATIO), RandomHorizontalFlip()]
-    if setting.k == 1:
-        steps.append(ImageMixup(alpha=ALPHA, same_lambda=False))
+    steps = [RandomResizedCropRGBImageDecoder(size, scale=SCALE, ratio=RATIO), ops.RandomHorizontalFlip()]
+    steps += [ops.ImageMixup(alpha=ALPHA, same_lambda=False)] if setting.k == 1 else []
     if setting.device != "cpu":
-        return [*steps, ToTensor(), ToDevice(torch.device(setting.device)), ToTorchImage()]
+        return [*steps, ops.ToTensor(), ops.ToDevice(torch.device(setting.device)), ops.ToTorchImage()]
     mean, std = (255 * np.array(values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return [*steps, NormalizeImage(mean, std, np.float32), ToTensor(), ToTorchImage(channels_last=False)]
+    return [*steps, ops.NormalizeImage(mean, std, np.float32), ops.ToTensor(), ops.ToTorchImage(channels_last=False)]
 
 
 def _labels(setting: Setting) -> list[Any]:
-    mixed = setting.k == 1
-    steps = [IntDecoder(), *([LabelMixup(alpha=ALPHA, same_lambda=False)] if mixed else []), ToTensor()]
-    steps += [] if setting.device == "cpu" else [ToDevice(torch.device(setting.device))]
-    return [*steps, *([MixupToOneHot(setting.num_classes)] if mixed else [])]
+    mixing = [ops.LabelMixup(alpha=ALPHA, same_lambda=False)] if setting.k == 1 else []
+    sending = [] if setting.device == "cpu" else [ops.ToDevice(torch.device(setting.device))]
+    dense = [ops.MixupToOneHot(setting.num_classes)] if setting.k == 1 else []
+    return [IntDecoder(), *mixing, ops.ToTensor(), *sending, *dense]
 
 
 class EncodedImage(RGBImageField):  # type: ignore[misc]

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from multimix_pipe.batch import Batch
 from multimix_pipe.cli.demo.data import DemoData
 from multimix_pipe.cli.demo.net import small_net
-from multimix_pipe.config import Backend, EvalTransform, MultiMix, TrainTransform
+from multimix_pipe.config import Backend, EvalTransform, TrainTransform
 from multimix_pipe.loader import Loader, open_loader
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.training.losses import MultiMixLoss
 
 BATCH_SIZE = 32

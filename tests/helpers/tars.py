@@ -1,4 +1,4 @@
-"""Small images and tars for the tests of shards."""
+"""Small tars and index files, sound ones and such as no writer makes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from PIL import Image
+from helpers.images import plain_image
 
 BLOCK = 512
 """Bytes; what a tar is made of."""
-
-
-def encode(size: tuple[int, int] = (12, 8), *, colour: int = 100, kind: str = "JPEG", **options: object) -> bytes:
-    """An image of one colour, `size` as (width, height)."""
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (colour, colour // 2, 255 - colour)).save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, format: int = tarfile.GNU_FORMAT) -> Path:
@@ -36,7 +29,7 @@ def plain_members(count: int, *, start: int = 0) -> list[tuple[str, bytes]]:
     """`count` samples of a jpg and a cls; sample i has the size (10 + i, 8) and the label i."""
     members = []
     for i in range(start, start + count):
-        members += [(f"{i:04d}.jpg", encode((10 + i, 8), colour=i % 256)), (f"{i:04d}.cls", str(i).encode())]
+        members += [(f"{i:04d}.jpg", plain_image((10 + i, 8), colour=i % 256)), (f"{i:04d}.cls", str(i).encode())]
     return members
 
 

@@ -12,8 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image
-from shard_files import BLOCK, encode, header, sealed
 from webdataset import TarWriter
+
+from helpers.images import plain_image
+from helpers.tars import BLOCK, header, sealed
 
 Draw = np.random.Generator
 T = TypeVar("T")
@@ -64,7 +66,11 @@ def _members(draw: Draw, longest: int) -> list[tuple[str, bytes]]:
     members = []
     for i in range(4):
         stem = pick(draw, ["s", "a/s", "./b.c/s", "d" * longest + "/s"]) + str(i)
-        members += [(f"{stem}.jpg", encode((8 + i, 8))), (f"{stem}.cls", b"%d" % i), (f"{stem}.json", b'{"y": %d}' % i)]
+        members += [
+            (f"{stem}.jpg", plain_image((8 + i, 8))),
+            (f"{stem}.cls", b"%d" % i),
+            (f"{stem}.json", b'{"y": %d}' % i),
+        ]
     return members
 
 
@@ -74,7 +80,7 @@ def sound_tar(draw: Draw, path: Path) -> bytearray:
     if format is None:
         with TarWriter(str(path), mtime=pick(draw, [0, 1700000000.25])) as writer:
             for i in range(4):
-                writer.write({"__key__": f"n/{i}", "jpg": encode((8 + i, 8)), "cls": i, "json": {"y": i}})
+                writer.write({"__key__": f"n/{i}", "jpg": plain_image((8 + i, 8)), "cls": i, "json": {"y": i}})
         return bytearray(path.read_bytes())
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:

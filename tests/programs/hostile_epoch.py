@@ -1,6 +1,6 @@
 """Runs a loader over a folder of hostile shards in a process of its own: a crash ends this one, and memory is its own.
 
-    python hostile_run.py FOLDER BACKEND OPTIONS
+    python -m programs.hostile_epoch FOLDER BACKEND OPTIONS
 
 OPTIONS are those of open_loader, as JSON. The last line on stdout is JSON: the batches, the bad samples, the error that ended the
 run if it is one of the family, and by how many bytes the process grew.
@@ -9,16 +9,27 @@ run if it is one of the family, and by how many bytes the process grew.
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from multimix_pipe import EvalTransform, MultiMixError, TrainTransform, open_loader
-from multimix_pipe.benchmark.harness import peak_memory
 
 TRANSFORMS = {"train": TrainTransform(size=16), "eval": EvalTransform(size=16, resize=18)}
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held at any time. On Linux `ru_maxrss` starts from what the parent held."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run(folder: str, backend: str, transform: str = "train", warm: str | None = None, **options: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What each process of tests/test_torchrun.py runs: `torchrun ... torchrun_process.py grid|early FOLDER`.
+"""What each process of tests/test_torchrun.py runs: `torchrun ... -m programs.torchrun grid|early FOLDER`.
 
 FOLDER holds folders of shards, named SAMPLES-SHARDS. Results go to FOLDER/MODE-RANK.json.
 """
@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from conftest import BACKENDS, CLASSES, TINY, dali_missing
 
+from helpers.backends import BACKENDS, dali_missing
+from helpers.samples import CLASSES, TINY
 from multimix_pipe import open_loader
 
 LIMIT = timedelta(seconds=60)

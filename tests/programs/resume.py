@@ -1,4 +1,4 @@
-"""Continues runs from their states, in a process of its own: `python resumed_process.py JOBS.json`, for tests/test_resume.py."""
+"""Resume runs from their states, in a process of its own, for tests/test_resume.py: `python -m programs.resume JOBS.json`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from conftest import CLASSES, TINY, fingerprint, until_epoch
-
+from helpers.batches import fingerprint, until_epoch
+from helpers.samples import CLASSES, TINY
 from multimix_pipe import MultiMix, open_loader
 
 

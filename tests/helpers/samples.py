@@ -1,0 +1,59 @@
+"""The generated set of samples that most tests read, and its shards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from helpers.images import KINDS, encoded, picture
+from helpers.tars import write_tar
+from multimix_pipe import TrainTransform
+
+CLASSES = 7
+SIZE = 24
+TRANSFORM = TrainTransform(size=SIZE)
+TINY = TrainTransform(size=8)
+"""For tests that look at decisions, not at pixels."""
+N = 100
+"""Samples of the generated set."""
+WHOLE = TrainTransform(size=8, scale=(1.0, 1.0), ratio=(0.1, 10.0))
+"""Windows that reach to the last line of an image, so that a cut one cannot be decoded by any backend."""
+BAD = {"420-000", "444-010", "gray-030", "png-050"}
+"""Keys of the samples that are damaged where a test asks for it."""
+ODD_SIZES = [(1, 1), (2, 3), (1, 64), (97, 2)]
+
+
+def sample_set() -> list[tuple[str, str, bytes]]:
+    """(key, extension, bytes) of 100 samples: all KINDS in sizes that differ, two CMYK, and tiny ones."""
+    samples = []
+    for number in range(94):
+        kind = list(KINDS)[number % len(KINDS)]
+        image = picture(number, 40 + 13 * number % 90, 36 + 29 * number % 80)
+        samples.append((f"{kind}-{number:03d}", *KINDS[kind](image)))
+    for number, (width, height) in enumerate(ODD_SIZES, 94):
+        samples.append((f"tiny-{number:03d}", *KINDS["444"](picture(number, width, height))))
+    for number in (98, 99):
+        cmyk = encoded(picture(number, 64, 48).convert("CMYK"), "JPEG", quality=95)
+        samples.append((f"cmyk-{number:03d}", "jpg", cmyk))
+    return samples
+
+
+def write_shards(folder: Path, samples: list[tuple[str, str, bytes]], shards: int = 4) -> Path:
+    """Deal `samples` to tars of webdataset's layout; sample i has the class i % CLASSES."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in range(shards):
+        members = []
+        for number in range(shard, len(samples), shards):
+            key, extension, data = samples[number]
+            members += [(f"{key}.{extension}", data), (f"{key}.cls", str(number % CLASSES).encode())]
+        write_tar(folder / f"set-{shard:03d}.tar", members)
+    return folder
+
+
+def folder_from_environment(name: str, what: str) -> Path:
+    """The folder that an environment variable names; skips the test where it is unset."""
+    if name not in os.environ:
+        pytest.skip(f"{name} is not set; it names {what}")
+    return Path(os.environ[name])

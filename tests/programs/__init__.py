@@ -1,0 +1,1 @@
+"""Programs that tests start, as `python -m programs.NAME`; `helpers.processes` says how."""
