@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data import generated_shards
+from data import generated_shards, repeated
 from harness import machine, machine_line, question_of, write_json
 from multimix_pipe import MultiMixError
 from multimix_pipe.config import check_int, check_number
@@ -91,7 +91,9 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
     device = choose_device(args.device)
     if device.type == "mps":
         raise ConfigError("--device must be cpu or cuda: the other contenders have no MPS; found 'mps'")
-    index = open_index(args.shards or generated_shards(), label=args.label, cache_dir=args.cache_dir)
+    # generated photos are read 16 times an epoch: short epochs would weigh on some contenders
+    shards = args.shards or repeated(generated_shards(), 16)
+    index = open_index(shards, label=args.label, cache_dir=args.cache_dir, progress=False)
     usable = int((index.problem == 0).sum())
     if usable < args.batch_size:
         raise ConfigError(

@@ -22,7 +22,7 @@ PACKAGE = "multimix_pipe"
 LAYERS = [
     {"errors"},
     {"config"},
-    {"mixing", "augment", "shards", "drawing"},
+    {"mixing", "augment", "shards"},
     {"plan"},
     {"training"},
     {"runtime"},
@@ -39,9 +39,6 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Host operations in torch among the draws; all else in `plan`, `mixing` and `augment` is NumPy and SciPy.
 TORCH_KERNELS = {"augment/host.py"}
 NUMERIC = {"numpy", "scipy"}
-
-# What this package is compared with, in the hands of its own vendor: the one file outside of dali/ that builds a DALI graph.
-DALI_PEER = f"{PACKAGE}/benchmark/contenders/dali_reader.py"
 
 
 def source_files(root: Path) -> list[Path]:
@@ -77,7 +74,7 @@ def fault(where: str, module: str) -> str | None:
     """Why the file `where` (relative to the root) must not import `module`; None if it may."""
     top, *rest = where.split("/")
     outer = module.split(".")[0]
-    named_there = where.startswith(f"{PACKAGE}/dali/") or where == DALI_PEER or (top != PACKAGE and "dali" in rest[-1])
+    named_there = where.startswith(f"{PACKAGE}/dali/") or top == "bench" or (top != PACKAGE and "dali" in rest[-1])
     if outer == "nvidia" and not named_there:
         return f"names nvidia outside {PACKAGE}/dali"
     if top != PACKAGE:
@@ -137,9 +134,9 @@ def test_imports_run_one_way_and_dali_is_named_in_one_folder() -> None:
         ("loader/loader.py", "import nvidia.dali", "names nvidia"),
         ("native/planted.py", "def late():\n    from nvidia.dali import fn", "names nvidia"),
         ("cli/planted.py", "from importlib import import_module\nimport_module('nvidia.dali')", "names nvidia"),
-        ("../bench/planted.py", "import nvidia.dali.fn as fn", "names nvidia"),
-        ("benchmark/contenders/planted_dali.py", "import nvidia.dali", "names nvidia"),
-        ("loader/loader.py", "from multimix_pipe.benchmark import harness", "benchmark, which is not below loader"),
+        ("../pipelines/planted.py", "import nvidia.dali.fn as fn", "names nvidia"),
+        ("cli/planted_dali.py", "import nvidia.dali", "names nvidia"),
+        ("loader/loader.py", "from multimix_pipe.cli import bench", "cli, which is not below loader"),
         ("plan/planted.py", "import torch", "more than NumPy and SciPy"),
         ("mixing/planted.py", "from torch import Tensor", "more than NumPy and SciPy"),
         ("plan/planted.py", "from multimix_pipe.loader import Loader", "loader, which is not below plan"),
@@ -171,6 +168,7 @@ def test_the_checker_catches_what_is_planted(tmp_path: Path, where: str, line: s
     [
         ("dali/planted.py", "import nvidia.dali.fn"),
         ("../tests/test_dali_planted.py", "import nvidia.dali"),
+        ("../bench/planted.py", "import nvidia.dali.fn as fn"),
         ("../pipelines/own_dali_planted.py", "from nvidia.dali import fn\nfrom multimix_pipe.dali import multi_mix"),
         ("plan/planted.py", "import numpy as np\nfrom scipy import special\nfrom multimix_pipe.plan import order"),
         ("loader/loader.py", "import torch\nfrom multimix_pipe import native, plan"),

@@ -73,9 +73,8 @@ def write_preview(
 ) -> None:
     """Draw the loader's first `pairs` pairs into the picture `out`."""
     from multimix_pipe.cli.classes import class_names
-    from multimix_pipe.cli.picture import Row, draw_grid, to_pixels
+    from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
     from multimix_pipe.config import check_int
-    from multimix_pipe.drawing import save_picture
     from multimix_pipe.loader import open_loader
     from multimix_pipe.shards.index import open_index
 

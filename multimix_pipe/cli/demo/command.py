@@ -112,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
         "device": device,
     }
     _write_results(out, args, data, runs, settings, time.perf_counter() - started)
-    _draw_curves(out, data, runs)
-    _tell(args, out, data, runs, epochs)
+    pictures = [out / "preview.png", *([out / "curve.png"] if _draw_curves(out / "curve.png", data, runs) else [])]
+    _tell(args, out, data, runs, epochs, pictures)
     return 0
 
 
@@ -150,19 +150,26 @@ def _write_results(
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _draw_curves(out: Path, data: DemoData, runs: list[Run]) -> None:
+def _draw_curves(path: Path, data: DemoData, runs: list[Run]) -> bool:
+    """Draw the curves; whether matplotlib is there to do it."""
     from multimix_pipe.cli.picture import Panel, draw_panels
-    from multimix_pipe.drawing import save_picture
 
+    metrics = (("test accuracy", "accuracy"), ("test loss (NLL)", "nll"), ("training loss", "train_loss"))
     panels = [
-        Panel(title, "epoch",
-              {run.name: [(at["epoch"], at[metric]) for at in run.history] for run in runs})
-        for title, metric in (("test accuracy", "accuracy"), ("test loss (NLL)", "nll"), ("training loss", "train_loss"))
+        Panel(title, "epoch", {run.name: [(at["epoch"], at[metric]) for at in run.history] for run in runs},
+              percent=metric == "accuracy")
+        for title, metric in metrics
     ]  # fmt: skip
-    save_picture(draw_panels(panels, f"{data.what}, {runs[0].steps} steps"), out / "curve.png")
+    try:
+        draw_panels(panels, f"{data.what}, {runs[0].steps} steps", path)
+    except ImportError:
+        return False
+    return True
 
 
-def _tell(args: argparse.Namespace, out: Path, data: DemoData, runs: list[Run], epochs: float) -> None:
+def _tell(
+    args: argparse.Namespace, out: Path, data: DemoData, runs: list[Run], epochs: float, pictures: list[Path]
+) -> None:
     mixed, plain = runs
     print(f"\n{'':18}{'accuracy':>9}{'NLL':>8}{'ECE':>8}{'steps':>8}{'rows':>10}{'seconds':>9}")
     for run in runs:
@@ -172,7 +179,10 @@ def _tell(args: argparse.Namespace, out: Path, data: DemoData, runs: list[Run], 
     more = 100 * (mixed.last["accuracy"] - plain.last["accuracy"])
     print(f"multi-mix: {more:+.1f} points of accuracy against no mixing, in one run of one seed, on "
           f"{data.test_count:,} images ({EQUAL})")  # fmt: skip
-    print(f"\nwritten: {out / 'results.json'}, {out / 'preview.png'}, {out / 'curve.png'}\n\nnext:")
+    print(f"\nwritten: {', '.join(map(str, [out / 'results.json', *pictures]))}")
+    if len(pictures) < 2:
+        print("no curve.png: matplotlib is not installed; pip install 'multimix-pipe[plot]' draws the curves")
+    print("\nnext:")
     grid, longer = out / "grid.png", out.with_name(out.name + "_longer")
     own = ["--data", args.data] if args.data else []
     own += ["--test-data", args.test_data] if args.test_data else []
