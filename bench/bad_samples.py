@@ -66,8 +66,9 @@ def step_times(loader: Loader) -> list[float]:
     return times
 
 
-def cost(times: list[float], bad_step: int) -> float:
-    """What the steps around `bad_step` take more than the median of the others, in such medians."""
+def cost(loader: Loader, bad_step: int) -> float:
+    """What the steps of an epoch around `bad_step` take more than the median of the others, in such medians."""
+    times = step_times(loader)
     around = {bad_step + step for step in AROUND}
     others = [spent for step, spent in enumerate(times) if step not in around and 2 < step < len(times) - 3]
     usual = statistics.median(others)
@@ -100,8 +101,7 @@ def main() -> None:
     for kind, bad in kinds.items():
         shard = written(index, args.steps * size, [bad_step * size + row for row in bad], without_pixels)
         for backend in BACKENDS:
-            loader = opened(backend, shards=shard, shuffle="none")
-            epochs[f"{backend}, {kind}"] = lambda loader=loader: cost(step_times(loader), bad_step)
+            epochs[f"{backend}, {kind}"] = partial(cost, opened(backend, shards=shard, shuffle="none"), bad_step)
     costs = in_turn(epochs, unit="steps", peer="dali, one new", rounds=args.rounds)
     for name, values in costs.values.items():
         print(f"{name}: {statistics.median(values):.2f} steps more ({min(values):.2f} .. {max(values):.2f})")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from multimix_pipe import Loader, MultiMix, open_loader
@@ -106,15 +107,16 @@ def webdataset_reader(shards: list[str], extensions: list[str], **options: Any) 
     pipeline = Pipeline(device_id=None, **options)
     with pipeline:
         members = fn.readers.webdataset(paths=shards, ext=extensions, random_shuffle=True)
-        pipeline.set_outputs(*(members if len(extensions) > 1 else [members]))
+        pipeline.set_outputs(*(members if isinstance(members, (list, tuple)) else [members]))
     pipeline.build()
     return pipeline
 
 
-def _photo_like(noise: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _photo_like(noise: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     falloff = 1 / np.maximum(frequency, 1 / max(height, width)) ** 1.1
     white = noise.standard_normal((4, height, width))
     gray, *colour = np.fft.irfft2(falloff * np.fft.rfft2(white), (height, width))
     image = np.stack([gray + 0.3 * channel for channel in colour], axis=2)
-    return np.clip(128 + 55 * image / image.std(), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(128 + 55 * image / image.std(), 0, 255).astype(np.uint8)
+    return pixels

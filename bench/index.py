@@ -1,10 +1,10 @@
 """How fast is an index built against wds2idx, on one core, and what does opening one of 1.28 million samples cost?
 
-    python bench/index.py [--shards FOLDER] [--samples 1281167]
+    python bench/index.py [--shards FOLDER] [--opened 1282]
 
 Both read the same shards, in the page cache, into files of a temporary folder. Ours holds label, width, height and orientation of
 every image too. wds2idx comes with the wheel of NVIDIA DALI and lets GNU tar read the headers. Opening is measured in a fresh
-process for each round.
+process for each round, of --opened shards of a thousand samples each.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from harness import Figures, in_turn, parser, peak_memory, report, resident_memo
 from multimix_pipe import open_loader
 from multimix_pipe.shards import list_shards, open_index
 from multimix_pipe.shards.index.build import build_one
-from multimix_pipe.shards.index.scan import ROW, Table, scan_shard
-from multimix_pipe.shards.index.store import VERSION, index_name, save_table
+from multimix_pipe.shards.index.scan import scan_shard
+from multimix_pipe.shards.index.store import index_name
 
 T = TypeVar("T")
 
-IMAGENET, SHARDS = 1_281_167, 1282
+SHARDS = 1282
+"""As many as ImageNet has at a thousand samples each."""
 OURS, PEER = "multimix-pipe index", "wds2idx with GNU tar"
 
 
 def main() -> None:
-    arguments = parser(__doc__, shards=True, samples=IMAGENET)
+    arguments = parser(__doc__, shards=True, opened=SHARDS)
     arguments.add_argument(
         "--open", type=Path, metavar="FOLDER", help="print one process's figures of opening, as JSON"
     )
@@ -61,8 +62,8 @@ def main() -> None:
         figures = building(shards, args.rounds, with_peer=not missing)
         print(figures.table())
         results[f"building, {name}"] = figures.summary()
-    print(f"\nopening: {args.samples:,} samples in {SHARDS} shards, a fresh process each time")
-    for unit, figures in opening(large_index(args.samples), args.rounds).items():
+    print(f"\nopening: {args.opened:,} shards of a thousand samples, a fresh process each time")
+    for unit, figures in opening(large_set(args.opened), args.rounds).items():
         print(figures.table())
         results[f"opening, {unit}"] = figures.summary()
     report(__doc__, results, args.json)
@@ -156,52 +157,40 @@ def photos() -> Path:
     for shard in list_shards(generated_shards()):
         with tarfile.open(shard) as tar:
             images += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]  # type: ignore[union-attr]
-    return kept_folder("index_photos", partial(repeat_images, images=images, count=3000))
+    return kept_folder("index_photos", lambda folder: write_shards(folder, images, 1000))
 
 
-def small_images() -> Path:
-    """30,000 samples of JPEG images of 32x32 pixels, as CIFAR's."""
+def small_images(per_shard: int = 10_000) -> Path:
+    """Three shards of JPEG images of 32x32 pixels, as CIFAR's."""
     images = []
     for number in range(500):
         pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).resize((32, 32)).save(buffer, "JPEG", quality=95)
         images.append(buffer.getvalue())
-    return kept_folder("index_small", partial(repeat_images, images=images, count=30_000))
+    return kept_folder(f"index_small_{per_shard}", lambda folder: write_shards(folder, images, per_shard))
 
 
-def repeat_images(folder: Path, images: list[bytes], count: int, shards: int = 3) -> None:
-    """Write `count` samples of `images` in turn."""
-    for shard, numbers in enumerate(np.array_split(np.arange(count), shards)):
+def write_shards(folder: Path, images: list[bytes], per_shard: int, shards: int = 3) -> None:
+    """Write samples of `images` in turn."""
+    for shard in range(shards):
         members = []
-        for number in numbers.tolist():
+        for number in range(shard * per_shard, (shard + 1) * per_shard):
             key = f"n{1440764 + number % 1000:08}/n{1440764 + number % 1000:08}_{number}"
             members += [(f"{key}.cls", b"%d" % (number % 1000)), (f"{key}.jpg", images[number % len(images)])]
         write_tar(folder / f"train-{shard:06}.tar", members)
 
 
-def large_index(count: int) -> Path:
-    """An index of `count` samples as the store writes it, beside shards that have their size and no content."""
+def large_set(shards: int) -> Path:
+    """So many shards of a thousand small images, indexed: links to three, as only their indices are read."""
 
     def fill(folder: Path) -> None:
-        draw = np.random.default_rng(0)
-        for number, ids in enumerate(np.array_split(np.arange(count), SHARDS)):
-            rows = np.zeros(len(ids), ROW)
-            rows["size"], rows["label"] = draw.integers(40_000, 180_000, len(ids)), draw.integers(0, 1000, len(ids))
-            rows["offset"] = 512 + np.cumsum(rows["size"] + 2048) - rows["size"]
-            rows["width"], rows["height"], rows["orientation"] = 500, 375, 1
-            synsets = (1440764 + rows["label"]).tolist()
-            keys = [b"n%08d/n%08d_%d" % (synset, synset, i) for synset, i in zip(synsets, ids.tolist(), strict=True)]
-            rows["key_size"] = [len(key) for key in keys]
-            shard = folder / f"train-{number:06}.tar"
-            shard.touch()
-            os.truncate(shard, int(rows["offset"][-1] + rows["size"][-1]))
-            stat = shard.stat()
-            counts = {"cls": len(ids), "jpg": len(ids)}
-            table = Table(rows, b"".join(keys), stat.st_size, stat.st_mtime_ns, without_image=0, extensions=counts)
-            save_table(shard.with_name(index_name(shard, "cls")), table, "cls")
+        contents = list_shards(small_images(1000))
+        for shard in range(shards):
+            (folder / f"train-{shard:06}.tar").symlink_to(contents[shard % len(contents)])
+        open_index(folder, progress=False)
 
-    return kept_folder(f"index_{count}_version{VERSION}", fill)
+    return kept_folder(f"index_{shards}_shards", fill)
 
 
 if __name__ == "__main__":

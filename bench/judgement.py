@@ -20,14 +20,14 @@ import torch
 from data import open_backend, scratch_folder, write_tar
 from harness import parser, report
 from multimix_pipe import BadSampleError, TrainTransform
-from multimix_pipe.config import IMAGENET_STD
+from multimix_pipe.config import IMAGENET_STD, Backend
 from multimix_pipe.loader import Loader
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.shards import Index, open_index
 from multimix_pipe.verify import verify
 from odd_images import odd_images
 
-BACKENDS = ("torch", "dali")
+BACKENDS: tuple[Backend, ...] = ("torch", "dali")
 WINDOWS = ("whole", "top", "bottom")
 SIZE = 64
 OWN_EXTENSIONS = (".png", ".jpeg", ".webp")
@@ -39,7 +39,7 @@ class Judged:
     """What was said of one image: "ok", "index" or "bad"."""
 
     name: str
-    verify: dict[str, str]
+    verify: dict[Backend, str]
     """By the backend whose decoder judged."""
     backends: dict[str, dict[str, str]]
     """By backend, then by window."""

@@ -133,7 +133,8 @@ def dali_operators(problem: Problem) -> Mix:
     def run(_: int) -> Tensor:
         (rows,) = pipeline.run(torch.cuda.current_stream(problem.device) if on_gpu else None)
         kept[:] = [rows]
-        return torch.from_dlpack(rows.as_tensor())
+        mixed: Tensor = torch.utils.dlpack.from_dlpack(rows.as_tensor())
+        return mixed
 
     return run
 
@@ -149,8 +150,9 @@ def main() -> None:
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     generator, shape = torch.Generator(device).manual_seed(0), (args.batch_size, 3, args.size, args.size)
     batches = 4 if device.type == "cuda" else 2
-    random = {"dtype": torch.uint8, "device": device, "generator": generator}
-    pixels = [torch.randint(0, 256, shape, **random) for _ in range(batches)]
+    pixels = [
+        torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator) for _ in range(batches)
+    ]
     problem = Problem(pixels, draw_mixing(MultiMix(k=args.k), 0, 0, 0, args.batch_size), dtype, device)
     works = {name: route(problem) for name, route in COPIES.items()}
     apart: dict[str, float] = {}
@@ -165,7 +167,8 @@ def main() -> None:
             works[name] = work
 
     def timed(work: Mix) -> float:
-        return 1e3 * seconds(lambda: [work(i % batches) for i in range(args.repeat)], device) / args.repeat
+        repeat: int = args.repeat
+        return 1e3 * seconds(lambda: [work(i % batches) for i in range(repeat)], device) / repeat
 
     contenders = {name: (lambda work=work: timed(work)) for name, work in works.items()}
     figures = in_turn(contenders, unit="ms", peer=BROADCAST, rounds=args.rounds)

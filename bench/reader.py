@@ -14,11 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from data import chosen_shards, open_backend, repeated, webdataset_reader
 from harness import forever, in_turn, parser, rate, report, seconds
 from multimix_pipe import Loader
-from multimix_pipe.runtime.prefetcher import Prefetcher
+from multimix_pipe.runtime.prefetcher import Memory, PendingReads, Prefetcher
 
 STEPS_AHEAD = 4
 
@@ -54,13 +55,14 @@ def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: Non
     plans = [context.plan.step(0, first, first + size) for first in range(0, steps * size, size)]
     prefetcher = Prefetcher(context)
 
+    def read_row(numbers: list[int], row: int, memory: Memory) -> object:
+        return context.reader.read(numbers[row], memory)
+
     def read() -> None:
-        ahead = deque()
+        ahead: deque[PendingReads[object]] = deque()
         for step in plans:
-            sample = step.sample
-            ahead.append(
-                prefetcher.start(step, lambda row, memory, sample=sample: context.reader.read(int(sample[row]), memory))
-            )
+            numbers = step.sample.tolist()
+            ahead.append(prefetcher.start(step, partial(read_row, numbers)))
             if len(ahead) > STEPS_AHEAD:
                 ahead.popleft().rows()
         for pending in ahead:
@@ -71,6 +73,11 @@ def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: Non
         return len(plans) * size / seconds(read)
 
     return measure
+
+
+def loading(loader: Loader, steps: int) -> Callable[[], float]:
+    """Images a second of a loader, from the sixth batch of an iteration of its own on."""
+    return lambda: rate(forever(loader), loader.context.config.batch_size, steps)()
 
 
 def delayed(measure: Callable[[], float], milliseconds: float) -> Callable[[], float]:
@@ -103,10 +110,9 @@ def main() -> None:
     figures = in_turn(alone, unit="samples/s", peer="warm", rounds=args.rounds)
     print(figures.table())
 
-    whole = {}
+    whole: dict[str, Callable[[], float]] = {}
     for backend, loader in loaders.items():
-        # an iteration of its own each time, from its sixth batch on
-        whole[f"{backend}, warm"] = lambda loader=loader: rate(forever(loader), args.batch_size, args.steps)()
+        whole[f"{backend}, warm"] = loading(loader, args.steps)
         whole[f"{backend}, slow"] = delayed(whole[f"{backend}, warm"], args.delay)
     loads = in_turn(whole, unit="images/s", peer="dali, warm", rounds=args.rounds)
     print(loads.table())

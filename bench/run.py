@@ -28,7 +28,7 @@ def main() -> int:
     processor = re.sub(r"[^a-z0-9]+", "-", str(described["cpu"]).lower()).strip("-")
     path = args.out.resolve() / f"{processor}-{described['date']}.json"
 
-    rounds = ["--rounds", 2 if quick else 5]
+    rounds: list[object] = ["--rounds", 2 if quick else 5]
     shards = ["--shards", args.shards.resolve()] if args.shards else []
     images = ["--images", 128 if quick else 1280, *shards]
     questions: dict[str, list[object]] = {
@@ -46,7 +46,7 @@ def main() -> int:
         "mix_stage": rounds,
         "overhead": ["--steps", 5 if quick else 40, *shards],
         "reader": [*rounds, "--steps", 5 if quick else 20, *shards],
-        "index": [*rounds, *(["--samples", 20_000] if quick else [])],
+        "index": [*rounds, *(["--opened", 20] if quick else [])],
         "growth": ["--rounds", 1 if quick else 3, "--steps", 201 if quick else 2000, *shards],
         "plan": rounds,
         "pixels": shards,

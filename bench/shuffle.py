@@ -127,7 +127,7 @@ def main() -> None:
     for name, order_of in CONTENDERS.items():
         orders = [order_of(folder, seed) for seed in range(args.rounds)]
         shares, taus = [two_commonest(order) for order in orders], [tau(order) for order in orders]
-        shown = [len(np.unique(order)) for order in orders]
+        shown = [float(len(np.unique(order))) for order in orders]
         results[name] = {"share": shares, "tau": taus, "samples_shown": shown}
         print(
             f"{name:34} two most common classes {np.median(shares):6.1%} ({min(shares):.1%} .. {max(shares):.1%})   "

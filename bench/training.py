@@ -71,21 +71,27 @@ def pace_of(network: nn.Module, steps: int, device: torch.device) -> Callable[[I
 
 
 def main() -> None:
-    options = {"batch_size": 64, "repeat": 16, "steps": 20, "k": 5, "width": 8, "size": 224}
-    args = parser(__doc__, shards=True, device="cpu", network="plain", **options).parse_args()
+    args = parser(
+        __doc__, shards=True, device="cpu", network="plain", width=8, size=224, batch_size=64, k=5, steps=20, repeat=16
+    ).parse_args()
     folder, num_classes = chosen_shards(args.shards)
     device, shards = torch.device(args.device), repeated(folder, args.repeat)
     on_gpu = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    network = make_network(args.network, num_classes, args.width).to(device)
+    network: Any = make_network(args.network, num_classes, args.width).to(device)
     pace = pace_of(network.to(memory_format=torch.channels_last) if on_gpu else network, args.steps, device)
-    options = {"shards": shards, "batch_size": args.batch_size, "num_classes": num_classes, "device": args.device}
+    options: dict[str, Any] = {
+        "shards": shards,
+        "batch_size": args.batch_size,
+        "num_classes": num_classes,
+        "device": args.device,
+    }
     options |= {"transform": TrainTransform(size=args.size), "channels_last": on_gpu}
     options |= {"dtype": "bfloat16" if on_gpu else "float32"}
     loaders = {backend: open_backend(backend, k=args.k or None, **options) for backend in ("dali", "torch")}
-    images, targets = next(iter(loaders["torch"]))
-    resident = (images.clone(memory_format=torch.preserve_format), targets.clone())
-    del images, targets
+    first: Any = next(iter(loaders["torch"]))
+    resident = (first.images.clone(memory_format=torch.preserve_format), first.targets.clone())
+    del first
     contenders = {RESIDENT: pace(repeat(resident))}
     contenders |= {f"multimix_pipe {backend}": pace(loader) for backend, loader in loaders.items()}
     figures = in_turn(contenders, unit="steps/s", peer=RESIDENT, rounds=args.rounds)

@@ -111,6 +111,9 @@ class _Process:
                 stderr=errors,
                 env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},  # what it leaves goes with the logs
             )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def take_turn(self, seconds: float, limit: float, *, counts: bool) -> None:
         """Let the contender run for so long; nothing if it failed before."""
@@ -142,21 +145,21 @@ class _Process:
         except ProcessLookupError:
             self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._stdin, self._stdout):
             with suppress(BrokenPipeError):
                 stream.close()
 
     def _exchange(self, question: bytes, limit: float) -> dict[str, Any]:
         deadline = time.monotonic() + limit
         with suppress(BrokenPipeError):  # it is dead: how it died is reported below
-            self._process.stdin.write(question)
-            self._process.stdin.flush()
+            self._stdin.write(question)
+            self._stdin.flush()
         line = b""
         while not line.endswith(b"\n"):
             dead = self._process.poll() is not None  # asked before reading: what it wrote last is read nevertheless
             # processes that the dead one started may still hold the pipe: its end need not show
-            if select.select([self._process.stdout], [], [], 0 if dead else 0.2)[0]:
-                part = os.read(self._process.stdout.fileno(), 1 << 16)
+            if select.select([self._stdout], [], [], 0 if dead else 0.2)[0]:
+                part = os.read(self._stdout.fileno(), 1 << 16)
                 line += part
                 dead = dead or not part
             elif not dead and time.monotonic() > deadline:

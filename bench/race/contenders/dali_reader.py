@@ -48,7 +48,7 @@ def batches(setting: Setting) -> Iterator[object]:
         yield mix(batch["images"], labels.to(batch["images"].device), setting, draw)
 
 
-@pipeline_def
+@pipeline_def  # type: ignore[untyped-decorator]
 def classification(setting: Setting) -> tuple[Any, Any]:
     """Normalised images (3, H, W), and the bytes of the label members, padded with zeros."""
     on_gpu = setting.device != "cpu"
