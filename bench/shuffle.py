@@ -1,6 +1,6 @@
 """How well is an epoch shuffled where each shard holds one class?
 
-    python bench/shuffle.py
+    python bench/shuffle.py --chart shuffle.png
 
 20 shards of 1,000 samples, a class each, as a folder of classes gives when it is packed in order. Two figures of an epoch's
 order: the share of a batch of 256 that its two most common classes have, a mean over the epoch's full batches; and Kendall's tau
@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import stats
 
 from data import kept_folder, open_backend, webdataset_reader, write_tar
-from harness import parser, report
+from harness import Bar, draw_bars, machine_line, parser, report
 from multimix_pipe import TrainTransform
 
 CLASSES, PER_CLASS, BATCH = 20, 1000, 256
@@ -119,8 +119,27 @@ CONTENDERS: dict[str, Callable[[Path, int], Order]] = {
 }
 
 
+def draw(results: dict[str, dict[str, list[float]]], random: dict[str, float], path: Path) -> None:
+    """Bars of both figures of each order."""
+
+    def bars(figure: str) -> list[Bar]:
+        own = {name: name.startswith("shuffle=") for name in results}
+        return [Bar(name, np.abs(found[figure]).tolist(), own=own[name]) for name, found in results.items()]
+
+    groups = {
+        f"Share of a batch of {BATCH} that its two most common classes have; a random permutation: "
+        f"{random['share']:.3f} (standard error {random['share_error']:.4f})": bars("share"),
+        "Kendall's tau between the epoch's order and the stored one, without its sign; a random permutation: "
+        f"0 (standard error {random['tau_error']:.4f})": bars("tau"),
+    }
+    what = f"{CLASSES} shards of {PER_CLASS:,} samples, one class each. Less is better. Blue: this package"
+    draw_bars(path, "How well is an epoch shuffled?", [what, machine_line()], groups, "share, tau")
+
+
 def main() -> None:
-    args = parser(__doc__).parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--chart", type=Path, help="draw the figures there too, a PNG")
+    args = arguments.parse_args()
     logging.getLogger("multimix_pipe").setLevel(logging.ERROR)
     folder, random = kept_folder("sorted", write_sorted_shards), expected()
     results: dict[str, dict[str, list[float]]] = {}
@@ -137,6 +156,8 @@ def main() -> None:
         f"a random permutation: {random['share']:.1%} +- {random['share_error']:.2%}, tau 0 +- {random['tau_error']:.4f} "
         "(standard errors of one epoch)"
     )
+    if args.chart is not None:
+        draw(results, random, args.chart)
     report(__doc__, {"expected": random, "orders": results}, args.json)
 
 

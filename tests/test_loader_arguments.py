@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.backends import needs_dali
 from helpers.batches import Open, keys, resumed
 from helpers.samples import TINY, N
-from multimix_pipe import ConfigError, EvalTransform, MultiMix, StateMismatchError, TrainTransform, mix_batch
+from multimix_pipe import (
+    ConfigError,
+    EvalTransform,
+    MissingBackendError,
+    MultiMix,
+    StateMismatchError,
+    TrainTransform,
+    mix_batch,
+)
+from multimix_pipe.loader import backend as backends
 
 
 def test_samples_and_exclude_choose_by_key_or_file(opened: Open, tmp_path: Path) -> None:
@@ -156,3 +166,26 @@ def test_a_process_without_steps_is_no_warning_where_processes_may_differ(
     with caplog.at_level(logging.WARNING, "multimix_pipe"):
         assert [len(opened(backend="torch", rank=rank, **options)) for rank in (0, 1)] == [1, 0]
     assert not caplog.text
+
+
+def test_a_dali_that_imports_but_does_not_run_on_the_gpu_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CUDA 13's DALI imports on a driver of CUDA 12, and fails at its first batch."""
+    monkeypatch.setattr(backends, "dali_import_error", lambda: None)
+    monkeypatch.setattr(backends, "_gpu_problem", lambda device_id: "CUDA driver version is insufficient")
+    gpu = torch.device("cuda", 0)
+    assert backends.choose_backend("auto", gpu) == "torch"
+    assert "DALI does not run on cuda:0 (CUDA driver version is insufficient)" in caplog.text
+    with pytest.raises(MissingBackendError, match="needs a DALI that runs on cuda:0; found: CUDA driver version"):
+        backends.choose_backend("dali", gpu)
+    assert backends.choose_backend("dali", torch.device("cpu")) == "dali"
+
+
+@needs_dali
+def test_without_a_gpu_dali_says_why_it_does_not_run_on_one() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    from multimix_pipe.dali.decode_check import gpu_problem
+
+    assert gpu_problem(0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from zlib import crc32
 
 import numpy as np
@@ -13,6 +17,11 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.nvimgcodec import CodeStream
 
 from multimix_pipe.shards.index import Index
+
+logger = logging.getLogger("multimix_pipe")
+
+NVJPEG = (13, 2)
+"""The first nvJPEG that decodes regions with smooth upsampling of chroma."""
 
 HEADER = 4096
 """Bytes of an image by whose checksum a header is known again: in most images they hold it all."""
@@ -41,6 +50,34 @@ def undecodable_row(error: RuntimeError) -> int:
     if named is None:
         raise error
     return int(named[1])
+
+
+@cache
+def gpu_problem(device_id: int) -> str | None:
+    """Why DALI cannot run on a GPU, or None. On a driver that is too old it imports, and fails at the first batch."""
+    try:
+        pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
+        with pipeline:
+            pipeline.set_outputs(types.Constant(np.zeros(1, dtype=np.float32), device="gpu") + np.float32(1))
+        pipeline.build()
+        pipeline.run()
+    except RuntimeError as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def warn_of_old_nvjpeg() -> None:
+    """Log a warning where nvJPEG cannot decode regions with smooth chroma: then each such JPEG is decoded on the CPU."""
+    for package in ("nvidia-nvjpeg", "nvidia-nvjpeg-cu12"):
+        with suppress(PackageNotFoundError):
+            found = version(package)
+            if tuple(map(int, found.split(".")[:2])) < NVJPEG:
+                logger.warning(
+                    "%s %s decodes crops of most JPEGs on the CPU; %d.%d or newer, which comes with DALI for CUDA 13 "
+                    "(pip install 'multimix-pipe[dali]'), decodes them on the GPU",
+                    *(package, found, *NVJPEG),
+                )
+            return
 
 
 class HeaderCheck:

@@ -26,7 +26,7 @@ from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from torch import Tensor
 
 from multimix_pipe.augment.host import write_row
-from multimix_pipe.dali.decode_check import HeaderCheck, undecodable_row
+from multimix_pipe.dali.decode_check import HeaderCheck, undecodable_row, warn_of_old_nvjpeg
 from multimix_pipe.dali.graph import Ends, Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.plan import StepPlan
@@ -73,6 +73,8 @@ class DaliExecutor:
             ends = "batch" if config.expand else "pixels"
         elif ends is None:
             ends = "window" if config.transform.random else "pixels"
+        if on_gpu:
+            warn_of_old_nvjpeg()
         mixes = ends == "batch" and context.mixes
         queue = config.prefetch + 1  # the step that is asked for, and those ahead of it
         self._context = context

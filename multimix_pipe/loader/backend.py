@@ -26,7 +26,10 @@ def dali_import_error() -> Exception | None:
 
 
 def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
-    """What a `backend` argument means here. Raises MissingBackendError, or ConfigError where it cannot serve `device`."""
+    """Return the backend that a `backend` argument means here.
+
+    Raises MissingBackendError where DALI was asked for by name and does not run, ConfigError where it cannot serve `device`.
+    """
     if backend == "torch":
         return "torch"
     if backend == "auto" and device.type == "mps":
@@ -34,17 +37,32 @@ def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "t
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f'backend="dali" needs device "cpu" or "cuda"; found {str(device)!r}. Use backend="torch"')
     error = dali_import_error()
+    if error is not None and backend == "auto":
+        # absent is one thing, installed and broken another
+        level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
+        logger.log(level, "backend torch: NVIDIA DALI does not import (%s)", error)
+        return "torch"
     if error is not None:
-        if backend == "auto":
-            # absent is one thing, installed and broken another
-            level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
-            logger.log(level, "backend torch: NVIDIA DALI does not import (%s)", error)
-            return "torch"
         raise MissingBackendError(
             f'backend="dali" needs NVIDIA DALI, which does not import here ({error}). Install it with '
             "pip install 'multimix-pipe[dali]' (CUDA 13) or 'multimix-pipe[dali-cuda12]', or use backend=\"torch\""
         ) from error
+    problem = None if device.index is None else _gpu_problem(device.index)
+    if problem is not None and backend == "auto":
+        logger.warning("backend torch: NVIDIA DALI does not run on %s (%s)", device, problem)
+        return "torch"
+    if problem is not None:
+        raise MissingBackendError(
+            f'backend="dali" needs a DALI that runs on {device}; found: {problem}. Install the one for your driver\'s CUDA '
+            "('multimix-pipe[dali]' for 13, 'multimix-pipe[dali-cuda12]' for 12), or use backend=\"torch\""
+        )
     return "dali"
+
+
+def _gpu_problem(device_id: int) -> str | None:
+    from multimix_pipe.dali.decode_check import gpu_problem
+
+    return gpu_problem(device_id)
 
 
 def make_executor(context: LoaderContext, mix_stage: MixStage | None = None) -> Executor:

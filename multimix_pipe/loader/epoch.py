@@ -12,8 +12,6 @@ from typing import NoReturn, Protocol
 from multimix_pipe.batch import Batch
 from multimix_pipe.errors import MultiMixError
 
-_PARKING_SECONDS = 1.0  # that the interpreter's end waits for a daemon thread to ask for its next batch
-
 
 class Closeable(Protocol):
     """A loader, as far as its end goes."""
@@ -25,8 +23,6 @@ class Closeable(Protocol):
 
 _alive: weakref.WeakSet[Closeable] = weakref.WeakSet()
 _exiting = threading.Event()
-_daemons: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # those that have iterated
-_parked = threading.Semaphore(0)
 
 
 class Epoch(Iterator[Batch]):
@@ -45,8 +41,6 @@ class Epoch(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         self._check_process()  # before anything waits for threads that a forked child does not have
-        if (thread := threading.current_thread()).daemon:
-            _daemons.add(thread)
         with self._lock:
             if not _exiting.is_set():
                 return self._advance()
@@ -88,9 +82,6 @@ def _close_all() -> None:
     _exiting.set()
     for loader in list(_alive):
         loader.close()
-    for thread in list(_daemons):
-        if thread.is_alive():
-            _parked.acquire(timeout=_PARKING_SECONDS)
 
 
 # threads are ended before `atexit` runs. The last registered is the first to run: before concurrent.futures' own, imported above
@@ -98,12 +89,8 @@ getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
 def _refuse_at_exit() -> NoReturn:
-    if threading.current_thread().daemon:
-        # it ends in silence, with the process: one that asked for the interpreter from now on would be ended within whatever
-        # C++ it has called, which aborts
-        _parked.release()
-        while True:
-            threading.Event().wait()
+    while threading.current_thread().daemon:  # it ends with the process, in silence
+        threading.Event().wait()
     raise MultiMixError(
         "a loader is closed when the main thread has ended, and this thread still iterates over it. Join it in the main thread"
     )

@@ -47,9 +47,8 @@ class Loader:
         self._executor = executor
         # weak: after a `break` nothing runs ahead, and a loader is in no cycle
         self._running: weakref.ref[Epoch] | None = None
-        self._entry = Position(
-            0, 0, 0, config.batch_size
-        )  # where the epoch is entered: its start, or where a state resumed it
+        # where the epoch is entered: at its start, or where a state resumed it
+        self._entry = Position(0, 0, 0, config.batch_size)
         self._handed = 0  # steps handed out since then
         self._entered = False  # the epoch has been iterated over
         self._restored = False  # `_entry` comes from a state

@@ -158,19 +158,6 @@ def _paste(own: Any, other: Any, box: Any, start: int, n: int, width: int, inner
 
 
 @_jit
-def _round_and_write(
-    mixed: Any, work: Any, rounded: Any, result: Any, kind: int, n: int, flat: Any, at: int, streams: bool
-) -> None:
-    """Round mixed[:n] to the type `kind` and write it to element `at` of `flat`, which is bytes."""
-    size = 4 if kind == FLOAT32 else 2
-    if kind == FLOAT16:
-        _round_to_float16(mixed, work, n, rounded)
-    elif kind == BFLOAT16:
-        _round_to_bfloat16(mixed, n, rounded)
-    _write(flat, at * size, result, n * size, streams)
-
-
-@_jit
 def _mix_pairs(
     images: Any,
     mean: Any,
@@ -190,7 +177,7 @@ def _mix_pairs(
 
     Args:
         images: (B, P, N) uint8 or float32: P planes of N elements an image.
-        mean, scale: (1 or P, TILE) float32, of element i of a plane at i % TILE.
+        mean, scale: (P, TILE) float32, of element i of a plane at i % TILE.
         partner, lam: (B,) int64, (B, K) float32.
         boxed, box: (B,) bool, (B, K, 4) int32: where boxed, w is 0 in the box and 1 outside, else lam.
         width, inner: pixels of a line, elements of a pixel.
@@ -210,18 +197,21 @@ def _mix_pairs(
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     for b in range(first, stop):
         for plane in range(planes):
-            p = plane % len(mean)
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
-                _normalise(images[b, plane, start:], mean[p], scale[p], n, own)
-                _normalise(images[partner[b], plane, start:], mean[p], scale[p], n, other)
-                for k in range(k_members):
+                _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
+                _normalise(images[partner[b], plane, start:], mean[plane], scale[plane], n, other)
+                for k in range(k_members):  # spelled out: what follows in a function of its own takes 1.5 times as long
                     if boxed[b]:
                         _paste(own, other, box[b, k], start, n, width, inner, mixed)
                     else:
                         _weigh(own, other, lam[b, k], n, mixed)
-                    at = ((b * k_members + k) * planes + plane) * elements + start
-                    _round_and_write(mixed, work, rounded, result, kind, n, flat, at, streams)
+                    if kind == FLOAT16:
+                        _round_to_float16(mixed, work, n, rounded)
+                    elif kind == BFLOAT16:
+                        _round_to_bfloat16(mixed, n, rounded)
+                    row = (b * k_members + k) * planes + plane
+                    _write(flat, (row * elements + start) * size, result, n * size, streams)
     if streams:
         _fence()
 
@@ -239,13 +229,14 @@ def _normalise_rows(images: Any, mean: Any, scale: Any, kind: int, out: Any, fir
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     for b in range(first, stop):
         for plane in range(planes):
-            p = plane % len(mean)
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
-                _normalise(images[b, plane, start:], mean[p], scale[p], n, values)
-                _round_and_write(
-                    values, work, rounded, result, kind, n, flat, (b * planes + plane) * elements + start, streams
-                )
+                _normalise(images[b, plane, start:], mean[plane], scale[plane], n, values)
+                if kind == FLOAT16:
+                    _round_to_float16(values, work, n, rounded)
+                elif kind == BFLOAT16:
+                    _round_to_bfloat16(values, n, rounded)
+                _write(flat, ((b * planes + plane) * elements + start) * size, result, n * size, streams)
     if streams:
         _fence()
 
@@ -268,7 +259,7 @@ def blend(
     rows = len(images)
     if normalize is None:
         normalize = Normalize(np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32), channels_last=False)
-    mean, scale = normalize.per_plane(TILE)
+    mean, scale = (np.repeat(v, layout.planes // len(v), axis=0) for v in normalize.per_plane(TILE))
     kind = KINDS[out.dtype]
     source = images.contiguous().view(rows, layout.planes, -1).numpy()
     if mix is None:
