@@ -127,10 +127,10 @@ def draw(results: dict[str, dict[str, list[float]]], random: dict[str, float], p
         return [Bar(name, np.abs(found[figure]).tolist(), own=own[name]) for name, found in results.items()]
 
     groups = {
-        f"Share of a batch of {BATCH} that its two most common classes have; a random permutation: "
-        f"{random['share']:.3f} (standard error {random['share_error']:.4f})": bars("share"),
-        "Kendall's tau between the epoch's order and the stored one, without its sign; a random permutation: "
-        f"0 (standard error {random['tau_error']:.4f})": bars("tau"),
+        f"Share of a batch of {BATCH} that its two most common classes have (random: {random['share']:.3f}, "
+        f"standard error {random['share_error']:.4f})": bars("share"),
+        "Kendall's tau between the epoch's order and the stored one, without its sign (random: 0, "
+        f"standard error {random['tau_error']:.4f})": bars("tau"),
     }
     what = f"{CLASSES} shards of {PER_CLASS:,} samples, one class each. Less is better. Blue: this package"
     draw_bars(path, "How well is an epoch shuffled?", [what, machine_line()], groups, "share, tau")

@@ -30,6 +30,7 @@ PREFETCH = 3
 
 def batches(setting: Setting) -> Iterator[object]:
     """Endless (images, targets)."""
+    spdl.io.decode_config()  # where FFmpeg is missing this raises, and not only a thread of the pipeline, which would hang
     draw = np.random.default_rng(0)
     algorithm = "bilinear" if setting.antialias else "fast_bilinear"
 
