@@ -1,6 +1,6 @@
 """A training-data pipeline for image classification: WebDataset shards in, multi-mixed batches out.
 
-Importing this package imports neither torch nor DALI nor webdataset: a name below brings in what it needs at its first use.
+Importing this package does not import torch, DALI or webdataset. Names that need them are loaded when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a loader hands out, and the same for tensors of other loaders."""
+"""`Batch`, and the functions that make one from the tensors of any other loader."""
 
 from __future__ import annotations
 
@@ -21,35 +21,37 @@ PairTargets = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B pairs as B*K mixed rows; unpacks to `(images, targets)`. Row b*K + k is pair b at weight `plan.lam[b, k]`.
+    """The images and targets of one step, which unpack as `images, targets = batch`.
 
-    It stays valid for as long as it, or a tensor of it, is referenced.
+    B samples, each paired with a partner from the batch, become B*K rows. Row b*K + k is member k of pair b: sample b with weight
+    `plan.lam[b, k]` and its partner, sample `plan.partner[b]`, with the rest. A batch owns its memory and stays valid as long as
+    you hold it or one of its tensors.
     """
 
     images: Tensor
-    """(B*K, C, H, W), normalised; (B, C, H, W) where nothing is mixed."""
+    """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed."""
     targets: Tensor | PairTargets
-    """(B*K, num_classes) float32 rows that sum to 1; or with targets="pairs" (labels (B,), partners' labels (B,), lam (B, K));
-    or int64 (B,) class ids where nothing is mixed."""
+    """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,) and
+    lam (B, K). If nothing is mixed, (B,) int64 class ids."""
     labels: Tensor
     """(B,) int64 class ids of the samples."""
     plan: StepPlan | MixPlan
-    """Which samples, windows and flips these are, and how they are mixed, in NumPy arrays: `partner` (B,), `lam` (B, K), `method`
-    (B,), `box` (B, K, 4). From `mix_batch` and `apply_mix` the `MixPlan` alone."""
+    """The decisions behind the batch, in NumPy arrays: its samples, crop windows and flips, and how they are mixed: `partner`
+    (B,), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
     _keys: Callable[[], list[str]] = field(repr=False)
 
     @property
     def keys(self) -> list[str]:
-        """`__key__` of the B samples."""
+        """The keys (`__key__`) of the B samples."""
         return self._keys()
 
     def __iter__(self) -> Iterator[Tensor | PairTargets]:
         return iter((self.images, self.targets))
 
     def chunks(self, n: int) -> Iterator[Batch]:
-        """Split into n micro-batches of whole pairs (fewer where there are fewer pairs), as views; sizes differ by one at most.
+        """Split the batch into n micro-batches of whole pairs, as views; their sizes differ by at most one pair.
 
-        The chunks' `plan.partner` still numbers rows of the whole batch.
+        A batch of fewer than n pairs gives one chunk per pair. A chunk's `plan.partner` still refers to rows of the whole batch.
         """
         check_int("n", n, 1)
         pairs = len(self.plan)
@@ -85,21 +87,24 @@ def mix_batch(
     seed: int = 0,
     axes: Sequence[int] | None = None,
 ) -> Batch:
-    """Multi-mix on the tensors of any other loader.
+    """Apply multi-mix to the tensors of any other loader.
 
     Args:
-        images: (B, ...) of a floating or integer type.
+        images: (B, ...) of a floating or integer type, on any device.
         labels: (B,) int64 in [0, num_classes), on the images' device.
-        mix: how to mix.
+        mix: the settings.
         num_classes: width of the target rows.
-        step: the draws are keyed by (seed, step): pass a number that differs at each call, counted over the whole run and over
-            processes. A loop that passes the same number mixes alike for ever.
+        step: a number >= 0 that is different in every call of a run, over all processes. The draws are keyed by (seed, step), so
+            calls with the same number draw the same partners and weights.
         seed: 0 .. 2**64-1.
         axes: see `apply_mix`.
 
     Returns:
-        A batch whose images are (B*K, ...) of the images' type, float32 where that is an integer type; its keys are the rows'
-        numbers, and its plan is the `MixPlan`.
+        A `Batch` with images (B*K, ...) of the images' type (float32 if that is an integer type), dense targets
+        (B*K, num_classes), the `MixPlan` as its plan, and the row numbers "0" .. "B-1" as its keys.
+
+    Raises:
+        ConfigError: an argument is invalid, or the arguments do not fit together.
 
     >>> batch = mix_batch(torch.rand(8, 3, 4, 4), torch.arange(8), MultiMix(k=5), num_classes=10, step=0)
     >>> batch.images.shape, batch.targets.shape
@@ -117,41 +122,53 @@ def mix_batch(
 def apply_mix(
     images: Tensor, labels: Tensor, plan: MixPlan, *, num_classes: int, axes: Sequence[int] | None = None
 ) -> Batch:
-    """Execute any mixing plan on tensors: what `mix_batch` is made of, for checks and studies that choose weights themselves.
+    """Execute a mixing plan on tensors. `mix_batch` draws a plan and calls this; use it directly to choose the weights yourself.
 
     Args:
-        images: (B, ...) of a floating or integer type.
+        images: (B, ...) of a floating or integer type, on any device.
         labels: (B,) int64 in [0, num_classes), on the images' device.
-        plan: of B pairs; its weights need not be ordered.
+        plan: the mixing of B pairs; its weights need not be ordered.
         num_classes: width of the target rows.
-        axes: the axes of an image (counted without the batch's) that boxes lie in: one, or two neighbours. None: the last two.
+        axes: the axes that boxes span, counted without the batch axis: one axis, or two adjacent ones. Default: the last two.
 
     Returns:
-        As `mix_batch`. Row b*K + k is member k of pair b.
+        A `Batch`, as `mix_batch` does. Row b*K + k is member k of pair b.
 
-    Raises ConfigError where the arguments do not fit each other.
+    Raises:
+        ConfigError: an argument is invalid, or the arguments do not fit together.
+
+    >>> import numpy as np
+    >>> plan = MixPlan(partner=np.array([1, 0]), lam=np.array([[1.0, 0.25], [1.0, 0.5]], dtype=np.float32))
+    >>> apply_mix(torch.tensor([0.0, 8.0]), torch.tensor([0, 1]), plan, num_classes=2).images
+    tensor([0., 6., 8., 4.])
     """
-    check_int("num_classes", num_classes, 1)
-    if images.ndim < 1 or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-        raise ConfigError(
-            "images must be (B, ...) and labels int64 (B,); "
-            f"found images {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
-        )
-    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ConfigError(
-            f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
-        )
-    rows, images = len(images), images.detach()
-    if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):
-        raise ConfigError(f"the plan must be one of {rows} pairs with partners in [0, {rows}); found {plan!r}")
+    _check_mix_arguments(images, labels, plan, num_classes)
+    images = images.detach()
     dtype = images.dtype if images.is_floating_point() else torch.float32
     channels_last = axes is None and images.ndim == 4 and not images.is_contiguous()
     channels_last = channels_last and images.is_contiguous(memory_format=torch.channels_last)
     if channels_last:  # the result keeps that memory format
         images, axes = images.permute(0, 2, 3, 1), (0, 1)
     mix = MixTensors.of(plan, images.device)
-    out = images.new_empty((rows, plan.k, *images.shape[1:]), dtype=dtype)
+    out = images.new_empty((len(plan), plan.k, *images.shape[1:]), dtype=dtype)
     mixed = blend(images.float(), mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
     targets = mix_targets(labels, mix.partner, mix.lam, num_classes)
-    keys = [str(number) for number in range(rows)]
+    keys = [str(row) for row in range(len(plan))]
     return Batch(mixed.permute(0, 3, 1, 2) if channels_last else mixed, targets, labels, plan, lambda: keys)
+
+
+def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_classes: int) -> None:
+    check_int("num_classes", num_classes, 1)
+    if images.ndim < 1 or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise ConfigError(
+            "images must be (B, ...) and labels int64 (B,); "
+            f"found images {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
+        )
+    # labels on a GPU are not checked: that would wait for the device
+    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ConfigError(
+            f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
+        )
+    rows = len(images)
+    if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):
+        raise ConfigError(f"plan must hold {rows} pairs, one per image, with partners in [0, {rows}); found {plan!r}")

@@ -27,7 +27,7 @@ def samples(count: int = 1000, weights: list[float] | None = None) -> Samples:
     number = np.arange(count, dtype=np.int64)
     width, height = 20 + 37 * number % 480, 20 + 91 * number % 350
     return Samples(
-        number=number + 5,
+        sample_id=number + 5,
         shard=(number // 25).astype(np.int32),
         width=width.astype(np.int32),
         height=height.astype(np.int32),

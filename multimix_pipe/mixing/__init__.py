@@ -1,4 +1,4 @@
-"""Mixing: its settings, its plan, and one file a method. NumPy alone; the blends are in `runtime/kernels` and `dali/stage`."""
+"""Mixing: its settings, its plan, and one file per method. NumPy only; the blends are in `runtime/kernels` and `dali/stage`."""
 
 from multimix_pipe.mixing.method import Field, Method
 from multimix_pipe.mixing.methods import METHODS

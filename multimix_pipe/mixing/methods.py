@@ -1,4 +1,4 @@
-"""The mixing methods by name. A new one is a file beside this one, and a line here."""
+"""The mixing methods by name. To add one, write its file next to this one and add a line here."""
 
 from __future__ import annotations
 

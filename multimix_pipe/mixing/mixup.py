@@ -1,8 +1,8 @@
-"""Mixup: every pixel of a member has the same weight.
+"""Mixup: all pixels of a member have the same weight.
 
     x_k = lam_k * x + (1 - lam_k) * x'
 
-Source: Zhang et al. 2018, arXiv 1710.09412; with K members, Shen et al. 2024, arXiv 2406.01417.
+Source: Zhang et al. 2018, arXiv 1710.09412; K members per pair: Shen et al. 2024, arXiv 2406.01417.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from multimix_pipe.mixing.method import Field, Size, no_box
 
 @dataclass(frozen=True)
 class Mixup:
-    """w_k = lam_k, a number."""
+    """Weight field w_k = lam_k for every pixel."""
 
     field: ClassVar[Field] = Field.CONSTANT
     uniforms: ClassVar[int] = 0

@@ -1,4 +1,4 @@
-"""`MultiMix`: what a user decides about mixing."""
+"""`MultiMix`, the settings of multi-mix."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ Pairing = Literal["derangement", "roll", "flip"]
 
 @dataclass(frozen=True)
 class MultiMix:
-    """K ordered interpolations of each sample pair (arXiv 2406.01417).
+    """Settings of multi-mix: K ordered interpolations of each pair of samples.
 
-    For a pair (x, y), (x', y') with weights `lam_1 >= ... >= lam_K` drawn from Beta(alpha, alpha):
+    Each sample x with target y is paired with a partner x', y' from the same batch. K weights lam_1 >= ... >= lam_K are drawn
+    from Beta(alpha, alpha), and the pair becomes K members (with method="mixup"):
 
         x_k = lam_k * x + (1 - lam_k) * x'        y_k = lam_k * y + (1 - lam_k) * y'
 
-    `lam` weights the row's own sample; K = 1 is plain mixup.
+    The loss is the mean over all members. K = 1 is plain mixup. Raises ConfigError if a field is out of its range.
+
+    Source: Shen et al. 2024, arXiv 2406.01417.
 
     >>> MultiMix(k=5, alpha=1.0, sampling="stratified")
     MultiMix(k=5, alpha=1.0, method='mixup', sampling='stratified', lam_per='pair', pairing='derangement', prob=1.0)
     """
 
     k: int = 5
-    """Interpolations of each pair, 1..1024."""
+    """K, the members of each pair, in [1, 1024]. The model sees K times as many rows."""
     alpha: float = 1.0
-    """Both parameters of the Beta distribution, in (0, 1000]; 1 is uniform, towards 0 the weights go to the ends."""
+    """Both parameters of the Beta distribution, in (0, 1000]. 1 is uniform; smaller values draw weights closer to 0 and 1."""
     method: str = "mixup"
-    """How two images become one; `MultiMix.methods()` lists the names."""
+    """How two images are combined: one of the names in `MultiMix.methods()`."""
     sampling: Sampling = "iid"
-    """"iid": K independent weights, sorted. "stratified": weight k from the k-th of K equal slices of probability."""
+    """"iid": K independent weights, sorted. "stratified": one weight from each of K slices of equal probability."""
     lam_per: LamPer = "pair"
-    """"pair": own weights for each pair. "batch": one set for the whole batch."""
+    """"pair": each pair draws its own K weights. "batch": all pairs of a batch share them."""
     pairing: Pairing = "derangement"
-    """Who is mixed with whom: a random cycle through the batch, the row before ("roll"), the batch reversed ("flip")."""
+    """How partners are chosen. "derangement": a random cycle through the batch; "roll": the previous row; "flip": the batch in
+    reverse. No sample is its own partner unless it is alone in its batch."""
     prob: float = 1.0
-    """Probability that a pair (with lam_per="batch": a batch) is mixed; otherwise its K weights are 1."""
+    """Probability that a pair is mixed (a batch, with lam_per="batch"). Otherwise its K weights are 1."""
 
     def __post_init__(self) -> None:
         check_int("MultiMix.k", self.k, 1, 1024)
@@ -54,5 +58,5 @@ class MultiMix:
 
     @staticmethod
     def methods() -> tuple[str, ...]:
-        """The names that `method` takes."""
+        """Return the names that `method` accepts."""
         return tuple(METHODS)

@@ -1,9 +1,9 @@
-"""Executing a mixing plan, the slow and clear version: what every blend's output is tested against.
+"""The reference implementation of mixing in NumPy: slow, clear, and the oracle that every blend is tested against.
 
     x_k = w_k * x + (1 - w_k) * x'        y_k = lam_k * y + (1 - lam_k) * y'
 
-Row b*K + k of a result is member k of pair b. All arithmetic is float32, and the two products are rounded before they are
-added: so lam = 1 gives x to the bit, which the form x' + lam * (x - x') does not.
+Row b*K + k of a result is member k of pair b. All arithmetic is in float32, and both products are rounded before they are added.
+With lam = 1 the result is therefore x to the bit, which x' + lam * (x - x') would not guarantee.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Float = NDArray[np.float32]
 
 
 def mix_images(images: Float, plan: MixPlan) -> Float:
-    """images (B, ...) float32 -> (B*K, ...). Boxes lie in the last two axes, or in the only one."""
+    """Mix images (B, ...) float32 into (B*K, ...). Boxes span the last two axes, or the only one."""
     axes = images.shape[1:][-2:]
     height, width = (1, 1, *axes)[-2:]
     leading = [1] * (images.ndim - 1 - len(axes))
@@ -25,7 +25,7 @@ def mix_images(images: Float, plan: MixPlan) -> Float:
 
 
 def mix_targets(labels: NDArray[np.int64], plan: MixPlan, num_classes: int) -> Float:
-    """labels (B,) -> (B*K, num_classes), rows that sum to 1."""
+    """Mix labels (B,) int64 into float32 target rows (B*K, num_classes), each of which sums to 1."""
     return _mix(np.eye(num_classes, dtype=np.float32)[labels], plan, plan.lam[..., None])
 
 

@@ -1,4 +1,4 @@
-"""Drawing a `MixPlan`: who is mixed with whom, how much, and where."""
+"""Draws a `MixPlan`: partners, weights and boxes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from multimix_pipe.plan.seeding import Stream, Words, draw_words, permutation, u
 def draw_mixing(
     mix: MultiMix | None, seed: int, epoch: int, start: int, rows: int, size: tuple[int, int] = (1, 1)
 ) -> MixPlan:
-    """The mixing of a batch at positions [start, start + rows) of images of `size` = (height, width).
+    """Draw the mixing plan of the batch at positions [start, start + rows) of an epoch.
 
-    Without mixing: each row with itself, weight 1. A row that has no other row to mix with (rows = 1) has weight 1 too.
+    `size` is the images' (height, width), which boxes are drawn for. With mix=None, or with a single row, each row is its own
+    partner with weight 1.
     """
     if mix is None:
         return MixPlan.identity(rows)
@@ -35,15 +36,21 @@ def draw_mixing(
 
 
 def ordered_weights(words: Words, mix: MultiMix) -> NDArray[np.float32]:
-    """K weights of Beta(alpha, alpha) in non-increasing order for each row of words: float32 (n, K).
+    """Draw K weights per row from Beta(alpha, alpha), in non-increasing order.
 
     With F the distribution function of Beta(alpha, alpha) and U_k uniform in (0, 1):
 
-        iid          lam = sort of F^-1(U_1) ... F^-1(U_K)
+        iid          lam = F^-1(U_1), ..., F^-1(U_K), sorted
         stratified   lam_k = F^-1((K - 1 - k + U_k) / K), k = 0 ... K-1
 
-    The mean over k of any function of lam has the same expectation under both; stratified weights have less variance. A row
-    that is not mixed (`prob`) has all weights 1. words: (n, 1 + K).
+    Under both, the mean over k of any function of lam has the same expectation; the stratified weights give it less variance.
+
+    Args:
+        words: (n, 1 + K) random words. The first one decides whether the row is mixed, with probability `mix.prob`.
+        mix: the settings.
+
+    Returns:
+        (n, K) float32 in [0, 1]; all 1 in rows that are not mixed.
     """
     u = uniform(words[:, 1:])
     if mix.sampling == "stratified":
@@ -54,11 +61,13 @@ def ordered_weights(words: Words, mix: MultiMix) -> NDArray[np.float32]:
 
 
 def draw_partners(words: Words, pairing: Pairing) -> NDArray[np.int64]:
-    """The row that each row is mixed with: int64 (n,). No row is its own partner for n >= 2.
+    """Return the partner of each of n rows, int64 (n,). For n >= 2 no row is its own partner.
 
-    derangement   a uniformly random cycle through all rows: each row's partner is uniform over the others
-    roll          the row before, the first row takes the last (torchvision)
-    flip          the batch reversed (timm); with an odd n the middle row takes row 0
+    derangement   a uniformly random cycle through all rows, so each row's partner is uniform over the other rows
+    roll          the previous row; row 0 takes the last row (as in torchvision)
+    flip          the batch in reverse (as in timm); with an odd n the middle row takes row 0
+
+    words: (n,) random words; "roll" and "flip" use only their number.
     """
     n = len(words)
     rows = np.arange(n, dtype=np.int64)

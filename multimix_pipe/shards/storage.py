@@ -1,4 +1,4 @@
-"""Shards behind http(s) URLs: downloaded once into a folder, whole or not at all."""
+"""Downloads shards from http(s) URLs into a folder, once; only complete files appear there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from multimix_pipe.errors import ShardError
 
-_TIMEOUT = 60.0  # seconds without a byte
+_TIMEOUT = 60.0  # seconds without data
 _CHUNK = 2**20
 
 
@@ -51,5 +51,7 @@ def _download(url: str, target: Path, progress: bool) -> None:
                 bar.update(len(chunk))
         found = file.tell()
     if expected is not None and found != expected:
-        raise ShardError(f"{url} is cut short: required {expected:,} bytes, found {found:,}; try again")
+        raise ShardError(
+            f"the download of {url} is incomplete: required {expected:,} bytes, found {found:,}; try again"
+        )
     os.replace(partial, target)
