@@ -10,11 +10,8 @@ process for each round, of --opened shards of a thousand samples each.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -28,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from data import generated_shards, kept_folder, write_tar
-from harness import Figures, in_turn, parser, peak_memory, report, resident_memory, seconds
+from harness import Figures, in_a_new_process, in_turn, parser, peak_memory, report, resident_memory, seconds
 from multimix_pipe import open_loader
 from multimix_pipe.shards import list_shards, open_index
 from multimix_pipe.shards.index.build import build_one
@@ -43,14 +40,7 @@ OURS, PEER = "multimix-pipe index", "wds2idx with GNU tar"
 
 
 def main() -> None:
-    arguments = parser(__doc__, shards=True, opened=SHARDS)
-    arguments.add_argument(
-        "--open", type=Path, metavar="FOLDER", help="print one process's figures of opening, as JSON"
-    )
-    args = arguments.parse_args()
-    if args.open:
-        print(json.dumps(open_once(args.open)))
-        return
+    args = parser(__doc__, shards=True, opened=SHARDS).parse_args()
     missing = why_no_peer()
     results: dict[str, Any] = {"missing": missing}
     for name, reason in missing.items():
@@ -118,8 +108,7 @@ def opening(folder: Path, rounds: int) -> dict[str, Figures]:
     """Seconds and megabytes of each part, by unit."""
     figures = {"s": Figures("s", "open_index"), "MB": Figures("MB", "kept")}
     for turn in range(rounds + 1):
-        command = [sys.executable, __file__, "--open", str(folder)]
-        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        found = in_a_new_process(open_once, folder)
         for unit, parts in found.items():
             for part, value in parts.items():
                 figures[unit].values.setdefault(part, [])
