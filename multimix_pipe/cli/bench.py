@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from multimix_pipe.cli.arguments import add_shards
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
@@ -87,35 +87,35 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
     from multimix_pipe.loader import open_loader
     from multimix_pipe.loader.backend import dali_import_error
     from multimix_pipe.loader.rank import choose_device
-    from multimix_pipe.runtime.machine import describe_machine
     from multimix_pipe.shards.index import open_index
 
     device, mix = choose_device(args.device), MultiMix(k=args.k)
     index = open_index(args.source, label=args.label, cache_dir=args.cache_dir, progress=not args.quiet)
-    about = describe_machine()
-    print(f"{len(index):,} images in {len(index.shards):,} shards, B = {args.batch_size}, {args.size}x{args.size}, on "
-          f"{device}; {about['cores']} cores of {about['cpu']}")  # fmt: skip
+    setting = f"B = {args.batch_size}, {args.size}x{args.size}, on {device}"
+    print(f"{len(index):,} images in {len(index.shards):,} shards, {setting}")
     missing = dali_import_error()
     if missing is not None:
         print(f"dali: not measured, DALI does not import: {missing}")
     backends: list[Backend] = ["torch"] if missing is not None or device.type == "mps" else ["dali", "torch"]
+    options: dict[str, Any] = {
+        "batch_size": args.batch_size,
+        "num_classes": max(1, int(index.label.max()) + 1),
+        "device": args.device,
+    }
+    options |= {
+        "transform": TrainTransform(size=args.size, antialias=not args.no_antialias),
+        "num_threads": args.threads,
+    }
+    options |= {
+        "on_bad_sample": "replace",
+        "label": args.label,
+        "cache_dir": args.cache_dir,
+        "rank": 0,
+        "world_size": 1,
+    }
     for backend in backends:
         for name, rows, mixing in ((f"K = {args.k}", args.k, mix), ("no mixing", 1, None)):
-            loader = open_loader(
-                args.source,
-                batch_size=args.batch_size,
-                num_classes=max(1, int(index.label.max()) + 1),
-                mix=mixing,
-                transform=TrainTransform(size=args.size, antialias=not args.no_antialias),
-                backend=backend,
-                device=args.device,
-                rank=0,
-                world_size=1,
-                on_bad_sample="replace",
-                num_threads=args.threads,
-                label=args.label,
-                cache_dir=args.cache_dir,
-            )
+            loader = open_loader(args.source, mix=mixing, backend=backend, **options)
             yield Contender(f"{backend}, {name}", rows, loader)
 
 
@@ -136,18 +136,13 @@ def _measure(contenders: list[Contender], rounds: int, seconds: float, *, quiet:
 def _turn(batches: Iterator[Batch], at_least: float) -> float:
     """Images a second over `at_least` so many seconds."""
     for batch in islice(batches, AHEAD):
-        _wait_for(batch)
+        batch.images[-1, 0, 0, 0].item()  # waits until the device has made it
     images, start = 0, time.perf_counter()
     while time.perf_counter() - start < at_least:
         batch = next(batches)
         images += len(batch.labels)
-    _wait_for(batch)
-    return images / (time.perf_counter() - start)
-
-
-def _wait_for(batch: Batch) -> None:
-    """Wait until the device has made a batch."""
     batch.images[-1, 0, 0, 0].item()
+    return images / (time.perf_counter() - start)
 
 
 def _table(contenders: list[Contender]) -> str:
