@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from helpers.batches import Open, all_same
+from helpers.processes import start
 from helpers.samples import CLASSES, TINY
 from multimix_pipe import Batch, ConfigError, Loader, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.runtime.prefetcher import READERS
@@ -438,10 +439,7 @@ class Script:
         path.write_text(PRELUDE + text)
         # that a process with threads is forked is what some of these scripts are about
         options = ["-W", "error", "-W", "ignore:This process:DeprecationWarning"]
-        command = [sys.executable, *options, str(path), *self.arguments]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        return start([sys.executable, *options, str(path), *self.arguments], start_new_session=True)
 
     def run(self, text: str) -> tuple[int, str, str]:
         """Exit status, stdout and stderr."""
