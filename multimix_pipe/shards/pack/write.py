@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as PillowImage
-from tqdm import tqdm
 
 from multimix_pipe.config import check_int, usable_cores
 from multimix_pipe.errors import ConfigError, ShardError
 from multimix_pipe.shards.header import FORMATS
 from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, open_image_folder
+from multimix_pipe.shards.progress import Progress
 
 CLASSES = "classes.json"
 RUN = "pack.json"
@@ -134,7 +134,7 @@ def _pack_set(
     with (
         warnings.catch_warnings(),
         _Shards(out, split or "shard", settings) as shards,
-        tqdm(total=len(images), desc=f"packing {split}".rstrip(), unit="image", disable=not progress) as bar,
+        Progress(f"packing {split}".rstrip(), total=len(images), unit="image", disable=not progress) as bar,
     ):
         warnings.simplefilter("ignore")  # Pillow's, of broken metadata and large images; threads see this filter too
         for image, key, (data, extension, fine) in zip(
