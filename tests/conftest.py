@@ -28,6 +28,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"), sample_set())
 
 
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `shards`, of images a quarter as wide and high: for tests that decode thousands and look at decisions."""
+    return write_shards(tmp_path_factory.mktemp("small"), sample_set(4))
+
+
 @pytest.fixture
 def own_shards(shards: Path, tmp_path: Path) -> Path:
     """A copy of `shards` to damage."""

@@ -22,6 +22,11 @@ STEPS = 12
 SMALL: dict[str, Any] = {"batch_size": 9, "transform": TINY, "prefetch": 3}
 
 
+@pytest.fixture
+def shards(small_shards: Path) -> Path:
+    return small_shards
+
+
 @dataclass(frozen=True)
 class Run:
     """Two uninterrupted epochs, and the state before the first step and after each; after an epoch's last one there are two."""

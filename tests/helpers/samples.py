@@ -25,12 +25,15 @@ BAD = {"420-000", "444-010", "gray-030", "png-050"}
 ODD_SIZES = [(1, 1), (2, 3), (1, 64), (97, 2)]
 
 
-def sample_set() -> list[tuple[str, str, bytes]]:
-    """(key, extension, bytes) of 100 samples: all KINDS in sizes that differ, two CMYK, and tiny ones."""
+def sample_set(scale: int = 1) -> list[tuple[str, str, bytes]]:
+    """(key, extension, bytes) of 100 samples: all KINDS in sizes that differ, two CMYK, and tiny ones.
+
+    Sides are 36 to 130 pixels, divided by `scale`.
+    """
     samples = []
     for number in range(94):
         kind = list(KINDS)[number % len(KINDS)]
-        image = picture(number, 40 + 13 * number % 90, 36 + 29 * number % 80)
+        image = picture(number, (40 + 13 * number % 90) // scale, (36 + 29 * number % 80) // scale)
         samples.append((f"{kind}-{number:03d}", *KINDS[kind](image)))
     for number, (width, height) in enumerate(ODD_SIZES, 94):
         samples.append((f"tiny-{number:03d}", *KINDS["444"](picture(number, width, height))))
