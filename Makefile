@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help run test lint types bench format clean
+.PHONY: help run test lint types docs bench format clean
 
 help:
 	@echo "make run     the demo: make data, pack, train with and without mixing, write multimix_demo/"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy"
+	@echo "make docs    the documentation, into build/docs"
 	@echo "make bench   the benchmarks of bench/"
 	@echo "make format  let ruff repair what it can"
 	@echo "make clean   remove .venv, caches and the demo's output"
@@ -29,6 +30,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "written: build/docs/index.html"
+
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
 
@@ -45,5 +50,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "multimix_pipe needs Python 3.10 or newer; $(PYTHON) is older or missing: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "$(PYTHON) -m venv failed: install the venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dali,fast,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dali,fast,dev,docs]"
 	@touch $@

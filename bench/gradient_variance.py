@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from multimix_pipe.runtime.kernels.blend import blend
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,7 +24,6 @@ from multimix_pipe.benchmark.harness import parser, report
 from multimix_pipe.cli.demo.net import small_net
 from multimix_pipe.cli.demo.shapes import OUTLINES, draw_shape
 from multimix_pipe.plan import draw_mixing
-from multimix_pipe.runtime.kernels.blend import blend
 from multimix_pipe.training.targets import mix_targets
 
 PAIRS, IMAGES = 32, 1024

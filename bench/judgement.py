@@ -28,6 +28,7 @@ from multimix_pipe.benchmark.harness import parser, report
 from multimix_pipe.config import IMAGENET_STD
 from multimix_pipe.loader import Loader
 from multimix_pipe.loader.backend import make_executor
+from multimix_pipe.mixing import MixPlan
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards import Index, open_index
 from multimix_pipe.verify import verify
@@ -129,18 +130,18 @@ def _told(loader: Loader, sample: int, pixels: dict[int, torch.Tensor]) -> dict[
             sample=np.array([sample]),
             window=np.array([window], dtype=np.float32),
             flip=np.zeros(1, dtype=np.bool_),
-            partner=np.zeros(1, dtype=np.int64),
-            lam=np.ones((1, 1), dtype=np.float32),
+            attempt=np.zeros(1, dtype=np.int32),
+            mix=MixPlan.identity(1),
         )
         executor = make_executor(loader.context)
         try:
-            ((_, images),) = executor.run([step])
+            (executed,) = executor.run([step])
         except BadSampleError:
             told[name] = "index" if loader.index.problem[sample] else "bad"
         else:
             told[name] = "ok"
             if name == WINDOWS[0]:
-                pixels[sample] = images[0].clone()
+                pixels[sample] = executed.images[0].clone()
         finally:
             executor.close()
     return told

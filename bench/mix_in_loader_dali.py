@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from mix_triton import mix_pixels
+from multimix_pipe.runtime.transfer import to_device
 from torch import Tensor
 
 from multimix_pipe.dali.executor import DaliExecutor
 from multimix_pipe.loader import Loader
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.mix_stage import DeviceMixStage
-from multimix_pipe.runtime.transfer import to_device
 
 
 def with_kernel(loader: Loader) -> Loader:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from multimix_pipe.runtime.kernels.blend import MIXERS, blend
 from numpy.typing import NDArray
 from torch import Tensor
 
 from multimix_pipe.config import TrainTransform, usable_cores
 from multimix_pipe.mixing import mixup
-from multimix_pipe.runtime.kernels.blend import MIXERS, blend
 from multimix_pipe.runtime.kernels.normalize import Normalize
 
 NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)

@@ -1,6 +1,6 @@
 """A training-data pipeline for image classification: WebDataset shards in, multi-mixed batches out.
 
-Importing this package imports neither torch nor DALI nor webdataset: a name below brings in what it needs at its first use.
+Importing this package does not import torch, DALI or webdataset. Names that need them are loaded when they are first used.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from multimix_pipe.config import EvalTransform, MultiMix, TrainTransform
+from multimix_pipe.config import EvalTransform, TrainTransform
 from multimix_pipe.errors import (
     BadSampleError,
     ConfigError,
@@ -17,9 +17,10 @@ from multimix_pipe.errors import (
     ShardError,
     StateMismatchError,
 )
+from multimix_pipe.mixing import MixPlan, MultiMix
 
 if TYPE_CHECKING:
-    from multimix_pipe.batch import Batch, mix_batch
+    from multimix_pipe.batch import Batch, apply_mix, mix_batch
     from multimix_pipe.loader import Loader, open_loader
     from multimix_pipe.training.losses import MultiMixLoss
     from multimix_pipe.training.metrics import mixed_accuracy
@@ -33,12 +34,14 @@ __all__ = [
     "EvalTransform",
     "Loader",
     "MissingBackendError",
+    "MixPlan",
     "MultiMix",
     "MultiMixError",
     "MultiMixLoss",
     "ShardError",
     "StateMismatchError",
     "TrainTransform",
+    "apply_mix",
     "mix_batch",
     "mixed_accuracy",
     "open_loader",
@@ -46,6 +49,7 @@ __all__ = [
 
 _LAZY = {
     "Batch": "multimix_pipe.batch",
+    "apply_mix": "multimix_pipe.batch",
     "mix_batch": "multimix_pipe.batch",
     "Loader": "multimix_pipe.loader",
     "open_loader": "multimix_pipe.loader",

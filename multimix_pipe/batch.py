@@ -1,19 +1,19 @@
-"""What a loader hands out, and the same for tensors of other loaders."""
+"""`Batch`, and the functions that make one from the tensors of any other loader."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from multimix_pipe.config import MultiMix, check_int
+from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.mixing import MixPlan, MultiMix
 from multimix_pipe.plan import StepPlan, draw_mixing
-from multimix_pipe.runtime.kernels.blend import blend
-from multimix_pipe.runtime.transfer import to_device
+from multimix_pipe.runtime.kernels import Layout, blend
+from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.training.targets import mix_targets
 
 PairTargets = tuple[Tensor, Tensor, Tensor]
@@ -21,34 +21,37 @@ PairTargets = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B pairs as B*K mixed rows; unpacks to `(images, targets)`. Row b*K + k is pair b at weight `plan.lam[b, k]`.
+    """The images and targets of one step, which unpack as `images, targets = batch`.
 
-    It stays valid for as long as it, or a tensor of it, is referenced.
+    B samples, each paired with a partner from the batch, become B*K rows. Row b*K + k is member k of pair b: sample b with weight
+    `plan.lam[b, k]` and its partner, sample `plan.partner[b]`, with the rest. A batch owns its memory and stays valid as long as
+    you hold it or one of its tensors.
     """
 
     images: Tensor
-    """(B*K, C, H, W), normalised; (B, C, H, W) where nothing is mixed."""
+    """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed."""
     targets: Tensor | PairTargets
-    """(B*K, num_classes) float32 rows that sum to 1; or with targets="pairs" (labels (B,), partners' labels (B,), lam (B, K));
-    or int64 (B,) class ids where nothing is mixed."""
+    """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,) and
+    lam (B, K). If nothing is mixed, (B,) int64 class ids."""
     labels: Tensor
     """(B,) int64 class ids of the samples."""
-    plan: StepPlan
-    """Which samples, windows and flips these are, with `partner` (B,) and `lam` (B, K), NumPy arrays."""
+    plan: StepPlan | MixPlan
+    """The decisions behind the batch, in NumPy arrays: its samples, crop windows and flips, and how they are mixed: `partner`
+    (B,), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
     _keys: Callable[[], list[str]] = field(repr=False)
 
     @property
     def keys(self) -> list[str]:
-        """`__key__` of the B samples."""
+        """The keys (`__key__`) of the B samples."""
         return self._keys()
 
     def __iter__(self) -> Iterator[Tensor | PairTargets]:
         return iter((self.images, self.targets))
 
     def chunks(self, n: int) -> Iterator[Batch]:
-        """Split into n micro-batches of whole pairs (fewer where there are fewer pairs), as views; sizes differ by one at most.
+        """Split the batch into n micro-batches of whole pairs, as views; their sizes differ by at most one pair.
 
-        The chunks' `plan.partner` still numbers rows of the whole batch.
+        A batch of fewer than n pairs gives one chunk per pair. A chunk's `plan.partner` still refers to rows of the whole batch.
         """
         check_int("n", n, 1)
         pairs = len(self.plan)
@@ -75,14 +78,33 @@ class Batch:
 
 
 def mix_batch(
-    images: Tensor, labels: Tensor, mix: MultiMix, *, num_classes: int, seed: int = 0, step: int = 0
+    images: Tensor,
+    labels: Tensor,
+    mix: MultiMix,
+    *,
+    num_classes: int,
+    step: int,
+    seed: int = 0,
+    axes: Sequence[int] | None = None,
 ) -> Batch:
-    """Multi-mix on tensors of anybody's own loader.
+    """Apply multi-mix to the tensors of any other loader.
 
-    images (B, ...) of a floating or integer type, labels (B,) int64 in [0, num_classes), on one device. `step` must be another
-    number at each call (count steps over the whole run, and over processes): it is what the draws are keyed by, with `seed`.
-    The result's images are (B*K, ...) of the images' type, float32 where that is an integer type; its keys are the rows' numbers,
-    its plan has no windows (zeros).
+    Args:
+        images: (B, ...) of a floating or integer type, on any device.
+        labels: (B,) int64 in [0, num_classes), on the images' device.
+        mix: the settings.
+        num_classes: width of the target rows.
+        step: a number >= 0 that is different in every call of a run, over all processes. The draws are keyed by (seed, step), so
+            calls with the same number draw the same partners and weights.
+        seed: 0 .. 2**64-1.
+        axes: see `apply_mix`.
+
+    Returns:
+        A `Batch` with images (B*K, ...) of the images' type (float32 if that is an integer type), dense targets
+        (B*K, num_classes), the `MixPlan` as its plan, and the row numbers "0" .. "B-1" as its keys.
+
+    Raises:
+        ConfigError: an argument is invalid, or the arguments do not fit together.
 
     >>> batch = mix_batch(torch.rand(8, 3, 4, 4), torch.arange(8), MultiMix(k=5), num_classes=10, step=0)
     >>> batch.images.shape, batch.targets.shape
@@ -90,26 +112,63 @@ def mix_batch(
     """
     if not isinstance(mix, MultiMix):
         raise ConfigError(f"mix must be a MultiMix; found {mix!r}")
-    check_int("num_classes", num_classes, 1)
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("step", step, 0)
+    size = Layout.of(images.shape[1:], axes)
+    plan = draw_mixing(mix, seed, step, 0, len(images), (size.height, size.width))
+    return apply_mix(images, labels, plan, num_classes=num_classes, axes=axes)
+
+
+def apply_mix(
+    images: Tensor, labels: Tensor, plan: MixPlan, *, num_classes: int, axes: Sequence[int] | None = None
+) -> Batch:
+    """Execute a mixing plan on tensors. `mix_batch` draws a plan and calls this; use it directly to choose the weights yourself.
+
+    Args:
+        images: (B, ...) of a floating or integer type, on any device.
+        labels: (B,) int64 in [0, num_classes), on the images' device.
+        plan: the mixing of B pairs; its weights need not be ordered.
+        num_classes: width of the target rows.
+        axes: the axes that boxes span, counted without the batch axis: one axis, or two adjacent ones. Default: the last two.
+
+    Returns:
+        A `Batch`, as `mix_batch` does. Row b*K + k is member k of pair b.
+
+    Raises:
+        ConfigError: an argument is invalid, or the arguments do not fit together.
+
+    >>> import numpy as np
+    >>> plan = MixPlan(partner=np.array([1, 0]), lam=np.array([[1.0, 0.25], [1.0, 0.5]], dtype=np.float32))
+    >>> apply_mix(torch.tensor([0.0, 8.0]), torch.tensor([0, 1]), plan, num_classes=2).images
+    tensor([0., 6., 8., 4.])
+    """
+    _check_mix_arguments(images, labels, plan, num_classes)
+    images = images.detach()
+    dtype = images.dtype if images.is_floating_point() else torch.float32
+    channels_last = axes is None and images.ndim == 4 and not images.is_contiguous()
+    channels_last = channels_last and images.is_contiguous(memory_format=torch.channels_last)
+    if channels_last:  # the result keeps that memory format
+        images, axes = images.permute(0, 2, 3, 1), (0, 1)
+    mix = MixTensors.of(plan, images.device)
+    out = images.new_empty((len(plan), plan.k, *images.shape[1:]), dtype=dtype)
+    mixed = blend(images.float(), mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
+    targets = mix_targets(labels, mix.partner, mix.lam, num_classes)
+    keys = [str(row) for row in range(len(plan))]
+    return Batch(mixed.permute(0, 3, 1, 2) if channels_last else mixed, targets, labels, plan, lambda: keys)
+
+
+def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_classes: int) -> None:
+    check_int("num_classes", num_classes, 1)
     if images.ndim < 1 or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise ConfigError(
             "images must be (B, ...) and labels int64 (B,); "
             f"found images {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
         )
+    # labels on a GPU are not checked: that would wait for the device
     if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(
             f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
         )
-    rows, images = len(images), images.detach()
-    partner, lam = draw_mixing(mix, seed, step, 0, rows)
-    numbers = np.arange(rows, dtype=np.int64)
-    no_window, no_flip = np.zeros((rows, 4), dtype=np.float32), np.zeros(rows, dtype=np.bool_)
-    plan = StepPlan(step, 0, numbers, no_window, no_flip, partner, lam)
-    dtype = images.dtype if images.is_floating_point() else torch.float32
-    device_partner, device_lam = to_device(partner, images.device), to_device(lam, images.device)
-    out = images.new_empty((rows, mix.k, *images.shape[1:]), dtype=dtype)
-    mixed = blend(images.float(), device_partner, device_lam, out).flatten(0, 1)
-    targets = mix_targets(labels, device_partner, device_lam, num_classes)
-    return Batch(mixed, targets, labels, plan, lambda: [str(number) for number in numbers])
+    rows = len(images)
+    if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):
+        raise ConfigError(f"plan must hold {rows} pairs, one per image, with partners in [0, {rows}); found {plan!r}")

@@ -1,6 +1,6 @@
-"""What a user decides, as frozen dataclasses that are checked when they are made.
+"""User settings as frozen dataclasses that are validated on construction, and the checks of arguments.
 
-Nothing here draws, reads or computes: `plan` turns these into decisions, a backend executes them.
+`plan` turns the settings into decisions, and a backend executes them.
 """
 
 from __future__ import annotations
@@ -11,18 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 from multimix_pipe.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-METHODS = ("mixup",)
-
-Sampling = Literal["iid", "stratified"]
-LamPer = Literal["pair", "batch"]
-Pairing = Literal["derangement", "roll", "flip"]
 Backend = Literal["auto", "dali", "torch"]
 DType = Literal["float32", "float16", "bfloat16"]
 Shuffle = Literal["global", "window", "none"]
@@ -33,7 +28,7 @@ Keys = str | PathLike[str] | Iterable[str]
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: the default number of threads and workers."""
+    """Number of cores that this process may use; the default number of threads and workers."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -82,7 +77,7 @@ def _check_range(name: str, value: object, low: float, high: float) -> None:
 
 def _check_channels(name: str, value: object, *, positive: bool) -> None:
     if not isinstance(value, Sequence) or len(value) != 3:
-        raise ConfigError(f"{name} must hold three numbers, one a colour channel; found {value!r}")
+        raise ConfigError(f"{name} must hold three numbers, one per colour channel; found {value!r}")
     for number in value:
         check_number(name, number, 0.0 if positive else -math.inf, open_low=positive)
 
@@ -97,7 +92,7 @@ def _height_width(name: str, size: object) -> tuple[int, int]:
 
 
 def make_plain(settings: Any) -> None:
-    """Replace NumPy's numbers in the fields of a frozen dataclass by Python's: states are JSON."""
+    """Convert NumPy scalars in the fields of a frozen dataclass to Python numbers, because loader states are JSON."""
     for item in fields(settings):
         object.__setattr__(settings, item.name, _plain(getattr(settings, item.name)))
 
@@ -113,72 +108,31 @@ def _plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class MultiMix:
-    """K ordered interpolations of each sample pair (arXiv 2406.01417).
-
-    For a pair (x, y), (x', y') with weights `lam_1 >= ... >= lam_K` drawn from Beta(alpha, alpha):
-
-        x_k = lam_k * x + (1 - lam_k) * x'        y_k = lam_k * y + (1 - lam_k) * y'
-
-    `lam` weights the row's own sample; K = 1 is plain mixup.
-
-    >>> MultiMix(k=5, alpha=1.0, sampling="stratified")
-    MultiMix(k=5, alpha=1.0, method='mixup', sampling='stratified', lam_per='pair', pairing='derangement', prob=1.0)
-    """
-
-    k: int = 5
-    """Interpolations of each pair, 1..1024."""
-    alpha: float = 1.0
-    """Both parameters of the Beta distribution, in (0, 1000]; 1 is uniform, towards 0 the weights go to the ends."""
-    method: str = "mixup"
-    """How two images become one; `MultiMix.methods()` lists the names."""
-    sampling: Sampling = "iid"
-    """"iid": K independent weights, sorted. "stratified": weight k from the k-th of K equal slices of probability."""
-    lam_per: LamPer = "pair"
-    """"pair": own weights for each pair. "batch": one set for the whole batch."""
-    pairing: Pairing = "derangement"
-    """Who is mixed with whom: a random cycle through the batch, the row before ("roll"), the batch reversed ("flip")."""
-    prob: float = 1.0
-    """Probability that a pair (with lam_per="batch": a batch) is mixed; otherwise its K weights are 1."""
-
-    def __post_init__(self) -> None:
-        check_int("MultiMix.k", self.k, 1, 1024)
-        check_number("MultiMix.alpha", self.alpha, 0.0, 1000.0, open_low=True)
-        check_choice("MultiMix.method", self.method, METHODS)
-        check_choice("MultiMix.sampling", self.sampling, get_args(Sampling))
-        check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
-        check_choice("MultiMix.pairing", self.pairing, get_args(Pairing))
-        check_number("MultiMix.prob", self.prob, 0.0, 1.0)
-        make_plain(self)
-
-    @staticmethod
-    def methods() -> tuple[str, ...]:
-        """The names that `method` takes."""
-        return METHODS
-
-
-@dataclass(frozen=True)
 class TrainTransform:
     """Random resized crop and horizontal flip, then `(pixel / 255 - mean) / std`.
 
-    The crop is that of torchvision's RandomResizedCrop: ten tries of an area in `scale` (a part of the image's area) and
-    an aspect ratio log-uniform in `ratio` (width over height), else the largest centred window within `ratio`.
+    The crop is torchvision's RandomResizedCrop: an area in `scale` (a fraction of the image's area) and a log-uniform
+    aspect ratio in `ratio` (width / height) are drawn until the crop fits into the image. After ten failed draws, the
+    crop is the largest centred one whose aspect ratio is within `ratio`.
     """
 
+    random: ClassVar[bool] = True
+    """Whether crops and flips are random."""
+
     size: int | tuple[int, int] = 224
-    """Height and width of the result, in pixels; an int for a square."""
+    """Output (height, width) in pixels; an int means a square."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """Bounds of the window's area as a part of the image's, in (0, 1]."""
+    """Bounds of the crop's area as a fraction of the image's area, in (0, 1]."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Bounds of the window's width over its height, in [0.001, 1000]."""
+    """Bounds of the crop's aspect ratio (width / height), in [0.001, 1000]."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     antialias: bool = True
-    """Bilinear with antialias, as torchvision and Pillow do it; False is plain linear interpolation, the faster one."""
+    """Antialiased bilinear interpolation, as in torchvision and Pillow; False: plain bilinear, which is faster."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Subtracted from each channel, for pixels in [0, 1]."""
+    """Mean of each channel, for pixels in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STD
-    """Divides each channel, for pixels in [0, 1]."""
+    """Standard deviation of each channel, for pixels in [0, 1]."""
 
     def __post_init__(self) -> None:
         _height_width("TrainTransform.size", self.size)
@@ -198,18 +152,21 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize of the shorter side to `resize`, centre crop of `size`, then `(pixel / 255 - mean) / std`.
+    """Resize the shorter side to `resize`, crop the centre to `size`, then `(pixel / 255 - mean) / std`.
 
-    With the defaults this is torchvision's Resize(256), CenterCrop(224). Where `size` is wider or higher than a resized image,
-    that is stretched to fill it (torchvision pads with black there); this does not happen with a square `size`.
+    The defaults are torchvision's Resize(256), CenterCrop(224). A resized image that is smaller than `size` is stretched to
+    fill it (torchvision pads it with black); this cannot happen with a square `size`.
     """
 
+    random: ClassVar[bool] = False
+    """Whether crops and flips are random."""
+
     size: int | tuple[int, int] = 224
-    """Height and width of the result, in pixels; an int for a square."""
+    """Output (height, width) in pixels; an int means a square."""
     resize: int | None = None
-    """Length of the shorter side before the crop, in pixels, at least the crop's shorter side; None: 256/224 of that."""
+    """Shorter side before the crop, in pixels, at least the shorter side of `size`; None: 256/224 of that side."""
     antialias: bool = True
-    """As in TrainTransform; evaluate with the setting that you trained with."""
+    """As in TrainTransform; use the same value as in training."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -224,7 +181,7 @@ class EvalTransform:
 
     @property
     def shorter_side(self) -> int:
-        """Length of an image's shorter side after the resize."""
+        """Shorter side of an image after the resize, in pixels."""
         return round(min(self.height_width) * 256 / 224) if self.resize is None else self.resize
 
     @property

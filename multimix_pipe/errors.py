@@ -1,33 +1,33 @@
-"""The errors of multimix_pipe: one family, so that one `except MultiMixError` catches what this package refuses.
+"""Exceptions raised by multimix_pipe. All of them derive from `MultiMixError`.
 
 Each message says what was required, what was found and what to do.
 """
 
 
 class MultiMixError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of the package's exceptions."""
 
 
 class ConfigError(MultiMixError, ValueError):
-    """An argument, or a combination of arguments, that cannot work."""
+    """An argument or a combination of arguments is invalid."""
 
 
 class MissingBackendError(MultiMixError, ImportError):
-    """A backend was asked for by name and its packages do not import."""
+    """A backend requested by name is not installed, or does not run on the device."""
 
 
 class ShardError(MultiMixError):
-    """A shard is missing, is not a tar file, or is no longer what its index says."""
+    """A shard is missing, is not a tar file, or no longer matches its index."""
 
 
 class BadSampleError(MultiMixError):
-    """A sample that cannot be decoded or has no label; the message names it as `shard.tar : key`."""
+    """A sample cannot be decoded or has no label; the message names it as `shard.tar : key`."""
 
 
 class StateMismatchError(MultiMixError):
-    """A loader state that belongs to another data set, seed or configuration; the message names the field."""
+    """A loader state belongs to another data set, seed or configuration; the message names the field."""
 
 
 def printable(text: str) -> str:
-    """`text` with all that is not printable escaped: shards are untrusted, and their keys must not control a terminal."""
+    """Escape unprintable characters in `text`: keys come from untrusted shards and must not control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

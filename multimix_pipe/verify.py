@@ -1,4 +1,4 @@
-"""PendingReads every sample of a set of shards once, and decoding it fully by what training decodes it with."""
+"""Checks every sample of a set of shards by decoding it in full with the decoder that training uses."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from multimix_pipe.errors import ShardError
 from multimix_pipe.loader import Source
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.native.decode import UndecodableError, decode_indexed
+from multimix_pipe.runtime.bad_samples import Unusable, read_sample
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.listing import list_shards
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.shards.reader import ShardReader
 
 Encoded = NDArray[np.uint8]
-Judge = Callable[[Sequence[Encoded], Sequence[tuple[int, int]]], list[str | None]]
-"""Encoded images and their indexed (height, width) -> why each cannot be decoded, None where it can."""
+DecodeCheck = Callable[[Sequence[Encoded], Sequence[tuple[int, int]]], list[str | None]]
+"""Takes encoded images and their indexed (height, width); gives the reason why each cannot be decoded, or None."""
 
 CHUNK = 16
-"""Samples that a thread takes at a time."""
+"""Samples per task of a thread."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class BadSample:
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard that is missing or cannot be indexed, or is damaged: of it only the samples before the damage are verified."""
+    """A shard that is missing, damaged or cannot be indexed. Only its samples before the damage are verified."""
 
     shard: str
-    """Its path, as far as it is known."""
+    """Path, or the name given in `source`."""
     reason: str
 
 
@@ -64,13 +65,13 @@ class VerifyReport:
     """What `verify` found."""
 
     backend: str
-    """ "dali" or "torch": whose decoder judged."""
+    """Backend whose decoder was used, "dali" or "torch"."""
     shards: int
-    """Those verified to their end."""
+    """Number of shards verified to their end."""
     samples: int
-    """Those verified."""
+    """Number of samples verified."""
     without_image: int
-    """Samples of these shards that are left out, here and in training, because they have no image."""
+    """Number of samples without an image; they are left out here and in training."""
     bad: tuple[BadSample, ...]
     bad_shards: tuple[BadShard, ...]
 
@@ -85,17 +86,18 @@ def verify(
     progress: bool = True,
     found: Callable[[BadSample | BadShard], object] = lambda bad: None,
 ) -> VerifyReport:
-    """Read and decode all samples of `source` in `workers` threads (None: one a usable core); see `open_index`.
+    """Read and decode every sample of `source` in `workers` threads (None: one per usable core).
 
-    Bad are those with a code in `Index.problem`, those that the decoder of `backend` (as `open_loader` takes it) cannot decode in
-    full on the CPU, and those whose size is not what their index says. Training may succeed where the bad part lies outside a
-    window, or on a GPU; it does not fail on any other. `found` is called with whatever is bad, as soon as it is known.
+    `source`, `label`, `cache_dir` and `backend` are those of `open_loader`. A sample is bad if the index has a problem for
+    it, if the backend's decoder cannot decode it in full on the CPU, or if its size differs from the indexed size. Training may
+    succeed on a bad sample, on a GPU or if the damage lies outside the crop, but it fails on no other sample. `found` is called
+    with each bad sample and shard as soon as it is found.
 
-    A shard that cannot be indexed, or not to its end, is reported, and the others are verified. Raises ShardError where
-    `source` names no shard that is there, MultiMixError where an index cannot be written.
+    A shard that cannot be indexed to its end is reported, and the other shards are verified. Raises ShardError if none of the
+    shards exists, and MultiMixError if an index cannot be written.
     """
     chosen = choose_backend(backend, torch.device("cpu"))
-    judge = _judge(chosen)
+    check = _decode_check(chosen)
     shards, bad_shards = _list_present(source, cache_dir, progress)
     indexes, damaged = _open_sound(
         shards,
@@ -113,14 +115,15 @@ def verify(
         with warnings.catch_warnings(), Progress("verifying", total=count, unit="image", disable=not progress) as bar:
             warnings.simplefilter("ignore")  # Pillow's, of broken metadata; threads see this filter too
             for index in indexes:
-                for samples, reasons in _judged(index, judge, pool, 2 * threads):
-                    for i, reason in zip(samples, reasons, strict=True):
+                for sample_ids, reasons in _check_all(index, check, pool, 2 * threads):
+                    for sample_id, reason in zip(sample_ids, reasons, strict=True):
                         if reason is not None:
-                            bad.append(BadSample(index.shards[index.shard[i]].name, index.key(i), reason))
+                            shard_name = index.shards[index.shard[sample_id]].name
+                            bad.append(BadSample(shard_name, index.key(sample_id), reason))
                             found(bad[-1])
-                    bar.update(len(samples))
+                    bar.update(len(sample_ids))
     finally:
-        pool.shutdown(cancel_futures=True)  # after an interrupt nobody wants what has not been begun
+        pool.shutdown(cancel_futures=True)  # after an interrupt, drop what has not started
     return VerifyReport(
         backend=chosen,
         shards=sum(len(index.shards) - len(index.damage) for index in indexes),
@@ -131,26 +134,26 @@ def verify(
     )
 
 
-def _judge(backend: str) -> Judge:
+def _decode_check(backend: str) -> DecodeCheck:
     if backend == "torch":
-        return _judge_by_torch
+        return _check_with_torch
     from multimix_pipe.dali.decode_check import DaliDecodeCheck
 
     dali = DaliDecodeCheck(CHUNK)
 
-    def judge(images: Sequence[Encoded], sizes: Sequence[tuple[int, int]]) -> list[str | None]:
+    def check_with_dali(images: Sequence[Encoded], sizes: Sequence[tuple[int, int]]) -> list[str | None]:
         reasons = dali(images, sizes)
         for row, reason in enumerate(reasons):
             if reason is not None:
-                # DALI does not say why; the other decoder may, and whether it can do it is worth knowing
+                # DALI gives no cause; the torch decoder may give one, and it matters whether it can decode the image
                 other = _torch_problem(images[row], *sizes[row])
                 reasons[row] = f"{reason} ({other or 'the torch backend can'})"
         return reasons
 
-    return judge
+    return check_with_dali
 
 
-def _judge_by_torch(images: Sequence[Encoded], sizes: Sequence[tuple[int, int]]) -> list[str | None]:
+def _check_with_torch(images: Sequence[Encoded], sizes: Sequence[tuple[int, int]]) -> list[str | None]:
     return [_torch_problem(image, *size) for image, size in zip(images, sizes, strict=True)]
 
 
@@ -165,7 +168,7 @@ def _torch_problem(image: Encoded, height: int, width: int) -> str | None:
 def _list_present(
     source: Source, cache_dir: str | PathLike[str] | None, progress: bool
 ) -> tuple[tuple[Path, ...], list[BadShard]]:
-    """The shards that `list_shards` finds, and what it does not find of a pattern or a list."""
+    """Return the shards that exist, and those that a pattern or a list names but that are missing."""
     list_them = partial(list_shards, cache_dir=cache_dir, progress=progress)
     try:
         return list_them(source), []
@@ -183,15 +186,15 @@ def _list_present(
                 missing.append(BadShard(name, str(error)))
     if not present:
         raise first
-    return list_them(present), missing  # once more: a shard must not be named twice
+    return list_them(present), missing  # refuses a shard that is named twice
 
 
 def _open_sound(
     shards: Sequence[Path], open_them: Callable[[Sequence[Path]], Index]
 ) -> tuple[list[Index], list[BadShard]]:
-    """Indexes of all shards that can be indexed, in order; one index where all can.
+    """Open the indexes of all shards that can be indexed, in order; a single index if all can.
 
-    Halves of a set with a bad shard are tried in turn: sound shards are still indexed in parallel, and each only once.
+    A list with a bad shard is split into halves, so that sound shards are still indexed in parallel, each only once.
     """
     try:
         return [open_them(shards)], []
@@ -204,17 +207,17 @@ def _open_sound(
     return indexes + more_indexes, bad + more_bad
 
 
-def _judged(
-    index: Index, judge: Judge, pool: ThreadPoolExecutor, most_ahead: int
+def _check_all(
+    index: Index, check: DecodeCheck, pool: ThreadPoolExecutor, max_ahead: int
 ) -> Iterator[tuple[range, list[str | None]]]:
-    """Samples and their reasons, in order; threads work at most so many chunks ahead."""
+    """Yield chunks of sample ids with their reasons, in order; threads run at most `max_ahead` chunks ahead."""
     reader = ShardReader(index)
     ahead: deque[tuple[range, Future[list[str | None]]]] = deque()
     try:
         for first in range(0, len(index), CHUNK):
-            samples = range(first, min(first + CHUNK, len(index)))
-            ahead.append((samples, pool.submit(_check, index, reader, judge, samples)))
-            if len(ahead) > most_ahead:
+            sample_ids = range(first, min(first + CHUNK, len(index)))
+            ahead.append((sample_ids, pool.submit(_check_chunk, index, reader, check, sample_ids)))
+            if len(ahead) > max_ahead:
                 done, future = ahead.popleft()
                 yield done, future.result()
         while ahead:
@@ -224,11 +227,11 @@ def _judged(
         reader.close()
 
 
-def _check(index: Index, reader: ShardReader, judge: Judge, samples: range) -> list[str | None]:
-    read = [reader.read_usable(i, raises=False) for i in samples]
-    reasons = [found if isinstance(found, str) else None for found in read]
-    images = {row: found for row, found in enumerate(read) if not isinstance(found, str)}
-    sizes = [(int(index.height[samples[row]]), int(index.width[samples[row]])) for row in images]
-    for row, reason in zip(images, judge(list(images.values()), sizes), strict=True):
+def _check_chunk(index: Index, reader: ShardReader, check: DecodeCheck, sample_ids: range) -> list[str | None]:
+    read = [read_sample(reader, index, sample_id, raises=False) for sample_id in sample_ids]
+    reasons = [found.reason if isinstance(found, Unusable) else None for found in read]
+    images = {row: found for row, found in enumerate(read) if not isinstance(found, Unusable)}
+    sizes = [(int(index.height[sample_ids[row]]), int(index.width[sample_ids[row]])) for row in images]
+    for row, reason in zip(images, check(list(images.values()), sizes), strict=True):
         reasons[row] = reason
     return reasons

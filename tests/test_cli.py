@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from multimix_pipe import EvalTransform, MultiMix, TrainTransform, __version__, open_loader
 from multimix_pipe.cli import main
 from multimix_pipe.cli.demo.shapes import OUTLINES, write_shapes
 from multimix_pipe.cli.picture import to_pixels
+from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.shards.pack import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +52,7 @@ def command(*argv: str) -> subprocess.CompletedProcess[str]:
         (["demo", "--data", "nowhere.zip"], "nowhere.zip"),
         (["demo", "--epochs", "1", "--minutes", "1"], "not allowed with argument"),
         (["demo", "--test-data", "nowhere.tar"], "--test-data needs --data"),
-        (["pack", "nowhere", "out"], "nowhere: required a folder or a zip"),
+        (["pack", "nowhere", "out"], "nowhere: required a folder or zip"),
         (["bake"], "invalid choice: 'bake'"),
         ([], "COMMAND"),
     ],
@@ -135,12 +139,14 @@ def test_doctor_finds_nothing_wrong_here() -> None:
 def test_doctor_fails_where_a_backend_does_not_mix_as_the_reference_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import multimix_pipe.runtime.mix_stage as finishing
-    from multimix_pipe.runtime.kernels.blend import blend
+    from multimix_pipe.runtime.kernels import host
 
-    monkeypatch.setattr(
-        finishing, "blend", lambda images, partner, lam, *rest, **named: blend(images, partner, 1 - lam, *rest, **named)
-    )
+    right = host.blend
+
+    def wrong(images: Tensor, mix: MixTensors | None, *rest: Any) -> None:
+        right(images, mix and replace(mix, lam=1 - mix.lam), *rest)
+
+    monkeypatch.setattr(host, "blend", wrong)
     assert main(["doctor"]) == 1
     assert "FAIL torch on cpu: decodes" in capsys.readouterr().out
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.methods import registered
 from multimix_pipe import ConfigError, MultiMix
-from multimix_pipe.mixing import mixup
+from multimix_pipe.mixing import reference
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.shards.dali_index import write_dali_indexes
 
@@ -56,12 +57,12 @@ def test_the_stage_mixes_what_dalis_reader_reads(shards: Path, tmp_path: Path, w
     for iteration in range(3):
         images, labels = run(plain)
         rows, targets = run(mixed)
-        partner, lam = draw_mixing(MultiMix(k=K, alpha=0.5), 4, 0, (iteration * 2 + 1) * B, B)
+        plan = draw_mixing(MultiMix(k=K, alpha=0.5), 4, 0, (iteration * 2 + 1) * B, B)
         assert labels.tolist() == [(4 * (iteration * B + row) + 1) % 100 % CLASSES for row in range(B)]
         assert rows.shape == (B, K, 3, 16, 16)
-        oracle = mixup.mix_images(images.numpy(), partner, lam)
+        oracle = reference.mix_images(images.numpy(), plan)
         assert np.allclose(rows.flatten(0, 1).numpy(), oracle, rtol=0, atol=1e-6)
-        oracle = mixup.mix_targets(labels.numpy().astype(np.int64), partner, lam, CLASSES)
+        oracle = reference.mix_targets(labels.numpy().astype(np.int64), plan, CLASSES)
         assert np.allclose(targets.flatten(0, 1).numpy(), oracle, rtol=0, atol=1e-6)
         assert torch.allclose(targets.sum(2), torch.ones(B, K), rtol=0, atol=1e-6)
 
@@ -98,9 +99,28 @@ def test_images_of_any_number_type_and_layout_come_out_as_float32(layout: str, d
     labels = np.arange(B).reshape(B, 1)  # (1,) a sample, as some readers give them
     mixed, _ = next(stage_on(images, labels, layout, num_classes=B, k=K))
     assert mixed.dtype == torch.float32
-    partner, lam = draw_mixing(MultiMix(k=K), 0, 0, 0, B)
-    oracle = mixup.mix_images(images.astype(np.float32), partner, lam)
+    oracle = reference.mix_images(images.astype(np.float32), draw_mixing(MultiMix(k=K), 0, 0, 0, B))
     assert np.allclose(mixed.flatten(0, 1).numpy(), oracle, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["CHW", "HWC"])
+def test_a_method_from_outside_mixes_in_the_graph_too(layout: str) -> None:
+    images = np.random.default_rng(0).random((B, 3, 5, 8), dtype=np.float32)
+    with registered("split") as method:
+        plan = draw_mixing(MultiMix(k=K, method=method), 0, 0, 0, B, (5, 8))
+        given = images if layout == "CHW" else images.transpose(0, 2, 3, 1).copy()
+        options = {"method": method, "size": (5, 8), "layout": layout}
+        mixed, targets = next(stage_on(given, np.arange(B), layout, num_classes=B, k=K, **options))
+    found = mixed.flatten(0, 1).numpy()
+    found = found if layout == "CHW" else found.transpose(0, 3, 1, 2)
+    assert np.array_equal(found, reference.mix_images(images, plan))
+    expected = reference.mix_targets(np.arange(B), plan, B)
+    assert np.allclose(targets.flatten(0, 1).numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_method_with_boxes_must_be_told_the_images_size_and_layout() -> None:
+    with registered("split") as method, pytest.raises(ConfigError, match="method='split' needs size="):
+        inside_a_pipeline(lambda x, y: multi_mix(x, y, num_classes=3, method=method))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_batch_larger_than_the_memory_is_refused_at_opening(opened: Open, backend: str) -> None:
     sizes = "batch_size=1000000 times k=1000 images of 3x224x224"
-    with pytest.raises(ConfigError, match=rf"must fit the memory of cpu, .* {sizes} .* Lower batch_size or k"):
+    with pytest.raises(ConfigError, match=rf"must fit in the memory of cpu, .* {sizes} .* Lower batch_size or k"):
         opened(backend=backend, batch_size=10**6, mix=MultiMix(k=1000), transform=TrainTransform(size=224))
 
 

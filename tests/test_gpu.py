@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from helpers.backends import needs_dali
 from helpers.batches import Open, same_batch
+from helpers.methods import registered
 from helpers.samples import CLASSES
 from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
-from multimix_pipe.mixing import mixup
-from multimix_pipe.runtime.kernels.blend import blend
+from multimix_pipe.mixing import MixPlan, reference
+from multimix_pipe.plan import draw_mixing
+from multimix_pipe.runtime.kernels import Layout, blend
+from multimix_pipe.runtime.tensors import MixTensors
 from test_bad_samples import WHOLE, shards_with
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that torch can use")
@@ -23,22 +27,26 @@ BLEND_TOLERANCE = 1e-6
 """Float32 arithmetic on a GPU, for values of a few units: its compilers may fuse a product and a sum."""
 
 
-def a_batch(rows: int = 6, k: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(3)
-    lam = -np.sort(-rng.random((rows, k), dtype=np.float32), axis=1)
-    return rng.standard_normal((rows, 3, 17, 19), dtype=np.float32), np.roll(np.arange(rows), 1), lam
+def a_batch(method: str = "mixup") -> tuple[np.ndarray, MixPlan]:
+    """Six images (3, 17, 19) and a plan for them with K = 5."""
+    images = np.random.default_rng(3).standard_normal((6, 3, 17, 19), dtype=np.float32)
+    return images, draw_mixing(MultiMix(k=5, method=method), 3, 0, 0, 6, (17, 19))
 
 
+@pytest.mark.parametrize("name", ["mixup", "split"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_torch_kernel_is_the_oracle_and_one_weight_gives_its_row(dtype: torch.dtype) -> None:
-    arrays = a_batch()
-    images, partner, lam = (torch.from_numpy(array).cuda() for array in arrays)
-    five = blend(images, partner, lam, images.new_empty((6, 5, *images.shape[1:]), dtype=dtype))
-    oracle = torch.from_numpy(mixup.mix_images(*arrays)).unflatten(0, (6, 5))
+def test_the_device_blend_is_the_reference_and_one_member_gives_its_row(dtype: torch.dtype, name: str) -> None:
+    with registered("split"):
+        array, plan = a_batch(name)
+        images, layout = torch.from_numpy(array).cuda(), Layout.of(array.shape[1:])
+        mix = MixTensors.of(plan, images.device)
+        five = blend(images, mix, images.new_empty((6, 5, *images.shape[1:]), dtype=dtype), layout)
+        oracle = torch.from_numpy(reference.mix_images(array, plan)).unflatten(0, (6, 5))
     tolerance = BLEND_TOLERANCE if dtype == torch.float32 else torch.finfo(dtype).eps
     assert torch.allclose(five.cpu().float(), oracle.to(dtype).float(), rtol=tolerance, atol=BLEND_TOLERANCE)
     for k in range(5):
-        one = blend(images, partner, lam[:, k : k + 1], images.new_empty((6, 1, *images.shape[1:]), dtype=dtype))
+        alone = replace(mix, lam=mix.lam[:, k : k + 1], box=None if mix.box is None else mix.box[:, k : k + 1])
+        one = blend(images, alone, images.new_empty((6, 1, *images.shape[1:]), dtype=dtype), layout)
         assert one[:, 0].equal(five[:, k])
 
 
@@ -85,7 +93,7 @@ def test_a_gpu_loaders_rows_are_the_oracle_of_its_plain_batch(opened: Open, back
     plain = next(iter(opened(device="cuda", backend=backend, mix=None)))
     mixed = next(iter(opened(device="cuda", backend=backend, mix=MultiMix(k=3))))
     assert plain.images.is_cuda
-    oracle = torch.from_numpy(mixup.mix_images(plain.images.cpu().numpy(), mixed.plan.partner, mixed.plan.lam))
+    oracle = torch.from_numpy(reference.mix_images(plain.images.cpu().numpy(), mixed.plan.mix))
     assert torch.allclose(mixed.images.cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
 
 
@@ -255,8 +263,8 @@ def test_a_training_step_under_autocast(opened: Open, backend: str) -> None:
 
 def test_mix_batch_stays_on_the_gpu() -> None:
     images, labels = torch.rand(6, 3, 4, 4), torch.arange(6)
-    found = mix_batch(images.cuda(), labels.cuda(), MultiMix(k=3), num_classes=6)
-    expected = mix_batch(images, labels, MultiMix(k=3), num_classes=6)
+    found = mix_batch(images.cuda(), labels.cuda(), MultiMix(k=3), num_classes=6, step=0)
+    expected = mix_batch(images, labels, MultiMix(k=3), num_classes=6, step=0)
     assert found.images.is_cuda
     assert torch.allclose(found.images.cpu(), expected.images, rtol=0, atol=BLEND_TOLERANCE)
     assert found.targets.cpu().equal(expected.targets)  # type: ignore[union-attr, arg-type]

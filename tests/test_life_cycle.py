@@ -544,7 +544,7 @@ begun.wait()
 """
     status, out, errors = script.run(text)
     assert (status, errors) == (0, "")
-    assert out.endswith("Join it in the main thread\n")
+    assert out.endswith("Join this thread in the main thread\n")
 
 
 def test_a_forked_child_may_end_as_any_process_and_open_its_own_loader(script: Script) -> None:

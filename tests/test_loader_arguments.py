@@ -11,9 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.backends import needs_dali
 from helpers.batches import Open, keys, resumed
 from helpers.samples import TINY, N
-from multimix_pipe import ConfigError, EvalTransform, MultiMix, StateMismatchError, TrainTransform, mix_batch
+from multimix_pipe import (
+    ConfigError,
+    EvalTransform,
+    MissingBackendError,
+    MultiMix,
+    StateMismatchError,
+    TrainTransform,
+    mix_batch,
+)
+from multimix_pipe.loader import backend as backends
 
 
 def test_samples_and_exclude_choose_by_key_or_file(opened: Open, tmp_path: Path) -> None:
@@ -55,7 +65,11 @@ def test_weights_draw_by_weight_and_resume(opened: Open) -> None:
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [(np.ones(5), "each of the 100 samples"), (-np.ones(N), "finite and >= 0"), (np.zeros(N), "not all 0")],
+    [
+        (np.ones(5), "each of the 100 samples"),
+        (-np.ones(N), r"found values in \[-1, -1\]"),
+        (np.zeros(N), r"in \[0, 0\]"),
+    ],
 )
 def test_weights_that_cannot_work_are_refused(opened: Open, weights: np.ndarray, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -108,7 +122,7 @@ def test_rank_and_world_come_from_torchrun(opened: Open, monkeypatch: pytest.Mon
         ({"exif": "no"}, "exif must be True or False; found 'no'"),
         ({"channels_last": 1}, "channels_last must be True or False; found 1"),
         ({"label": None}, 'label must be "cls" or "json:KEY"'),
-        ({"weights": "abc"}, "weights must hold a number"),
+        ({"weights": "abc"}, "weights must hold a finite number"),
         ({"targets": "pairs", "expand": False}, 'targets="pairs" needs mix'),
         ({"batch_size": 2.5}, "batch_size must be an int >= 1; found 2.5"),
         ({"batch_size": True}, "batch_size must be an int >= 1; found True"),
@@ -137,10 +151,10 @@ def test_an_evaluation_resizes_in_proportion_to_its_size_and_never_below_it() ->
 def test_mix_batch_names_what_is_wrong() -> None:
     images, labels = torch.rand(3, 3, 4, 4), torch.tensor([0, 1, 3])
     with pytest.raises(ConfigError, match="mix must be a MultiMix; found None"):
-        mix_batch(images, labels, None, num_classes=4)  # type: ignore[arg-type]
+        mix_batch(images, labels, None, num_classes=4, step=0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"labels must lie in \[0, num_classes=3\); found 0 .. 3"):
-        mix_batch(images, labels, MultiMix(), num_classes=3)
-    assert not mix_batch(images.requires_grad_(), labels, MultiMix(), num_classes=4).images.requires_grad
+        mix_batch(images, labels, MultiMix(), num_classes=3, step=0)
+    assert not mix_batch(images.requires_grad_(), labels, MultiMix(), num_classes=4, step=0).images.requires_grad
 
 
 def test_an_epoch_without_steps_is_said(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,3 +170,26 @@ def test_a_process_without_steps_is_no_warning_where_processes_may_differ(
     with caplog.at_level(logging.WARNING, "multimix_pipe"):
         assert [len(opened(backend="torch", rank=rank, **options)) for rank in (0, 1)] == [1, 0]
     assert not caplog.text
+
+
+def test_a_dali_that_imports_but_does_not_run_on_the_gpu_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """CUDA 13's DALI imports on a driver of CUDA 12, and fails at its first batch."""
+    monkeypatch.setattr(backends, "dali_import_error", lambda: None)
+    monkeypatch.setattr(backends, "_gpu_problem", lambda device_id: "CUDA driver version is insufficient")
+    gpu = torch.device("cuda", 0)
+    assert backends.choose_backend("auto", gpu) == "torch"
+    assert "DALI does not run on cuda:0 (CUDA driver version is insufficient)" in caplog.text
+    with pytest.raises(MissingBackendError, match="needs a DALI that runs on cuda:0; found: CUDA driver version"):
+        backends.choose_backend("dali", gpu)
+    assert backends.choose_backend("dali", torch.device("cpu")) == "dali"
+
+
+@needs_dali
+def test_without_a_gpu_dali_says_why_it_does_not_run_on_one() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    from multimix_pipe.dali.decode_check import gpu_problem
+
+    assert gpu_problem(0)

@@ -178,7 +178,7 @@ def test_targets_that_do_not_fit_the_logits_are_named(targets, message) -> None:
     [
         ({"reduction": "avg"}, "reduction must be one of 'mean', 'sum', 'none'; found 'avg'"),
         ({"label_smoothing": 1.5}, "label_smoothing must be"),
-        ({"weight": torch.ones(2, 2)}, "weight must be a floating"),
+        ({"weight": torch.ones(2, 2)}, "weight must be a floating-point tensor"),
         ({"weight": torch.tensor([1.0, -1.0])}, "finite numbers >= 0; found -1..1"),
         ({"weight": torch.tensor([1.0, math.nan])}, "finite numbers >= 0"),
     ],

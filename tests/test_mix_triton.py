@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from multimix_pipe.mixing import mixup
+from multimix_pipe.mixing import MixPlan, reference
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -78,7 +78,7 @@ def test_the_kernel_is_the_oracle(
     out = poisoned(pairs, k, shape, dtype)
     arrays = (torch.from_numpy(array).to(DEVICE) for array in (images, partner, lam))
     kernels.mix_images(*arrays, out, setting)
-    assert_rounded(out.flatten(0, 1), torch.from_numpy(mixup.mix_images(images, partner, lam)))
+    assert_rounded(out.flatten(0, 1), torch.from_numpy(reference.mix_images(images, MixPlan(partner, lam))))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -92,7 +92,7 @@ def test_from_pixels_the_kernel_is_the_oracle_of_the_normalised_batch(dtype: tor
     out = poisoned(pairs, k, shape, dtype)
     arrays = (torch.from_numpy(array).to(DEVICE) for array in (pixels, mean, scale, partner, lam))
     kernels.mix_pixels(*arrays, out, SETTINGS[0], channels_last=channels_last)
-    assert_rounded(out.flatten(0, 1), torch.from_numpy(mixup.mix_images(images, partner, lam)))
+    assert_rounded(out.flatten(0, 1), torch.from_numpy(reference.mix_images(images, MixPlan(partner, lam))))
 
 
 @pytest.mark.parametrize("k", range(1, 17))
@@ -122,7 +122,7 @@ def test_more_elements_than_32_bits_number() -> None:
     kernels.mix_images(images, partner, lam, out)
     for pair in (0, pairs - 1):
         two = images[[pair, (pair - 1) % pairs]].cpu().numpy()
-        expected = mixup.mix_images(two, np.array([1, 0]), lam[[pair, pair]].cpu().numpy())[:k]
+        expected = reference.mix_images(two, MixPlan(np.array([1, 0]), lam[[pair, pair]].cpu().numpy()))[:k]
         assert out[pair].cpu().equal(torch.from_numpy(expected).half())
 
 
@@ -139,4 +139,4 @@ def test_it_runs_on_the_current_stream() -> None:
         assert not side.query()
     assert torch.cuda.current_stream().query()
     side.synchronize()
-    assert out.flatten(0, 1).cpu().equal(torch.from_numpy(mixup.mix_images(images, partner, lam)))
+    assert out.flatten(0, 1).cpu().equal(torch.from_numpy(reference.mix_images(images, MixPlan(partner, lam))))

@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from multimix_pipe.config import MultiMix, Pairing, Sampling
+from multimix_pipe.mixing import MultiMix, Pairing, Sampling
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.plan.beta import inverse_beta
-from multimix_pipe.plan.mixing import draw_partners, ordered_weights, words_per_position
+from multimix_pipe.plan.mixing import draw_partners, ordered_weights
 from multimix_pipe.plan.seeding import Stream, draw_words
 
 PAIRINGS: tuple[Pairing, ...] = ("derangement", "roll", "flip")
@@ -20,7 +20,7 @@ ALPHAS = [1e-300, 1e-6, 0.01, 0.1, 0.2, 0.4, 1.0, 2.0, 10.0, 1000.0]
 
 def weights(rows: int, seed: int = 0, **options: object) -> NDArray[np.float32]:
     mix = MultiMix(**options)  # type: ignore[arg-type]
-    return ordered_weights(draw_words(seed, Stream.LAM, 0, 0, rows, words_per_position(mix)), mix)
+    return ordered_weights(draw_words(seed, Stream.LAM, 0, 0, rows, 1 + mix.k), mix)
 
 
 @pytest.mark.parametrize("alpha", [a for a in ALPHAS if a >= 0.1])
@@ -121,19 +121,19 @@ def test_a_derangements_partner_is_uniform_over_the_others() -> None:
 
 @pytest.mark.parametrize("pairing", PAIRINGS)
 def test_a_batch_of_one_is_not_mixed(pairing: Pairing) -> None:
-    partner, lam = draw_mixing(MultiMix(pairing=pairing), 0, 0, 17, 1)
-    assert partner.tolist() == [0]
-    assert lam.tolist() == [[1.0] * 5]
+    plan = draw_mixing(MultiMix(pairing=pairing), 0, 0, 17, 1)
+    assert plan.partner.tolist() == [0]
+    assert plan.lam.tolist() == [[1.0] * 5]
 
 
 def test_without_mixing_each_row_stands_alone() -> None:
-    partner, lam = draw_mixing(None, 0, 0, 0, 3)
-    assert partner.tolist() == [0, 1, 2]
-    assert lam.tolist() == [[1.0]] * 3
+    plan = draw_mixing(None, 0, 0, 0, 3)
+    assert plan.partner.tolist() == [0, 1, 2]
+    assert plan.lam.tolist() == [[1.0]] * 3
 
 
 def test_lam_per_batch_gives_one_set_of_weights_to_all_rows_and_another_to_the_next_batch() -> None:
     mix = MultiMix(lam_per="batch", alpha=0.4)
-    first, second = draw_mixing(mix, 0, 0, 0, 16)[1], draw_mixing(mix, 0, 0, 16, 16)[1]
+    first, second = draw_mixing(mix, 0, 0, 0, 16).lam, draw_mixing(mix, 0, 0, 16, 16).lam
     assert np.all(first == first[0])
     assert not np.array_equal(first[0], second[0])

@@ -136,7 +136,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
-def test_bytes_that_are_others_by_now_are_judged_as_any(tmp_path: Path, other: bytes) -> None:
+def test_bytes_that_have_changed_are_checked_like_any_others(tmp_path: Path, other: bytes) -> None:
     decoder, sound = opened(tmp_path, sampled("420")), array(sampled("420"))
     decoder.decode(0, sound.copy())
     try:

@@ -13,14 +13,14 @@ from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from helpers.backends import needs_dali
-from helpers.batches import PLAN_COLUMNS, Open
+from helpers.batches import PLAN_COLUMNS, Open, all_same
 from helpers.images import encoded, picture, with_orientation
-from helpers.samples import TRANSFORM, write_shards
-from multimix_pipe import Batch, EvalTransform, Loader, MultiMix, TrainTransform
+from helpers.methods import registered
+from helpers.samples import BAD, TRANSFORM, WHOLE, write_shards
+from multimix_pipe import Batch, ConfigError, EvalTransform, Loader, MultiMix, TrainTransform
 from multimix_pipe.config import Transform
-from multimix_pipe.mixing import mixup
+from multimix_pipe.mixing import reference
 from multimix_pipe.plan import draw_mixing
-from multimix_pipe.runtime.kernels.blend import blend
 
 ROWS, K = 6, 5
 GENERATED_BOUND = 0.3
@@ -35,13 +35,10 @@ def pixels(images: Tensor, transform: Transform) -> Tensor:
     return (images.float() * std + mean) * 255
 
 
-def a_batch(rows: int = ROWS) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images (rows, 3, 9, 10), labels, a cycle of partners, ordered weights with exact 1 and 0 among them."""
+def a_batch() -> tuple[np.ndarray, np.ndarray]:
+    """Images (ROWS, 3, 9, 10) and labels."""
     rng = np.random.default_rng(7)
-    lam = -np.sort(-rng.random((rows, K), dtype=np.float32), axis=1)
-    lam[0], lam[1] = 1.0, 0.0
-    images = rng.standard_normal((rows, 3, 9, 10), dtype=np.float32)
-    return images, rng.integers(0, 7, rows), np.roll(np.arange(rows), -1), lam
+    return rng.standard_normal((ROWS, 3, 9, 10), dtype=np.float32), rng.integers(0, 7, ROWS)
 
 
 def ulps(a: Tensor, b: Tensor) -> int:
@@ -54,42 +51,18 @@ def ulps(a: Tensor, b: Tensor) -> int:
     return int((ordered(a) - ordered(b)).abs().max())
 
 
-def test_the_torch_kernel_is_the_oracle_to_the_bit() -> None:
-    images, _, partner, lam = a_batch()
-    out = torch.empty(ROWS, K, *images.shape[1:])
-    blend(torch.from_numpy(images), torch.from_numpy(partner), torch.from_numpy(lam), out)
-    assert np.array_equal(out.flatten(0, 1).numpy(), mixup.mix_images(images, partner, lam))
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bit_results_are_the_rounded_oracle(dtype: torch.dtype) -> None:
-    images, _, partner, lam = a_batch()
-    out = torch.empty(ROWS, K, *images.shape[1:], dtype=dtype)
-    blend(torch.from_numpy(images), torch.from_numpy(partner), torch.from_numpy(lam), out)
-    assert out.flatten(0, 1).equal(torch.from_numpy(mixup.mix_images(images, partner, lam)).to(dtype))
-
-
 @needs_dali
 def test_the_dali_stage_is_the_oracle() -> None:
     from helpers.dali_pipelines import stage_on
 
-    images, labels, _, _ = a_batch()
+    images, labels = a_batch()
     stage = stage_on(images, labels.astype(np.int32), num_classes=7, k=K, alpha=0.4, seed=11)
     for iteration, (mixed, targets) in zip(range(3), stage, strict=False):
-        partner, lam = draw_mixing(MultiMix(k=K, alpha=0.4), 11, 0, iteration * ROWS, ROWS)
-        oracle = torch.from_numpy(mixup.mix_images(images, partner, lam))
+        plan = draw_mixing(MultiMix(k=K, alpha=0.4), 11, 0, iteration * ROWS, ROWS)
+        oracle = torch.from_numpy(reference.mix_images(images, plan))
         assert torch.allclose(mixed.flatten(0, 1), oracle, rtol=0, atol=1e-6)
-        oracle = torch.from_numpy(mixup.mix_targets(labels, partner, lam, 7))
+        oracle = torch.from_numpy(reference.mix_targets(labels, plan, 7))
         assert torch.allclose(targets.flatten(0, 1), oracle, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_in_the_torch_kernel_one_weight_gives_its_row_of_five(dtype: torch.dtype) -> None:
-    images, partner, lam = (torch.from_numpy(array) for array in (a_batch()[0], a_batch()[2], a_batch()[3]))
-    five = blend(images, partner, lam, torch.empty(ROWS, K, *images.shape[1:], dtype=dtype))
-    for k in range(K):
-        one = blend(images, partner, lam[:, k : k + 1], torch.empty(ROWS, 1, *images.shape[1:], dtype=dtype))
-        assert one[:, 0].equal(five[:, k])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -100,7 +73,7 @@ def test_a_loaders_batch_is_the_oracle_of_its_plain_batch(
     settings = {"backend": backend, "channels_last": channels_last, "mix": MultiMix(k=3)}
     mixed = next(iter(opened(dtype=dtype, **settings)))
     plain = next(iter(opened(expand=False, **settings)))
-    oracle = torch.from_numpy(mixup.mix_images(plain.images.contiguous().numpy(), plain.plan.partner, plain.plan.lam))
+    oracle = torch.from_numpy(reference.mix_images(plain.images.contiguous().numpy(), plain.plan.mix))
     assert mixed.images.dtype == getattr(torch, dtype)
     assert mixed.images.shape == (24, 3, 24, 24)
     assert mixed.images.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -108,10 +81,38 @@ def test_a_loaders_batch_is_the_oracle_of_its_plain_batch(
         assert torch.allclose(mixed.images, oracle, rtol=0, atol=1e-6)
     else:
         assert ulps(mixed.images, oracle.to(mixed.images.dtype)) <= 1
-    targets = mixup.mix_targets(plain.labels.numpy(), plain.plan.partner, plain.plan.lam, 7)
+    targets = reference.mix_targets(plain.labels.numpy(), plain.plan.mix, 7)
     assert isinstance(mixed.targets, Tensor)
     assert np.allclose(mixed.targets.numpy(), targets, rtol=0, atol=1e-6)
     assert torch.allclose(mixed.targets.sum(1), torch.ones(24), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_method_from_outside_works_by_its_own_file_and_one_line(
+    opened: Open, backend: str, channels_last: bool
+) -> None:
+    with registered("split") as method:
+        mix = MultiMix(k=4, method=method, prob=0.8)
+        settings = {"backend": backend, "mix": mix, "channels_last": channels_last, "batch_size": 25}
+        loader = opened(**settings)
+        mixed, plain = next(iter(loader)), next(iter(opened(expand=False, **settings)))
+        assert set(mixed.plan.method) == {"split"}
+        assert (mixed.plan.lam < 1).any()
+        assert (mixed.plan.lam == 1).all(axis=1).any()
+        assert np.all(np.diff(mixed.plan.lam, axis=1) <= 0)
+        expected = reference.mix_images(plain.images.contiguous().numpy(), plain.plan.mix)
+        assert np.array_equal(mixed.images.contiguous().numpy(), expected)
+        targets = reference.mix_targets(plain.labels.numpy(), plain.plan.mix, 7)
+        assert isinstance(mixed.targets, Tensor)
+        assert np.allclose(mixed.targets.numpy(), targets, rtol=0, atol=1e-6)
+        state = loader.state_dict()
+        rest = list(loader.__iter__())  # the next epoch
+        again = opened(**settings)
+        again.load_state_dict(state)
+        assert len(list(again)) == len(loader) - 1
+        assert all_same(rest, list(again))
+    with pytest.raises(ConfigError, match=r"MultiMix\.method must be one of 'mixup'"):
+        MultiMix(method="split")
 
 
 @needs_dali
@@ -250,6 +251,69 @@ def test_lam_one_gives_the_plain_sample(opened: Open, backend: str) -> None:
 
 
 @needs_dali
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["mixup", "split", None])
+@pytest.mark.parametrize("transform", [TrainTransform(size=(24, 20)), EvalTransform(size=24)], ids=["train", "eval"])
+def test_the_whole_graph_is_the_reference_of_its_pixels(
+    opened: Open, transform: Transform, name: str | None, dtype: str, channels_last: bool
+) -> None:
+    """decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast, as on a GPU, here run on the CPU."""
+    from multimix_pipe.dali.executor import DaliExecutor
+
+    with registered("split"):
+        mix = None if name is None else MultiMix(k=3, method=name)
+        settings = {"backend": "dali", "transform": transform, "channels_last": channels_last, "exif": True}
+        settings |= {"batch_size": 16, "last_batch": "partial"}
+        plain = opened(mix=None, **settings)
+        in_pixels = Loader(plain.context, DaliExecutor(plain.context, ends="pixels"))
+        mixed = opened(mix=mix, dtype=dtype, **settings)
+        in_batches = Loader(mixed.context, DaliExecutor(mixed.context, ends="batch"))
+        pairs = list(zip(in_pixels, in_batches, strict=True))
+    assert len(pairs) == 7
+    for pixel_batch, batch in pairs:
+        assert batch.keys == pixel_batch.keys
+        assert batch.images.dtype == getattr(torch, dtype)
+        assert batch.images.is_contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
+        images = pixel_batch.images.contiguous().numpy()
+        expected = torch.from_numpy(images if mix is None else reference.mix_images(images, batch.plan.mix))
+        if dtype == "float32":
+            assert torch.allclose(batch.images, expected, rtol=0, atol=1e-6)
+        else:  # values that lie between two of the type may be rounded either way
+            assert ulps(batch.images, expected.to(batch.images.dtype)) <= 1
+
+
+@needs_dali
+def test_a_batch_of_the_whole_graph_stays_valid_while_others_follow(opened: Open) -> None:
+    from multimix_pipe.dali.executor import DaliExecutor
+
+    loader = opened(backend="dali", mix=MultiMix(k=3), prefetch=1)
+    kept = list(Loader(loader.context, DaliExecutor(loader.context, ends="batch")))
+    copies = [batch.images.clone() for batch in Loader(loader.context, DaliExecutor(loader.context, ends="batch"))]
+    assert all(batch.images.equal(copy) for batch, copy in zip(kept, copies, strict=True))
+
+
+@needs_dali
+def test_bad_rows_of_the_whole_graph_are_replaced_and_mixed_with_the_whole_step(opened: Open, bad_shards: Path) -> None:
+    """Rows are decoded again a few at a time, but partners are those of the whole batch."""
+    from multimix_pipe.dali.executor import DaliExecutor
+
+    settings: dict[str, Any] = {"backend": "dali", "on_bad_sample": "replace", "transform": WHOLE, "batch_size": 32}
+    behind, inside = (opened(bad_shards, mix=MultiMix(k=3), **settings).context for _ in range(2))
+    behind_graph = Loader(behind, DaliExecutor(behind, ends="pixels"))
+    in_graph = Loader(inside, DaliExecutor(inside, ends="batch"))
+    batches = list(zip(behind_graph, in_graph, strict=True))
+    assert sum(int(batch.plan.attempt.sum()) for batch, _ in batches) >= len(BAD)
+    for expected, found in batches:
+        assert found.keys == expected.keys
+        assert np.array_equal(found.plan.attempt, expected.plan.attempt)
+        assert torch.allclose(found.images, expected.images, rtol=0, atol=1e-6)
+    assert in_graph.bad_samples == behind_graph.bad_samples
+
+
+@needs_dali
 @pytest.mark.parametrize("exif", [False, True])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_the_host(
@@ -260,7 +324,7 @@ def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_th
 
     settings: dict[str, Any] = {"transform": TrainTransform(size=24, antialias=antialias), "exif": exif, "mix": None}
     on_host = opened(backend="dali", **settings)
-    in_graph = Loader(on_host.context, DaliExecutor(on_host.context, resizes=True))
+    in_graph = Loader(on_host.context, DaliExecutor(on_host.context, ends="pixels"))
     for host, graph in zip(on_host, in_graph, strict=True):
         assert host.keys == graph.keys
         assert host.plan.flip.any()

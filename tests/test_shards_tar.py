@@ -13,8 +13,8 @@ from webdataset import TarWriter
 
 from helpers.tars import header, write_tar
 from multimix_pipe.errors import ShardError
-from multimix_pipe.shards import tar
-from multimix_pipe.shards.tar import BLOCK, Member, read_batches, read_members
+from multimix_pipe.shards.tar import Member, read_batches, read_members, walk
+from multimix_pipe.shards.tar.headers import BLOCK
 
 T = TypeVar("T")
 
@@ -75,8 +75,8 @@ def odd_tar(path: Path, seed: int) -> Path:
 @pytest.mark.parametrize("small_buffers", [False, True])
 def test_members_are_those_of_tarfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_buffers: bool) -> None:
     if small_buffers:  # every place at which a window or a batch can end comes up
-        monkeypatch.setattr(tar, "_BUFFER", 2**14)
-        monkeypatch.setattr(tar, "_WIDE_WINDOW", 2**13)
+        monkeypatch.setattr(walk, "_BUFFER", 2**14)
+        monkeypatch.setattr(walk, "_WIDE_WINDOW", 2**13)
     for seed in range(40):
         path = odd_tar(tmp_path / f"{seed}.tar", seed)
         assert members_of(path) == members_by_tarfile(path), seed

@@ -13,7 +13,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from multimix_pipe.config import EvalTransform, LastBatch, MultiMix, Shuffle, TrainTransform
+from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, TrainTransform
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan, Samples, Schedule, StepPlan
 
 COLUMNS = ("sample", "window", "flip", "partner", "lam")
@@ -26,7 +27,7 @@ def samples(count: int = 1000, weights: list[float] | None = None) -> Samples:
     number = np.arange(count, dtype=np.int64)
     width, height = 20 + 37 * number % 480, 20 + 91 * number % 350
     return Samples(
-        number=number + 5,
+        sample_id=number + 5,
         shard=(number // 25).astype(np.int32),
         width=width.astype(np.int32),
         height=height.astype(np.int32),
@@ -172,17 +173,18 @@ def test_a_sample_without_a_readable_size_gets_some_window(transform: TrainTrans
 
 def test_a_replacement_changes_its_row_alone_and_depends_on_position_and_attempt_alone() -> None:
     steps = plan()
-    original, by_batch, by_row = steps.step(0, 0, 16), steps.step(0, 0, 16), steps.step(0, 8, 16)
-    steps.redraw_row(by_batch, 11, attempt=1)
-    steps.redraw_row(by_row, 3, attempt=1)
+    original, same_original = steps.step(0, 0, 16), steps.step(0, 0, 16)
+    by_batch, by_row = steps.replace_row(original, 11), steps.replace_row(steps.step(0, 8, 16), 3)
+    assert same(original, same_original), "a plan is never changed"
+    assert by_batch.attempt.tolist() == [0] * 11 + [1] + [0] * 4
     others = np.arange(16) != 11
     for name in COLUMNS:
         assert np.array_equal(getattr(by_batch, name)[others], getattr(original, name)[others])
     assert same(by_batch, original, ("partner", "lam"))
     assert same(by_batch.rows(slice(11, 12)), by_row.rows(slice(3, 4)), ("sample", "window", "flip"))
     drawn = {int(by_batch.sample[11])}
-    for attempt in range(2, 30):
-        steps.redraw_row(by_batch, 11, attempt)
+    for _ in range(2, 30):
+        by_batch = steps.replace_row(by_batch, 11)
         drawn.add(int(by_batch.sample[11]))
     assert len(drawn) > 20
     assert drawn <= set(range(5, 1005))
@@ -191,8 +193,9 @@ def test_a_replacement_changes_its_row_alone_and_depends_on_position_and_attempt
 def test_weighted_samples_and_their_replacements_never_have_weight_zero() -> None:
     steps = plan(samples(100, [0.0, 1.0] * 50))
     step = steps.step(0, 0, 64)
-    for attempt in range(1, 20):
-        steps.redraw_row(step, attempt, attempt)
+    for row in range(1, 20):
+        for _ in range(3):
+            step = steps.replace_row(step, row)
     assert np.all((step.sample - 5) % 2 == 1)
 
 

@@ -1,1 +1,1 @@
-"""Augmentations: how each is drawn, and its operation on the host."""
+"""Augmentations: drawing their parameters, and applying them on the host."""

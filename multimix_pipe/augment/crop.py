@@ -1,6 +1,7 @@
-"""Crop windows and flips from uniform numbers: RandomResizedCrop on whole arrays, and the windows of evaluation.
+"""Crop windows and flips from uniform numbers: a vectorised RandomResizedCrop, and the centre crop of evaluation.
 
-A window is (y, x, height, width) in pixels of the upright image, float32 (n, 4); whole numbers for training.
+A window is (y, x, height, width) in pixels of the image after its EXIF orientation is applied; n windows are float32 (n, 4).
+Windows for training are whole numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from multimix_pipe.config import EvalTransform, TrainTransform
 
 TRIES = 10
-UNIFORMS_PER_CROP = 2 * TRIES + 3  # an area and a ratio a try, the corner's y and x, the flip
+UNIFORMS_PER_CROP = 2 * TRIES + 3  # an area and a ratio per try, the corner's y and x, the flip
 
 Windows = NDArray[np.float32]
 Uniform = NDArray[np.float64]
@@ -20,16 +21,24 @@ Uniform = NDArray[np.float64]
 def random_windows(
     u: Uniform, width: NDArray[np.integer], height: NDArray[np.integer], transform: TrainTransform
 ) -> Windows:
-    """The windows of torchvision's RandomResizedCrop for images of the given sizes.
+    """Draw the windows of torchvision's RandomResizedCrop.
 
-    A try draws an area, uniform in `scale` times the image's, and a ratio, log-uniform in `ratio`; the first window that fits
-    is taken, at a uniform corner. If none of ten fits: the largest centred window whose ratio is within bounds.
-    u: (n, UNIFORMS_PER_CROP), uniform in (0, 1).
+    Each of ten tries draws an area, uniform in `transform.scale` times the image's area, and an aspect ratio, log-uniform in
+    `transform.ratio`. The first window that fits into the image is placed at a uniform position. If none fits, the window is
+    the largest centred one with an aspect ratio within bounds.
+
+    Args:
+        u: (n, UNIFORMS_PER_CROP), uniform in (0, 1).
+        width, height: (n,) sizes of the images in pixels, >= 1.
+        transform: the bounds.
+
+    Returns:
+        (n, 4) float32 windows, whole numbers.
     """
     low, high = transform.scale
     area = (width * height)[:, None] * (low + (high - low) * u[:, :TRIES])
     log_low, log_high = np.log(transform.ratio)
-    # float32: np.exp differs in its last bit between instruction sets, and a window must not
+    # rounded to float32 because the last bit of np.exp depends on the instruction set, and a window must not
     ratio = np.exp(log_low + (log_high - log_low) * u[:, TRIES : 2 * TRIES]).astype(np.float32).astype(np.float64)
     tried_width, tried_height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
     fits = (tried_width > 0) & (tried_height > 0) & (tried_width <= width[:, None]) & (tried_height <= height[:, None])
@@ -47,14 +56,15 @@ def random_windows(
 
 
 def random_flips(u: Uniform, probability: float) -> NDArray[np.bool_]:
-    """Whether each image is mirrored left to right, from the same row of `u` as its window."""
+    """Draw whether each image is mirrored left to right: bool (n,). `u` is the array that `random_windows` takes."""
     return u[:, 2 * TRIES + 2] < probability
 
 
 def centre_windows(width: NDArray[np.integer], height: NDArray[np.integer], transform: EvalTransform) -> Windows:
-    """What Resize(resize) then CenterCrop(size) shows, as a window of the original image, in fractions of its pixels.
+    """Return what Resize(resize) followed by CenterCrop(size) shows, as windows of the original images.
 
-    The rounding of the resized sides and of the crop's corner is torchvision's.
+    Windows are (n, 4) float32 and may cut through pixels. The resized sides and the crop's corner are rounded as torchvision
+    rounds them. `width` and `height` are (n,) sizes in pixels, >= 1.
     """
     shorter = np.minimum(width, height)
     sides = []

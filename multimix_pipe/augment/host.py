@@ -1,4 +1,4 @@
-"""From a decoded image to a row of a batch, on the host: turned upright, cropped, resized, mirrored."""
+"""Augmentations on the host: orients, crops, resizes and mirrors a decoded image into its row of a batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from multimix_pipe.config import Transform
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3) RGB."""
@@ -24,31 +26,63 @@ _TRANSPOSED: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-def upright(image: Pixels, orientation: int) -> Pixels:
-    """A view of `image` as its EXIF orientation (1..8) wants it shown."""
+def write_row(
+    row: NDArray[np.uint8],
+    image: Pixels,
+    transform: Transform,
+    *,
+    window: NDArray[np.float32] | None,
+    orientation: int,
+    flip: bool,
+    channels_last: bool,
+) -> None:
+    """Augment a decoded image and write it into a row of a batch.
+
+    Args:
+        row: where to write, uint8 (height, width, 3) if `channels_last`, else (3, height, width).
+        image: the decoded image, as stored.
+        transform: output size and antialiasing.
+        window: (y, x, height, width) of the crop, in pixels after `orientation` is applied. None: `image` is cropped already.
+        orientation: EXIF orientation to apply to `image`, 1..8; 1 applies none.
+        flip: mirror left to right, after the crop.
+        channels_last: see `row`.
+    """
+    image, size = apply_orientation(image, orientation), transform.height_width
+    if window is None:
+        image = resize(image, *size, transform.antialias)
+    elif transform.random:
+        image = resize(crop_whole(image, window), *size, transform.antialias)
+    else:
+        image = resize_window(image, window, *size, transform.antialias)
+    image = image[:, ::-1] if flip else image
+    row[...] = image if channels_last else image.transpose(2, 0, 1)
+
+
+def apply_orientation(image: Pixels, orientation: int) -> Pixels:
+    """Return a view of `image` with its EXIF orientation (1..8) applied."""
     return _TRANSPOSED[orientation](image)
 
 
 def crop_whole(image: Pixels, window: NDArray[np.float32]) -> Pixels:
-    """The window (y, x, height, width), in whole pixels, as a view."""
+    """Return the window (y, x, height, width), in whole pixels, as a view."""
     y, x, height, width = (int(value) for value in window)
     return image[y : y + height, x : x + width]
 
 
 def resize(image: Pixels, height: int, width: int, antialias: bool) -> Pixels:
-    """Bilinear to uint8 (height, width, 3); with antialias as Pillow does it."""
+    """Resize bilinearly to uint8 (height, width, 3). With `antialias` the filter is Pillow's."""
     if image.shape[:2] == (height, width):
         return image
-    # copy(), not ascontiguousarray(): that lets a mirrored row of one pixel keep its negative stride, which torch refuses
+    # copy() because ascontiguousarray() keeps the negative stride of a mirrored row of one pixel, which torch refuses
     planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=antialias)
     return resized[0].permute(1, 2, 0).numpy()
 
 
 def resize_window(image: Pixels, window: NDArray[np.float32], height: int, width: int, antialias: bool) -> Pixels:
-    """The window (y, x, height, width), which may cut through pixels, resampled to uint8 (height, width, 3).
+    """Resample the window (y, x, height, width), which may cut through pixels, to uint8 (height, width, 3).
 
-    Pixels beside the window take part at its edges, as they do when the whole image is resized and then cropped.
+    Pixels just outside the window contribute at its edges, as they do when the whole image is resized and then cropped.
     """
     y, x, window_height, window_width = (float(value) for value in window)
     if antialias:
@@ -71,13 +105,7 @@ def _sample_linear(image: Pixels, y: float, x: float, step_y: float, step_x: flo
 def _neighbours(
     start: float, step: float, count: int, size: int
 ) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float32]]:
-    """For `count` sampling points: the two pixels around each, and the weight of the second."""
+    """Return the two pixels around each of `count` sampling points, and the weight of the second one."""
     centre = np.clip(start + (np.arange(count) + 0.5) * step - 0.5, 0, size - 1)
     first = np.floor(centre).astype(np.intp)
     return (first, np.minimum(first + 1, size - 1)), (centre - first).astype(np.float32)
-
-
-def put(image: Pixels, flip: bool, channels_last: bool, row: NDArray[np.uint8]) -> None:
-    """Write an image, mirrored if `flip`, into a row of a batch: (height, width, 3) if channels_last, else (3, height, width)."""
-    image = image[:, ::-1] if flip else image
-    row[...] = image if channels_last else image.transpose(2, 0, 1)

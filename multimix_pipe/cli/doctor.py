@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from multimix_pipe.config import Backend, MultiMix, TrainTransform
+from multimix_pipe.config import Backend, TrainTransform
+from multimix_pipe.mixing import MultiMix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -114,15 +115,15 @@ class _Seen:
     """The first batch of a backend on a device: plain, mixed, and mixed by the reference."""
 
     def __init__(self, name: str, plain: Loader, mixed: Loader) -> None:
-        from multimix_pipe.mixing import mixup
+        from multimix_pipe.mixing import reference
 
         a, b = next(iter(plain)), next(iter(mixed))
         self.name, self.gpu = name, mixed.device.type != "cpu"
         self.plain, self.mixed = a.images.cpu().numpy(), b.images.cpu().numpy()
         self.keys, self.targets, self.lam = b.keys, _array(b.targets), b.plan.lam
         labels = b.labels.cpu().numpy()
-        self.wanted = mixup.mix_images(self.plain, b.plan.partner, b.plan.lam)
-        self.wanted_targets = mixup.mix_targets(labels, b.plan.partner, b.plan.lam, CLASSES)
+        self.wanted = reference.mix_images(self.plain, b.plan.mix)
+        self.wanted_targets = reference.mix_targets(labels, b.plan.mix, CLASSES)
 
 
 def _array(tensor: object) -> NDArray[np.float32]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import get_args
 
 from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
-from multimix_pipe.config import Backend, MultiMix, Sampling, TrainTransform
+from multimix_pipe.config import Backend, TrainTransform
+from multimix_pipe.mixing import MultiMix, Sampling
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,18 +1,100 @@
-"""Whether DALI can decode images in full, on the CPU: what `verify` asks."""
+"""What DALI can decode: headers that may enter a pipeline, the row that an error names, and whole images for `verify`."""
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
+from nvidia.nvimgcodec import CodeStream
 
-from multimix_pipe.dali.failures import header_problem, undecodable_row
+from multimix_pipe.shards.index import Index
+
+logger = logging.getLogger("multimix_pipe")
+
+NVJPEG = (13, 2)
+"""The first nvJPEG that decodes regions with smooth upsampling of chroma."""
+
+HEADER = 4096
+"""Bytes of an image by whose checksum a header is known again: in most images they hold it all."""
 
 MAX_PIXELS_TOGETHER = 2**25
 """Of images that are decoded together: 100 MB a thread."""
+
+
+def header_problem(encoded: NDArray[np.uint8], height: int, width: int) -> str | None:
+    """Why these bytes, whose index says (height, width), must not enter DALI: a pipeline may not survive a wrong header."""
+    try:
+        stream = CodeStream(encoded)
+        found = int(stream.height), int(stream.width)
+        if not stream.num_channels:  # of a damaged BMP: what crashes on it comes after the parser
+            return "DALI finds no channels in its header"
+    except Exception as error:  # the parser's errors are plain RuntimeErrors and more
+        return f"no header that DALI can parse: {error}".strip()
+    if found != (height, width):
+        return f"its header says {found[1]}x{found[0]} pixels, its index {width}x{height}"
+    return None
+
+
+def undecodable_row(error: RuntimeError) -> int:
+    """The row of the batch that DALI's decoder failed at; raises `error` where it is of another kind."""
+    named = re.search(r"decode sample #(\d+)", str(error))
+    if named is None:
+        raise error
+    return int(named[1])
+
+
+@cache
+def gpu_problem(device_id: int) -> str | None:
+    """Why DALI cannot run on a GPU, or None. On a driver that is too old it imports, and fails at the first batch."""
+    try:
+        pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
+        with pipeline:
+            pipeline.set_outputs(types.Constant(np.zeros(1, dtype=np.float32), device="gpu") + np.float32(1))
+        pipeline.build()
+        pipeline.run()
+    except RuntimeError as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def warn_of_old_nvjpeg() -> None:
+    """Log a warning where nvJPEG cannot decode regions with smooth chroma: then each such JPEG is decoded on the CPU."""
+    for package in ("nvidia-nvjpeg", "nvidia-nvjpeg-cu12"):
+        with suppress(PackageNotFoundError):
+            found = version(package)
+            if tuple(map(int, found.split(".")[:2])) < NVJPEG:
+                logger.warning(
+                    "%s %s decodes crops of most JPEGs on the CPU; %d.%d or newer, which comes with DALI for CUDA 13 "
+                    "(pip install 'multimix-pipe[dali]'), decodes them on the GPU",
+                    *(package, found, *NVJPEG),
+                )
+            return
+
+
+class HeaderCheck:
+    """Checks the headers of an index's samples: each is parsed once, and then known by a checksum of its bytes."""
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._passed = np.zeros(len(index), dtype=np.uint32)  # checksums; 0: not parsed yet
+
+    def problem(self, sample: int, encoded: NDArray[np.uint8]) -> str | None:
+        """Why these bytes of a sample must not enter DALI, or None."""
+        checksum = crc32(encoded[:HEADER].data)
+        if checksum == self._passed[sample]:
+            return None
+        reason = header_problem(encoded, int(self._index.height[sample]), int(self._index.width[sample]))
+        self._passed[sample] = checksum if reason is None else 0
+        return reason
 
 
 class DaliDecodeCheck:

@@ -1,6 +1,10 @@
-"""The DALI graph of a loader: encoded bytes and a step's windows in, pixels out: cropped, resized, mirrored, uint8.
+"""The loader's DALI graph: encoded bytes and a step's plan in, images out. One definition for the CPU and the GPU.
 
-One definition for CPU and GPU; everything random comes in through the inputs.
+Everything random comes in through the inputs. How far the graph goes is `Graph.ends`, and the host does the rest:
+
+    batch    decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast       what is handed out
+    pixels   decode -> crop -> resize -> flip                                         uint8, for a mix stage behind the graph
+    window   decode -> crop                                                           uint8, as stored: the host resizes too
 """
 
 from __future__ import annotations
@@ -8,20 +12,134 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
-from nvidia.dali import Pipeline, fn, types
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
-from multimix_pipe.config import TrainTransform, Transform
+from multimix_pipe.config import Transform
 from multimix_pipe.dali.orientation import stored_sizes, stored_windows, turns
+from multimix_pipe.dali.stage import TYPES, MixNodes, input_arrays, input_names, mix_images
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards.index import Index
 
+Ends = Literal["batch", "pixels", "window"]
 Inputs = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What distinguishes one graph from another; `build` makes the pipeline."""
+
+    batch_size: int
+    device_id: int | None
+    """A GPU's number, or None to run on the CPU alone."""
+    num_threads: int
+    prefetch: int
+    """Batches in DALI's queue: the one that is asked for, and those ahead of it."""
+    transform: Transform
+    exif: bool
+    channels_last: bool
+    ends: Ends
+    """Outputs are (B, K, ...) or (B, ...) of `dtype`, uint8 (B, C, H, W) or (B, H, W, C), or uint8 windows of any size."""
+    mix: MultiMix | None = None
+    """The mixing of a graph that ends with the batch; None: none."""
+    half: bool = False
+    """Round a batch to float16; else it is float32, as DALI has no bfloat16."""
+
+    def build(self) -> Pipeline:
+        """A built pipeline whose inputs are those of `inputs`."""
+        pipeline = loader_graph(
+            self,
+            batch_size=self.batch_size,
+            num_threads=self.num_threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=self.prefetch,
+        )
+        pipeline.build()
+        _built.add(pipeline)
+        return pipeline
+
+    def inputs(self, step: StepPlan, index: Index) -> Inputs:
+        """A step's values of all inputs but "encoded", arrays of B rows."""
+        window, arrays = step.window, Inputs()
+        if self.exif:
+            turned, size = index.orientation[step.sample], self.transform.height_width
+            window = stored_windows(window, turned, index.height[step.sample], index.width[step.sample])
+            arrays |= {"size": stored_sizes(turned, *size), "turn": turns(turned, *size)}
+        corner, extent = window[:, :2], window[:, 2:]
+        if self.transform.random:
+            arrays |= {"corner": corner.astype(np.int32), "extent": extent.astype(np.int32)}
+            arrays["flip"] = step.flip.astype(np.int32)
+        else:
+            arrays |= {"corner": np.ascontiguousarray(corner), "end": corner + extent}
+        if self.mix is not None:
+            arrays |= input_arrays(step.mix)
+        return {name: arrays[name] for name in self.input_names}
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of all inputs but "encoded"."""
+        names = ["corner", "extent" if self.transform.random else "end"]
+        if self.ends != "window":
+            names += ["size", "turn"] if self.exif else []
+            names += ["flip"] if self.transform.random else []
+        if self.ends == "batch" and self.mix is not None:
+            names += input_names(self.mix)
+        return names
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def loader_graph(graph: Graph) -> DataNode:
+    """decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast, as far as `graph.ends` says."""
+    trains, (height, width) = graph.transform.random, graph.transform.height_width
+    layout: Literal["CHW", "HWC"] = "HWC" if graph.channels_last else "CHW"
+    decoding: dict[str, Any] = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
+    if graph.device_id is not None:
+        decoding |= {"device": "mixed", "jpeg_fancy_upsampling": True}  # chroma as on the CPU
+
+    # DALI refers to these arrays, and so keeps them, until it has decoded them
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+    region: dict[str, DataNode] = {}
+    if trains:
+        start, shape = _input("corner", types.INT32, 1), _input("extent", types.INT32, 1)
+        images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **decoding)
+    else:  # a window that cuts through pixels is the resampler's to take: a decoder's would be rounded
+        images = fn.decoders.image(encoded, **decoding)
+        region = {"roi_start": _input("corner", types.FLOAT, 1), "roi_end": _input("end", types.FLOAT, 1)}
+    if graph.ends == "window":
+        return images
+
+    size = _input("size", types.FLOAT, 1) if graph.exif else [float(height), float(width)]
+    images = fn.resize(
+        images, size=size, interp_type=types.INTERP_LINEAR, antialias=graph.transform.antialias, **region
+    )
+    if graph.exif:  # mirrors and swaps of axes take whole pixels to whole pixels: the nearest one is exact
+        turn = _input("turn", types.FLOAT, 2)
+        images = fn.warp_affine(
+            images, turn, size=[float(height), float(width)], inverse_map=True, interp_type=types.INTERP_NN
+        )
+    mirror = _input("flip", types.INT32, 0) if trains else 0
+    if graph.ends == "pixels":
+        return fn.crop_mirror_normalize(images, mirror=mirror, output_layout=layout, dtype=types.UINT8)
+
+    mean, std = ([255 * value for value in values] for values in (graph.transform.mean, graph.transform.std))
+    images = fn.crop_mirror_normalize(
+        images, mirror=mirror, output_layout=layout, mean=mean, std=std, dtype=types.FLOAT
+    )
+    if graph.mix is not None:
+        plan = MixNodes(*(_input(name, *TYPES[name]) for name in input_names(graph.mix)))
+        images = mix_images(images, plan, (height, width), layout)
+    return fn.cast(images, dtype=types.FLOAT16) if graph.half else images
+
+
+def _input(name: str, dtype: types.DALIDataType, ndim: int) -> DataNode:
+    return fn.external_source(name=name, dtype=dtype, ndim=ndim)
+
 
 _built: WeakSet[Pipeline] = WeakSet()
 
@@ -37,107 +155,3 @@ def _abandon() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What distinguishes one graph from another; `build` makes the pipeline."""
-
-    batch_size: int
-    device_id: int | None
-    """A GPU's number, or None to run on the CPU alone."""
-    num_threads: int
-    prefetch: int
-    transform: Transform
-    exif: bool
-    channels_last: bool
-    resizes: bool
-    """Resize, turn and mirror in the graph: outputs are (B, C, H, W) or (B, H, W, C). Else they are the windows, as decoded."""
-
-    def build(self) -> Pipeline:
-        """A built pipeline whose inputs are those of `inputs`."""
-        pipeline = Pipeline(
-            batch_size=self.batch_size,
-            num_threads=self.num_threads,
-            device_id=self.device_id,
-            prefetch_queue_depth=self.prefetch,
-        )
-        with pipeline:
-            pipeline.set_outputs(self._define())
-        pipeline.build()
-        _built.add(pipeline)
-        return pipeline
-
-    def inputs(self, step: StepPlan, index: Index) -> Inputs:
-        """A step's values of all inputs but "encoded", arrays of B rows."""
-        window = step.window
-        turning: Inputs = {}
-        if self.exif:
-            turned, size = index.orientation[step.sample], self.transform.height_width
-            window = stored_windows(window, turned, index.height[step.sample], index.width[step.sample])
-            turning = {"size": stored_sizes(turned, *size), "turn": turns(turned, *size)}
-        corner, extent = window[:, :2], window[:, 2:]
-        if not self._trains:
-            centre: Inputs = {"corner": np.ascontiguousarray(corner), "end": corner + extent}
-            return centre | turning
-        arrays: Inputs = {"corner": corner.astype(np.int32), "extent": extent.astype(np.int32)}
-        return arrays | {"flip": step.flip.astype(np.int32)} | turning if self.resizes else arrays
-
-    @property
-    def _trains(self) -> bool:
-        return isinstance(self.transform, TrainTransform)
-
-    def _define(self) -> DataNode:
-        # DALI refers to these arrays, and so keeps them, until it has decoded them
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
-        if self._trains:
-            images = self._window(encoded)
-            if not self.resizes:
-                return images
-            images = self._resize(images)
-        else:
-            images = self._resized_centre(encoded)
-        if self.exif:
-            images = self._turn(images)
-        return fn.crop_mirror_normalize(
-            images,
-            mirror=fn.external_source(name="flip", dtype=types.INT32, ndim=0) if self._trains else 0,
-            output_layout="HWC" if self.channels_last else "CHW",
-            dtype=types.UINT8,
-        )
-
-    def _window(self, encoded: DataNode) -> DataNode:
-        return fn.decoders.image_slice(
-            encoded,
-            start=fn.external_source(name="corner", dtype=types.INT32, ndim=1),
-            shape=fn.external_source(name="extent", dtype=types.INT32, ndim=1),
-            axes=[0, 1],
-            **self._decoding,
-        )
-
-    def _resized_centre(self, encoded: DataNode) -> DataNode:
-        # a window that cuts through pixels is the resampler's to take: a decoder's would be rounded
-        return self._resize(
-            fn.decoders.image(encoded, **self._decoding),
-            roi_start=fn.external_source(name="corner", dtype=types.FLOAT, ndim=1),
-            roi_end=fn.external_source(name="end", dtype=types.FLOAT, ndim=1),
-        )
-
-    def _resize(self, images: DataNode, **roi: DataNode) -> DataNode:
-        size = [float(side) for side in self.transform.height_width]
-        if self.exif:
-            size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
-        return fn.resize(images, size=size, interp_type=types.INTERP_LINEAR, antialias=self.transform.antialias, **roi)
-
-    def _turn(self, images: DataNode) -> DataNode:
-        # mirrors and swaps of axes take whole pixels to whole pixels: the nearest one is exact
-        turn = fn.external_source(name="turn", dtype=types.FLOAT, ndim=2)
-        size = [float(side) for side in self.transform.height_width]
-        return fn.warp_affine(images, turn, size=size, inverse_map=True, interp_type=types.INTERP_NN)
-
-    @property
-    def _decoding(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"output_type": types.RGB, "adjust_orientation": False}
-        if self.device_id is None:
-            return {"device": "cpu", **options}
-        return {"device": "mixed", "jpeg_fancy_upsampling": True, **options}  # chroma as on the CPU

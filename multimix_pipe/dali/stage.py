@@ -1,21 +1,103 @@
-"""Multi-mix as a stage of a DALI pipeline: stock operators, the same on the CPU and the GPU.
+"""Multi-mix as a stage of a DALI graph, in stock operators, the same on the CPU and the GPU.
 
-The batch stays a batch of B: each DALI sample becomes its K mixed rows, stacked. So outputs are (B, K, ...) tensors, and
-`images.flatten(0, 1)` gives the B*K rows of a model's batch.
+The loader's own graph (`dali.graph`) and `multi_mix`, for pipelines of one's own, end in the same `mix_images`. The batch stays a
+batch of B: each DALI sample becomes its K members, stacked. So outputs are (B, K, ...), and `images.flatten(0, 1)` gives the B*K
+rows of a model's batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
-from multimix_pipe.config import LamPer, MultiMix, Pairing, Sampling, check_int
+from multimix_pipe.config import check_choice, check_int
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.mixing import METHODS, Field, LamPer, MixPlan, MultiMix, Pairing, Sampling
 from multimix_pipe.plan import draw_mixing
+
+Size = tuple[int, int]
+ImageLayout = Literal["CHW", "HWC"]
+
+
+class MixNodes(NamedTuple):
+    """A batch's `MixPlan` in a graph: on the CPU, one value a sample."""
+
+    partner: DataNode
+    """Row of the batch, int32 scalar."""
+    lam: DataNode
+    """float32 (K,)."""
+    boxed: DataNode | None = None
+    """1 where the pair's field is a box, else 0, float32 scalar; None where no method of the graph has boxes."""
+    box: DataNode | None = None
+    """int32 (K, 4)."""
+
+
+TYPES = {"partner": (types.INT32, 0), "lam": (types.FLOAT, 1), "boxed": (types.FLOAT, 0), "box": (types.INT32, 2)}
+"""Type and number of dimensions of the inputs that a plan comes in through."""
+
+
+def input_names(mix: MultiMix) -> list[str]:
+    """The inputs that plans of `mix` need: names of TYPES."""
+    return list(TYPES)[: 4 if METHODS[mix.method].field is Field.BOX else 2]
+
+
+def input_arrays(plan: MixPlan) -> dict[str, NDArray[np.generic]]:
+    """A plan's values of all inputs, arrays of B rows."""
+    return {
+        "partner": plan.partner.astype(np.int32),
+        "lam": plan.lam,
+        "boxed": plan.boxed.astype(np.float32),
+        "box": plan.box,
+    }
+
+
+def mix_images(
+    images: DataNode, mix: MixNodes, size: Size | None = None, layout: ImageLayout | None = None
+) -> DataNode:
+    """w_k * x + (1 - w_k) * x' for the weight fields of `mix`: float32 (K, *shape) for each image.
+
+    images: float32 of three dimensions; `size` and `layout` are theirs, and needed where `mix` has boxes.
+    """
+    weight = fn.reshape(_on(images, mix.lam), shape=[-1, 1, 1, 1])
+    if mix.box is not None:
+        boxed = _on(images, mix.boxed)
+        weight = boxed * _outside(_on(images, mix.box), size, layout, images.device) + (np.float32(1) - boxed) * weight
+    return _blend(images, mix.partner, weight)
+
+
+def mix_targets(labels: DataNode, mix: MixNodes, num_classes: int) -> DataNode:
+    """lam_k * y + (1 - lam_k) * y' for one-hot y: float32 (K, num_classes) for each class id, an int scalar or (1,)."""
+    one_hot = fn.one_hot(fn.reshape(labels, shape=[]), num_classes=num_classes, dtype=types.FLOAT)
+    return _blend(one_hot, mix.partner, fn.reshape(_on(one_hot, mix.lam), shape=[-1, 1]))
+
+
+def _on(other: DataNode, node: DataNode) -> DataNode:
+    return node.gpu() if other.device == "gpu" else node
+
+
+def _blend(samples: DataNode, partner: DataNode, weight: DataNode) -> DataNode:
+    other = fn.permute_batch(samples, indices=partner)
+    return weight * fn.expand_dims(samples, axes=[0]) + (np.float32(1) - weight) * fn.expand_dims(other, axes=[0])
+
+
+def _outside(box: DataNode, size: Size | None, layout: ImageLayout | None, device: str) -> DataNode:
+    """1 outside of each member's box and 0 inside, float32 (K, ...) with axes of one element but for height and width."""
+    assert size is not None
+    y_axis = 2 if layout == "CHW" else 1
+    y, x = (_positions(side, axis, device) for side, axis in zip(size, (y_axis, y_axis + 1), strict=True))
+    y0, x0, y1, x1 = (fn.reshape(fn.slice(box, start=i, shape=1, axes=[1]), shape=[-1, 1, 1, 1]) for i in range(4))
+    inside = ((y >= y0) & (y < y1)) & ((x >= x0) & (x < x1))
+    return np.float32(1) - fn.cast(inside, dtype=types.FLOAT)
+
+
+def _positions(side: int, axis: int, device: str) -> DataNode:
+    shape = [side if i == axis else 1 for i in range(4)]
+    return types.Constant(np.arange(side, dtype=np.int32).reshape(shape), device=device)
 
 
 def multi_mix(
@@ -25,10 +107,13 @@ def multi_mix(
     num_classes: int,
     k: int = 5,
     alpha: float = 1.0,
+    method: str = "mixup",
     sampling: Sampling = "iid",
     lam_per: LamPer = "pair",
     pairing: Pairing = "derangement",
     prob: float = 1.0,
+    size: Size | None = None,
+    layout: ImageLayout | None = None,
     seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
@@ -38,7 +123,8 @@ def multi_mix(
     Args:
         images: samples of 3 dimensions and one shape for the whole batch (HWC or CHW, any numeric type), on the CPU or the GPU.
         labels: class ids, int scalars or (1,), in [0, num_classes). From `readers.webdataset`, see `class_id`.
-        k, alpha, sampling, lam_per, pairing, prob: as in `MultiMix`.
+        k, alpha, method, sampling, lam_per, pairing, prob: as in `MultiMix`.
+        size, layout: (height, width) of the images, and "CHW" or "HWC": required for every method but "mixup".
         seed, rank, world_size: the draws are keyed by (seed, the pipeline's epoch, iteration * world_size + rank).
 
     Returns:
@@ -54,41 +140,44 @@ def multi_mix(
     ...     images = fn.crop_mirror_normalize(fn.resize(images, size=[224, 224]), dtype=types.FLOAT)
     ...     return multi_mix(images, class_id(cls).gpu(), num_classes=1000, k=5, alpha=1.0)
     """
-    mix = MultiMix(k=k, alpha=alpha, sampling=sampling, lam_per=lam_per, pairing=pairing, prob=prob)
+    mix = MultiMix(k=k, alpha=alpha, method=method, sampling=sampling, lam_per=lam_per, pairing=pairing, prob=prob)
     check_int("num_classes", num_classes, 1)
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("world_size", world_size, 1)
     check_int("rank", rank, 0, world_size - 1)
+    if layout is not None:
+        check_choice("layout", layout, ("CHW", "HWC"))
+    if method != "mixup" and (size is None or layout is None):
+        raise ConfigError(f'method={method!r} needs size=(height, width) and layout="CHW" or "HWC" of the images')
     pipeline = Pipeline.current()
     if pipeline is None:
         raise ConfigError(
             "multi_mix must be called while a DALI pipeline is being defined (inside a @pipeline_def function)"
         )
-    partner, lam = fn.external_source(
-        source=_draws(mix, seed, rank, world_size, int(pipeline.max_batch_size)),
-        num_outputs=2,
+    names = input_names(mix)
+    drawn = fn.external_source(
+        source=_draws(mix, names, seed, rank, world_size, int(pipeline.max_batch_size), size or (1, 1)),
+        num_outputs=len(names),
         batch=True,
         batch_info=True,
-        dtype=[types.INT32, types.FLOAT],
-        ndim=[0, 1],
+        dtype=[TYPES[name][0] for name in names],
+        ndim=[TYPES[name][1] for name in names],
     )
-    one_hot = fn.one_hot(fn.reshape(labels, shape=[]), num_classes=num_classes, dtype=types.FLOAT)
+    nodes = MixNodes(*drawn)
     # DALI's arithmetic knows no float16 on a CPU, and float64 would stay float64
     images = fn.cast(images, dtype=types.FLOAT)
-    return blend(images, partner, lam, ndim=3), blend(one_hot, partner, lam, ndim=1)
+    return mix_images(images, nodes, size, layout), mix_targets(labels, nodes, num_classes)
 
 
-def blend(samples: DataNode, partner: DataNode, lam: DataNode, ndim: int) -> DataNode:
-    """lam_k * x + (1 - lam_k) * x' for each sample x: (K, *shape) float32.
+def _draws(
+    mix: MultiMix, names: list[str], seed: int, rank: int, world_size: int, rows: int, size: Size
+) -> Callable[[types.BatchInfo], list[list[NDArray[np.generic]]]]:
+    def draw(info: types.BatchInfo) -> list[list[NDArray[np.generic]]]:
+        start = (info.iteration * world_size + rank) * rows
+        arrays = input_arrays(draw_mixing(mix, seed, info.epoch_idx, start, rows, size))
+        return [list(arrays[name]) for name in names]
 
-    samples: float32 of `ndim` dimensions; partner: CPU int scalars, a row of the batch each; lam: CPU float32 (K,).
-    """
-    weight = fn.reshape(lam, shape=[-1] + [1] * ndim)
-    rest = np.float32(1) - weight
-    if samples.device == "gpu":
-        weight, rest = weight.gpu(), rest.gpu()
-    other = fn.permute_batch(samples, indices=partner)
-    return weight * fn.expand_dims(samples, axes=[0]) + rest * fn.expand_dims(other, axes=[0])
+    return draw
 
 
 def class_id(cls: DataNode) -> DataNode:
@@ -101,14 +190,3 @@ def class_id(cls: DataNode) -> DataNode:
     powers = types.Constant(np.array([10**power for power in range(8, -1, -1)], dtype=np.int32), device="cpu")
     powers = fn.slice(powers, start=9 - count, shape=count, axes=[0])
     return fn.reductions.sum(fn.cast(digits - ord("0"), dtype=types.INT32) * powers, dtype=types.INT32)
-
-
-def _draws(
-    mix: MultiMix, seed: int, rank: int, world_size: int, rows: int
-) -> Callable[[types.BatchInfo], tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]]:
-    def draw(info: types.BatchInfo) -> tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]:
-        start = (info.iteration * world_size + rank) * rows
-        partner, lam = draw_mixing(mix, seed, info.epoch_idx, start, rows)
-        return list(partner.astype(np.int32)), list(lam)
-
-    return draw

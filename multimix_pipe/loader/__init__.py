@@ -1,4 +1,4 @@
-"""`open_loader` and what it gives: shards in, mixed batches out."""
+"""`open_loader` and the `Loader` that it returns."""
 
 from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.open import Source, open_context, open_loader

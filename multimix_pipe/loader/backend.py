@@ -1,4 +1,4 @@
-"""Which backend executes a loader's plans."""
+"""Chooses the backend that executes a loader's plans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("multimix_pipe")
 
 
 def dali_import_error() -> Exception | None:
-    """Why the DALI backend does not import here; None where it does."""
+    """Return why the DALI backend cannot be imported, or None if it can."""
     try:
         importlib.import_module("multimix_pipe.dali.executor")
     except (ImportError, OSError) as error:  # OSError: a shared library that does not load
@@ -26,7 +26,11 @@ def dali_import_error() -> Exception | None:
 
 
 def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "torch"]:
-    """What a `backend` argument means here. Raises MissingBackendError, or ConfigError where it cannot serve `device`."""
+    """Resolve the `backend` argument of `open_loader` on this machine.
+
+    Raises MissingBackendError if backend="dali" and DALI cannot be imported or does not run on `device`, and ConfigError if DALI
+    does not support that kind of device.
+    """
     if backend == "torch":
         return "torch"
     if backend == "auto" and device.type == "mps":
@@ -34,21 +38,36 @@ def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "t
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f'backend="dali" needs device "cpu" or "cuda"; found {str(device)!r}. Use backend="torch"')
     error = dali_import_error()
+    if error is not None and backend == "auto":
+        # a missing DALI is normal; a broken one deserves a warning
+        level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
+        logger.log(level, 'using backend="torch": NVIDIA DALI cannot be imported (%s)', error)
+        return "torch"
     if error is not None:
-        if backend == "auto":
-            # absent is one thing, installed and broken another
-            level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
-            logger.log(level, "backend torch: NVIDIA DALI does not import (%s)", error)
-            return "torch"
         raise MissingBackendError(
-            f'backend="dali" needs NVIDIA DALI, which does not import here ({error}). Install it with '
+            f'backend="dali" needs NVIDIA DALI, which cannot be imported here ({error}). Install it with '
             "pip install 'multimix-pipe[dali]' (CUDA 13) or 'multimix-pipe[dali-cuda12]', or use backend=\"torch\""
         ) from error
+    problem = None if device.index is None else _gpu_problem(device.index)
+    if problem is not None and backend == "auto":
+        logger.warning('using backend="torch": NVIDIA DALI does not run on %s (%s)', device, problem)
+        return "torch"
+    if problem is not None:
+        raise MissingBackendError(
+            f'backend="dali" needs a DALI that runs on {device}; found: {problem}. Install the build for your driver\'s CUDA '
+            "('multimix-pipe[dali]' for 13, 'multimix-pipe[dali-cuda12]' for 12), or use backend=\"torch\""
+        )
     return "dali"
 
 
+def _gpu_problem(device_id: int) -> str | None:
+    from multimix_pipe.dali.decode_check import gpu_problem
+
+    return gpu_problem(device_id)
+
+
 def make_executor(context: LoaderContext, mix_stage: MixStage | None = None) -> Executor:
-    """The executor of the context's backend; `mix_stage`: one to use in place of the device's own."""
+    """Make the executor of the context's backend. `mix_stage` replaces the default one of the device."""
     if context.backend == "dali":
         from multimix_pipe.dali.executor import DaliExecutor
 

@@ -1,9 +1,9 @@
-"""One iteration over a loader, and how loaders end with the interpreter."""
+"""One iteration over a loader, and how loaders are closed at interpreter exit."""
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures.thread  # noqa: F401  (see `_close_all`)
+import concurrent.futures.thread  # noqa: F401  (registers its exit handler before ours: see the call below)
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -12,30 +12,26 @@ from typing import NoReturn, Protocol
 from multimix_pipe.batch import Batch
 from multimix_pipe.errors import MultiMixError
 
-_PARKING_SECONDS = 1.0  # that the interpreter's end waits for a daemon thread to ask for its next batch
-
 
 class Closeable(Protocol):
-    """A loader, as far as its end goes."""
+    """The part of a loader that `close_at_exit` needs."""
 
     def close(self) -> None:
-        """Stop its threads."""
+        """Stop the loader's threads."""
         ...
 
 
 _alive: weakref.WeakSet[Closeable] = weakref.WeakSet()
 _exiting = threading.Event()
-_daemons: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # those that have iterated
-_parked = threading.Semaphore(0)
 
 
 class Epoch(Iterator[Batch]):
-    """One iteration over a loader. A newer one ends it, and it says so: to stop in silence would lose data."""
+    """One iteration over a loader. Once a newer one has ended it, `next` raises: stopping silently would lose batches."""
 
     def __init__(
         self, batches: Generator[Batch, None, None], lock: threading.RLock, check_process: Callable[[], None]
     ) -> None:
-        """`lock` is held while a batch is made; `check_process` raises in a forked child."""
+        """Iterate over `batches`. `lock` is held while a batch is made; `check_process` raises in a forked child."""
         self._batches = batches
         self._lock = lock
         self._check_process = check_process
@@ -44,9 +40,7 @@ class Epoch(Iterator[Batch]):
         self._advancing = False
 
     def __next__(self) -> Batch:
-        self._check_process()  # before anything waits for threads that a forked child does not have
-        if (thread := threading.current_thread()).daemon:
-            _daemons.add(thread)
+        self._check_process()  # first, because a forked child would wait for threads that it does not have
         with self._lock:
             if not _exiting.is_set():
                 return self._advance()
@@ -68,42 +62,37 @@ class Epoch(Iterator[Batch]):
             self._advancing = False
 
     def end(self) -> None:
-        """Drop what runs ahead; a further `next` is an error unless the epoch was over."""
-        if self._advancing:  # only this thread can be within `next`: the lock keeps the others out
+        """Discard the batches prepared ahead. A further `next` is an error unless the epoch was over."""
+        if self._advancing:  # by this very thread: the lock keeps other threads out
             raise MultiMixError(
-                "a loader cannot be closed, or begin anew, while the same thread waits for its next batch, as in a signal "
-                "handler. Set a flag there, and close after the step"
+                "a loader cannot be closed or restarted while the same thread waits for its next batch, for example in a "
+                "signal handler. Set a flag in the handler, and close the loader after the step"
             )
         self._batches.close()
         self._superseded = not self._done
 
 
 def close_at_exit(loader: Closeable) -> None:
-    """Close a loader, if it still is there, as the interpreter ends."""
+    """Close `loader` when the interpreter exits, unless it has been garbage-collected by then."""
     _alive.add(loader)
 
 
 def _close_all() -> None:
-    """As the interpreter ends, before it ends the threads that loaders need: drop what runs ahead, and let nothing start."""
+    """Close all loaders and let no thread continue to iterate; runs while the threads that loaders need still exist."""
     _exiting.set()
     for loader in list(_alive):
         loader.close()
-    for thread in list(_daemons):
-        if thread.is_alive():
-            _parked.acquire(timeout=_PARKING_SECONDS)
 
 
-# threads are ended before `atexit` runs. The last registered is the first to run: before concurrent.futures' own, imported above
+# `atexit` would be too late: threads are joined before it runs. These handlers run before that, the last registered one first;
+# concurrent.futures, imported above, has registered its own already, so ours runs before its worker threads end.
 getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
 def _refuse_at_exit() -> NoReturn:
-    if threading.current_thread().daemon:
-        # it ends in silence, with the process: one that asked for the interpreter from now on would be ended within whatever
-        # C++ it has called, which aborts
-        _parked.release()
-        while True:
-            threading.Event().wait()
+    while threading.current_thread().daemon:  # wait here: a daemon thread ends silently with the process
+        threading.Event().wait()
     raise MultiMixError(
-        "a loader is closed when the main thread has ended, and this thread still iterates over it. Join it in the main thread"
+        "the loader was closed because the main thread ended, but this thread still iterates over it. Join this thread in the "
+        "main thread"
     )

@@ -1,4 +1,4 @@
-"""`Loader`: an iterable of batches with a position that can be saved, restored and moved."""
+"""`Loader`, an iterable of batches whose position can be saved, restored and moved."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from multimix_pipe.errors import ConfigError
 from multimix_pipe.loader import state as states
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.loader.epoch import Epoch, close_at_exit
-from multimix_pipe.loader.memory import memory_explained
+from multimix_pipe.loader.memory import explain_out_of_memory
 from multimix_pipe.loader.state import Position
-from multimix_pipe.plan import Schedule, StepPlan
-from multimix_pipe.runtime.context import Executor, LoaderContext
-from multimix_pipe.runtime.transfer import to_device
+from multimix_pipe.plan import Schedule
+from multimix_pipe.runtime.context import ExecutedStep, Executor, LoaderContext
 from multimix_pipe.shards.index import Index
 from multimix_pipe.training.targets import mix_targets, pair_targets
 
@@ -31,33 +30,39 @@ logger = logging.getLogger("multimix_pipe")
 
 
 class Loader:
-    """An iterable of `Batch`es; each `iter()` is one epoch, the next one each time. Made by `open_loader`.
+    """An iterable of `Batch`es, one epoch per `iter()`. Use `open_loader` to make one.
 
-    A context manager: leaving it closes it. Threads may share it, and the iteration over it: their calls take turns. It is of
-    the process that opened it.
+        loader.load_state_dict(checkpoint["loader"])  # resume, at any step
+        for epoch in range(loader.state_dict()["epoch"], epochs):
+            for images, targets in loader:
+                ...
+                checkpoint["loader"] = loader.state_dict()
+
+    Each `iter(loader)` starts the next epoch and ends the previous iteration, which is an error to continue. Threads may share a
+    loader and its iterator; their calls take turns. A loader belongs to the process that opened it: it cannot be pickled, and a
+    forked child cannot use it. `close`, or leaving a `with` block, frees its threads, files and device memory.
     """
 
     def __init__(self, context: LoaderContext, executor: Executor | None = None) -> None:
-        """`executor`: one to use in place of the backend's own, as tests and benchmarks do."""
+        """Make a loader from its parts. `executor` replaces the backend's own one, for tests and benchmarks."""
         config, count = context.config, len(context.plan.samples)
         self.context = context
-        """What this loader is made of; its parts are no public contract."""
+        """The parts of this loader. Not part of the public API."""
         self._pid = os.getpid()
-        # of the epoch and what runs; taken after `_check_process`, as a forked child may find it locked
+        # guards everything below; acquired after `_check_process`, because a forked child may inherit it locked
         self._lock = threading.RLock()
         self._executor = executor
-        # weak: after a `break` nothing runs ahead, and a loader is in no cycle
+        # weak, so that dropping the iterator stops its read-ahead and the loader is in no reference cycle
         self._running: weakref.ref[Epoch] | None = None
-        self._entry = Position(
-            0, 0, 0, config.batch_size
-        )  # where the epoch is entered: its start, or where a state resumed it
-        self._handed = 0  # steps handed out since then
-        self._entered = False  # the epoch has been iterated over
-        self._restored = False  # `_entry` comes from a state
+        # where the epoch starts: at its beginning, or where a state resumed it
+        self._entry = Position(0, 0, 0, config.batch_size)
+        self._handed = 0  # steps handed out since `_entry`
+        self._entered = False  # whether the epoch has been iterated over
+        self._restored = False  # whether `_entry` comes from a state
         close_at_exit(self)
         if config.last_batch == "drop" and not len(self):
             logger.warning(
-                'an epoch has no steps: %d samples are less than batch_size times world_size, and last_batch="drop"',
+                'an epoch has no steps: %d samples are fewer than batch_size times world_size, and last_batch="drop"',
                 count,
             )
         logger.info(
@@ -72,21 +77,21 @@ class Loader:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self.context.device
 
     @property
     def index(self) -> Index:
-        """The shards' index: labels, sizes and keys of all samples."""
+        """The index of the shards: labels, image sizes and keys of all samples."""
         return self.context.index
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Bad samples replaced so far: `shard.tar : key` -> what is wrong with it."""
+        """The bad samples replaced so far, as a dict from `shard.tar : key` to what is wrong."""
         return self.context.bad_samples.reasons
 
     def __len__(self) -> int:
-        """Steps of the epoch for this process; after a resume in mid-epoch, those done and those remaining."""
+        """Return the steps of the epoch in this process; after a resume in mid-epoch, steps done plus steps remaining."""
         self._check_process()
         with self._lock:
             return self._entry.steps + len(self._schedule())
@@ -103,7 +108,7 @@ class Loader:
             return running
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next to be iterated: from its start, or, if a loaded state is in it, from that state's position."""
+        """Make `epoch` the next to be iterated: from its start or, if a loaded state lies in it, from the state's position."""
         check_int("epoch", epoch, 0, 2**64 - 1)
         self._check_process()
         with self._lock:
@@ -112,10 +117,10 @@ class Loader:
                 self._enter(int(epoch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the run is, JSON-serialisable: epoch, and the samples handed out in it over all processes.
+        """Return the position of the run, a small JSON-serialisable dict.
 
-        The same in every process at the same step; with last_batch="partial" keep that of process 0, which has as many steps as
-        any. Batches that ran ahead and were not handed out do not count.
+        It counts the batches that were handed out, not those prepared ahead. At the same step it is the same in every process.
+        With last_batch="partial", save that of rank 0, which has at least as many steps as any other process.
         """
         self._check_process()
         with self._lock:
@@ -125,11 +130,16 @@ class Loader:
         return states.save(self.context, position)
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
-        """Continue where `state` was taken; the number of processes may have changed.
+        """Resume with exactly the batches that remained when `state` was saved. The number of processes may differ.
 
-        A state of another data set, seed or configuration raises StateMismatchError, which names the fields. With strict=False
-        a warning names them instead, and this loader's epoch goes on behind as many samples as the state's had handed out. Where
-        `batch_size` alone differs, order, crops and weights stay as they were, and partners change.
+        Args:
+            state: a dict from `state_dict`.
+            strict: if False, accept a state of another data set, seed or configuration, with a warning that names the fields.
+                This loader's epoch then continues after as many samples as the state had handed out. If only `batch_size`
+                differs, order, crops and weights stay the same and partners change.
+
+        Raises:
+            StateMismatchError: `state` is not a state, or (if `strict`) differs from this loader; the message names the fields.
         """
         self._check_process()
         position = states.restore(self.context, state, strict=strict)
@@ -139,9 +149,9 @@ class Loader:
             self._entry, self._restored = position, True
 
     def close(self) -> None:
-        """Stop threads and free files and device memory. Iterating again opens them again.
+        """Stop all threads and free files and device memory. Iterating again reopens what it needs.
 
-        In a forked child it does nothing: the threads to stop are its parent's.
+        In a forked child this does nothing, because the threads belong to its parent.
         """
         if os.getpid() != self._pid:
             return
@@ -162,7 +172,7 @@ class Loader:
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
-            "a loader holds threads and open files, and cannot be copied or sent to another process. Open it there"
+            "a loader holds threads and open files, and cannot be copied or sent to another process. Open one in that process"
         )
 
     def __repr__(self) -> str:
@@ -184,30 +194,28 @@ class Loader:
         context, epoch = self.context, self._entry.epoch
         plan = context.plan.ordered_for(self._entry.order_batch_size)
         steps = (plan.step(epoch, first, stop) for first, stop in self._schedule())
-        with memory_explained(context.config, context.device):
+        with explain_out_of_memory(context.config, context.device):
             if self._executor is None:
                 self._executor = make_executor(context)
             with closing(self._executor.run(steps)) as executed:
-                for step, images in executed:
-                    batch = self._batch(step, images)
-                    self._handed += 1  # not before: one that fails here was not handed out
+                for step in executed:
+                    batch = self._batch(step)
+                    self._handed += 1  # only now: a batch that failed above was not handed out
                     yield batch
         self._enter(epoch + 1)
 
-    def _batch(self, step: StepPlan, images: torch.Tensor) -> Batch:
-        index, device, config = self.context.index, self.device, self.context.config
-        labels = to_device(index.label[step.sample], device)
+    def _batch(self, executed: ExecutedStep) -> Batch:
+        index, config, step = self.context.index, self.context.config, executed.step
+        labels, mix = executed.tensors.labels, executed.tensors.mix
         targets: torch.Tensor | PairTargets = labels
-        if self.context.mixes:
-            partner, lam = to_device(step.partner, device), to_device(step.lam, device)
-            if config.targets == "pairs":
-                targets = pair_targets(labels, partner, lam)
-            else:
-                targets = mix_targets(labels, partner, lam, config.num_classes)
-        return Batch(images, targets, labels, step, lambda: index.keys(step.sample))
+        if mix is not None and config.targets == "pairs":
+            targets = pair_targets(labels, mix.partner, mix.lam)
+        elif mix is not None:
+            targets = mix_targets(labels, mix.partner, mix.lam, config.num_classes)
+        return Batch(executed.images, targets, labels, step, lambda: index.keys(step.sample))
 
     def _stop_running(self) -> None:
-        """To be called with the lock held."""
+        """End the current iteration. The caller holds the lock."""
         if self._running is not None and (epoch := self._running()) is not None:
             epoch.end()
         self._running = None

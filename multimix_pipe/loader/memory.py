@@ -1,4 +1,4 @@
-"""Whether a batch fits the memory of its device, and what to say when it does not."""
+"""Checks that a batch fits in the memory of its device, and explains running out of memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multimix_pipe.runtime.context import LoaderConfig
 
 
 def check_batch_fits(config: LoaderConfig, device: torch.device) -> None:
-    """Raise ConfigError where one batch alone is larger than the device's memory."""
+    """Raise ConfigError if a single batch is larger than the device's memory."""
     needed = _batch_bytes(config)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
@@ -22,14 +22,14 @@ def check_batch_fits(config: LoaderConfig, device: torch.device) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise ConfigError(
-            f"a batch must fit the memory of {device}, {memory / 1e9:.3g} GB; {_batch_in_words(config)} "
+            f"a batch must fit in the memory of {device}, {memory / 1e9:.3g} GB; {_batch_in_words(config)} "
             f"take {needed / 1e9:.3g} GB. Lower batch_size or k"
         )
 
 
 @contextmanager
-def memory_explained(config: LoaderConfig, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory, in torch, NumPy or DALI, into a ConfigError that says what the loader needs of it."""
+def explain_out_of_memory(config: LoaderConfig, device: torch.device) -> Iterator[None]:
+    """Convert out-of-memory errors of torch, NumPy and DALI to a ConfigError that states how much the loader needs."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -37,23 +37,24 @@ def memory_explained(config: LoaderConfig, device: torch.device) -> Iterator[Non
             raise
         height, width = config.transform.height_width
         batch, pixels = _batch_bytes(config), config.batch_size * 3 * height * width
-        ahead = config.prefetch + 1  # DALI keeps those on its device, the torch backend on the host
+        ahead = config.prefetch + 1  # the DALI backend keeps them on the device, the torch backend on the host
         raise ConfigError(
             f"making a batch on {device} needs more memory than is free: {type(error).__name__}: {' '.join(str(error).split())}. "
-            f"{_batch_in_words(config)} take {batch / 1e9:.3g} GB, and as much again for the batch before, while it is "
-            f"referenced; prefetch={config.prefetch} keeps {ahead} batches of {config.batch_size} decoded images, "
-            f"{ahead * pixels / 1e9:.3g} GB. Lower batch_size, k or prefetch, use a 16-bit dtype, or free memory of others"
+            f"{_batch_in_words(config)} take {batch / 1e9:.3g} GB, and the previous batch takes as much again while you hold "
+            f"it; prefetch={config.prefetch} keeps {ahead} batches of {config.batch_size} decoded images, "
+            f"{ahead * pixels / 1e9:.3g} GB. Lower batch_size, k or prefetch, use a 16-bit dtype, or free memory elsewhere"
         ) from error
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # DALI says it in RuntimeErrors: "CUDA allocation failed", "Can't allocate 1024 bytes on device 0.", "std::bad_alloc"
-    said = re.search(r"out of memory|allocation failed|can't allocate|bad_alloc", str(error), re.IGNORECASE)
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or said is not None
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # DALI raises RuntimeErrors: "CUDA allocation failed", "Can't allocate 1024 bytes on device 0.", "std::bad_alloc"
+    return re.search(r"out of memory|allocation failed|can't allocate|bad_alloc", str(error), re.IGNORECASE) is not None
 
 
 def _batch_bytes(config: LoaderConfig) -> int:
-    """Of the images of one batch, B*K*C*H*W elements."""
+    """Return the size in bytes of the images of one batch, B*K*C*H*W elements."""
     height, width = config.transform.height_width
     element: torch.dtype = getattr(torch, config.dtype)
     return config.batch_size * _rows(config) * 3 * height * width * element.itemsize
@@ -65,5 +66,5 @@ def _batch_in_words(config: LoaderConfig) -> str:
 
 
 def _rows(config: LoaderConfig) -> int:
-    """K, the images handed out for each that is decoded."""
+    """Return K, the images handed out per decoded image."""
     return config.mix.k if config.mix is not None and config.expand else 1

@@ -1,4 +1,4 @@
-"""`open_loader`: the arguments, checked and resolved, and everything that a loader is made of."""
+"""`open_loader`: checks and resolves its arguments, and assembles a loader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from multimix_pipe.config import (
     DType,
     Keys,
     LastBatch,
-    MultiMix,
     OnBadSample,
     Shuffle,
     Targets,
@@ -28,6 +27,7 @@ from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
 from multimix_pipe.loader.rank import choose_device, default_threads, rank_and_world
 from multimix_pipe.loader.samples import choose_samples
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
@@ -66,47 +66,59 @@ def open_loader(
     weights: Sequence[float] | NDArray[np.floating] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Loader:
-    """Open WebDataset shards as an iterable of `Batch`es, in place of a torch DataLoader.
+    """Open WebDataset shards as a loader of mixed batches, a replacement for `torch.utils.data.DataLoader`.
 
-    The index of the shards is built at the first opening and kept beside them.
+        loader = open_loader("train-{000000..000146}.tar", batch_size=64, num_classes=1000, mix=MultiMix(k=5))
+        for images, targets in loader:  # one epoch: (320, 3, 224, 224) images, (320, 1000) targets
+            loss = MultiMixLoss()(model(images), targets)
+
+    The first opening indexes the shards and saves the index next to them. Threads start with the first batch.
 
     Args:
-        shards: path, glob, brace pattern, folder, http(s) URL (with `cache_dir`), or a list of those.
-        batch_size: B, samples decoded per process and step. Each is mixed with one partner: the model sees B*K rows.
-        num_classes: labels must lie in [0, num_classes).
-        mix: the mixing; None for none. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
+        shards: a path, glob, brace pattern, folder or http(s) URL (needs `cache_dir`), or a list of these.
+        batch_size: B, the samples decoded per process and step. With K members per pair the model sees B*K rows.
+        num_classes: the number of classes; labels must lie in [0, num_classes).
+        mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
-        backend: "dali", "torch", or "auto": DALI where it imports, which one log line says.
-        device: where the batches are to be: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" means cuda:LOCAL_RANK.
-        dtype: of the images; they are mixed in float32 and rounded once. Targets are always float32.
-        channels_last: give the images that memory format.
-        shuffle: "global", "window" (sequential reads, a few shards at a time, which must have been shuffled when written) or
-            "none". Default: "global" with a TrainTransform, "none" with an EvalTransform.
-        last_batch: "wrap" (equal steps in every process, the epoch's first samples are repeated), "drop" or "partial" (every
-            sample exactly once; processes may differ by one step). Default: "wrap" to train, "partial" to evaluate.
-        seed: of every draw; 0 .. 2**64-1. The same seed gives the same epochs on any machine, backend and number of processes.
-        rank, world_size: of this process; None: torch.distributed, else torchrun's environment, else 0 of 1.
-        on_bad_sample: "raise", or "replace" by a deterministic other sample; `Loader.bad_samples` names them. A damaged shard is
-            an error, or costs its samples from the damage on; so does one that is cut or gone while the loader runs.
-        max_bad: under "replace", how many different bad samples there may be: a number, or as a float a share of the samples
-            used. One more ends the run with an error: at opening, where indexing finds them, else at its step.
-        num_threads: decoding threads; None: usable cores / LOCAL_WORLD_SIZE.
-        prefetch: batches prepared ahead.
-        targets: "rows", dense (B*K, num_classes); or "pairs", (labels, partners' labels, lam).
-        label: "cls", or "json:KEY" for an integer field of the samples' json.
-        exif: rotate images as their EXIF orientation says. Off, as in the usual ImageNet training.
-        expand: False gives plain (B, C, H, W) images, int64 labels and the mixing as `batch.plan` alone.
-        exclude, samples: keys to leave out, keys to keep: a list, or a text file with one a line.
-        weights: a number >= 0 for each sample used, in stored order: samples are drawn with replacement by weight.
-        cache_dir: folder for downloaded shards, and for indices of shards whose folder cannot be written.
+        backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
+        device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" means cuda:LOCAL_RANK.
+        dtype: type of the images: "float32", "float16" or "bfloat16". They are mixed in float32 and rounded once.
+        channels_last: whether the images have the channels_last memory format.
+        shuffle: "global" (a uniform permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
+            must have been written in random order) or "none". Default: "global" to train, "none" to evaluate.
+        last_batch: "wrap" (every process does the same number of full steps; the epoch's first samples fill up the last step),
+            "drop" (an incomplete last step is dropped) or "partial" (each sample exactly once; processes may differ by one
+            step). Default: "wrap" to train, "partial" to evaluate.
+        seed: the seed of all draws, 0 .. 2**64-1. It determines order, crops, flips, partners and weights, on every machine, with
+            every backend and any number of processes.
+        rank: the rank of this process. Default: from torch.distributed, else torchrun's environment, else 0.
+        world_size: the number of processes, given together with `rank`. Default: from the same source, else 1.
+        on_bad_sample: "raise", or "replace" to show another sample, chosen deterministically; `Loader.bad_samples` lists those
+            replaced. With "replace", a damaged or vanished shard costs only the samples that can no longer be read.
+        max_bad: with "replace", the largest number of different bad samples: an int, or a float in [0, 1] for a fraction of the
+            samples used. One more is an error, on opening if indexing finds it, else at its step. Default: no limit.
+        num_threads: decoding threads. Default: usable cores / LOCAL_WORLD_SIZE.
+        prefetch: batches prepared ahead, 1 .. 64.
+        targets: "rows" for dense (B*K, num_classes) targets, or "pairs" for (labels, partners' labels, lam).
+        label: "cls", or "json:KEY" for an integer field of the samples' json member.
+        exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
+        expand: if False, nothing is mixed: images are (B, C, H, W), targets are class ids, and `batch.plan` says how to mix.
+        exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
+        samples: keys of the samples to use, likewise. Default: all.
+        weights: a number >= 0 for each sample used, in stored order. Samples are drawn with replacement, in proportion to it.
+        cache_dir: a folder for downloaded shards, and for indices of shards whose folder is read-only.
+
+    Returns:
+        A `Loader`. Each `iter()` of it is one epoch of `Batch`es.
 
     Raises:
-        ConfigError: an argument, or a combination, that cannot work.
-        ShardError: shards that are missing or damaged.
-        MultiMixError: their index cannot be written.
-        MissingBackendError: backend="dali" where DALI does not import.
+        ConfigError: an argument is invalid, or arguments contradict each other.
+        ShardError: a shard is missing or damaged.
+        BadSampleError: a sample has no valid label (with "raise"), or indexing finds more than `max_bad` bad samples.
+        MissingBackendError: backend="dali", and DALI cannot be imported or does not run on `device`.
+        MultiMixError: the index cannot be written.
 
-    Iterating raises BadSampleError at the step of a bad sample, after the batches before it.
+    Iterating raises BadSampleError at the step of a bad sample, after all batches before it.
     """
     settings = dict(locals())
     return Loader(open_context(settings.pop("shards"), **settings))
@@ -126,10 +138,11 @@ def open_context(
     cache_dir: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> LoaderContext:
-    """What a loader and its executor are made of; the arguments are those of `open_loader`, named here where None or "auto"
-    is resolved. Benchmarks and tests give it to an executor without a loader, or to a `Loader` with an executor of their own.
+    """Return the parts of a loader. The arguments are those of `open_loader`; the ones named here have None or "auto" resolved.
+
+    Benchmarks and tests pass the result to an executor without a loader, or to a `Loader` with an executor of their own.
     """
-    trains = isinstance(transform, TrainTransform)
+    trains = getattr(transform, "random", True)
     rank, world_size = rank_and_world(rank, world_size)
     config = LoaderConfig(
         transform=transform,
@@ -156,7 +169,7 @@ def open_context(
         index=index,
         plan=Plan(samples, config.transform, config.mix, config.shuffle, config.seed, config.batch_size),
         reader=ShardReader(index),
-        bad_samples=BadSamples(index, samples.number, config.on_bad_sample, config.max_bad),
+        bad_samples=BadSamples(index, samples.sample_id, config.on_bad_sample, config.max_bad),
         config=config,
         backend=backend,
         device=chosen,

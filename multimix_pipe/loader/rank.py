@@ -1,4 +1,4 @@
-"""What the process is: its rank, its share of the cores, its device."""
+"""Finds the rank of this process, its share of the cores and its device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from multimix_pipe.errors import ConfigError
 
 
 def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """As given; else of torch.distributed, else of torchrun's environment, else 0 of 1."""
+    """Return the arguments if given; else those of torch.distributed, else of torchrun's environment, else (0, 1)."""
     if (rank is None) != (world_size is None):
         raise ConfigError(f"rank and world_size must be given together; found rank={rank}, world_size={world_size}")
     if rank is not None and world_size is not None:
@@ -25,12 +25,12 @@ def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def default_threads() -> int:
-    """Usable cores, shared between the processes of this machine."""
+    """Return this process's share of the usable cores, at least 1: usable cores / LOCAL_WORLD_SIZE."""
     return max(1, usable_cores() // max(1, _environment_int("LOCAL_WORLD_SIZE", 1)))
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """ "auto": CUDA (cuda:LOCAL_RANK), else MPS, else the CPU. Raises ConfigError where the device is not there."""
+    """Resolve a device. "auto" is cuda:LOCAL_RANK, else MPS, else the CPU. Raises ConfigError if the device does not exist."""
     name = str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -40,15 +40,15 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise ConfigError(f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps"; found {name!r}') from error
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"device={name!r} needs a CUDA GPU and a torch built for it; this torch sees none")
-        number = _environment_int("LOCAL_RANK", 0) if chosen.index is None else chosen.index
-        if number >= torch.cuda.device_count():
+            raise ConfigError(f"device={name!r} needs a CUDA GPU and a torch built for CUDA; torch finds no GPU")
+        index = _environment_int("LOCAL_RANK", 0) if chosen.index is None else chosen.index
+        if index >= torch.cuda.device_count():
             raise ConfigError(
-                f"device cuda:{number} must be one of the {torch.cuda.device_count()} GPUs that torch sees"
+                f"device cuda:{index} must be one of the {torch.cuda.device_count()} GPUs that torch sees"
             )
-        return torch.device("cuda", number)
+        return torch.device("cuda", index)
     if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device='mps' needs an Apple GPU; this torch sees none")
+        raise ConfigError("device='mps' needs an Apple GPU; torch finds none")
     if chosen.type not in ("cpu", "mps"):
         raise ConfigError(f'device must be "auto", "cpu", "cuda", "cuda:N" or "mps"; found {name!r}')
     return chosen

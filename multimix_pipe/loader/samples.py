@@ -1,4 +1,4 @@
-"""Which samples of the shards a loader shows: the subset, checked, as columns for the plan."""
+"""Chooses the samples of an epoch and checks them."""
 
 from __future__ import annotations
 
@@ -17,60 +17,72 @@ logger = logging.getLogger("multimix_pipe")
 
 
 def choose_samples(index: Index, config: LoaderConfig) -> Samples:
-    """The samples that an epoch shows: those of `samples=` less those of `exclude=`, checked against `num_classes`.
+    """Return the samples of an epoch: those of `config.samples`, without those of `config.exclude`.
 
-    A label that is missing or no number is an error here, unless bad samples are replaced. An image that cannot be used stays:
-    like one that turns out to be broken when it is decoded, it is an error, or replaced, at the step that comes to it.
+    Samples with unusable images are included: like images that turn out to be broken when they are decoded, they are an error,
+    or are replaced, at their step.
+
+    Raises BadSampleError if a sample has no valid label and bad samples are not replaced, and ConfigError if no sample is usable,
+    a label is not in [0, num_classes), or the weights are invalid.
     """
-    for _, found in index.damage:
-        logger.warning("%s. The samples before that are used", found)
-    number = select(index, config.samples, config.exclude)
-    good = index.problem[number] == 0
-    usable, bad = number[good], number[~good]
-    if len(bad):
-        first = int(bad[0])
-        found = (
-            f"{len(bad)} of {len(number)} samples cannot be used, the first: {index.name(first)}: "
-            f"{PROBLEMS[int(index.problem[first])]}; `multimix-pipe verify` names all"
+    for _, problem in index.damage:
+        logger.warning("%s. The samples before that are used", problem)
+    sample_id = select(index, config.samples, config.exclude)
+    _check_usable(index, sample_id, config)
+    _check_labels(index, sample_id, config.num_classes)
+    width, height = index.width[sample_id], index.height[sample_id]
+    if config.exif:
+        turned = index.orientation[sample_id] >= 5
+        width, height = np.where(turned, height, width), np.where(turned, width, height)
+    return Samples(sample_id, index.shard[sample_id], width, height, _check_weights(config, len(sample_id)))
+
+
+def _check_usable(index: Index, sample_id: NDArray[np.int64], config: LoaderConfig) -> None:
+    """Warn of the samples that indexing found to be bad, or raise if training cannot start with them."""
+    bad = sample_id[index.problem[sample_id] != 0]
+    if not len(bad):
+        return
+    first = int(bad[0])
+    found = (
+        f"{len(bad)} of {len(sample_id)} samples cannot be used, the first: {index.name(first)}: "
+        f"{PROBLEMS[int(index.problem[first])]}; `multimix-pipe verify` lists all of them"
+    )
+    if len(bad) == len(sample_id):
+        raise ConfigError(f"at least one usable sample is required; {found}")
+    unlabelled = bad[np.isin(index.problem[bad], LABEL_PROBLEMS)]
+    if len(unlabelled) and config.on_bad_sample == "raise":
+        first = int(unlabelled[0])
+        raise BadSampleError(
+            f"{index.name(first)}: {PROBLEMS[int(index.problem[first])]}, as in {len(unlabelled)} of {len(sample_id)} samples. "
+            "Leave them out with exclude=, read another field with label=, or train on other samples instead with "
+            'on_bad_sample="replace"'
         )
-        if not len(usable):
-            raise ConfigError(f"at least one usable sample is required; {found}")
-        unlabelled = bad[np.isin(index.problem[bad], LABEL_PROBLEMS)]
-        if len(unlabelled) and config.on_bad_sample == "raise":
-            first = int(unlabelled[0])
-            raise BadSampleError(
-                f"{index.name(first)}: {PROBLEMS[int(index.problem[first])]}, as in {len(unlabelled)} of {len(number)} samples. "
-                "Leave them out with exclude=, choose another field with label=, or train on others in their place with "
-                'on_bad_sample="replace"'
-            )
-        logger.warning("%s", found)
-    outside = usable[(index.label[usable] < 0) | (index.label[usable] >= config.num_classes)]
+    logger.warning("%s", found)
+
+
+def _check_labels(index: Index, sample_id: NDArray[np.int64], num_classes: int) -> None:
+    usable = sample_id[index.problem[sample_id] == 0]
+    outside = usable[(index.label[usable] < 0) | (index.label[usable] >= num_classes)]
     if len(outside):
         first = int(outside[0])
         raise ConfigError(
-            f"labels must lie in [0, num_classes={config.num_classes}); {len(outside)} do not, the first: "
-            f"{index.name(first)} has {index.label[first]}. Raise num_classes, or leave these samples out"
+            f"labels must lie in [0, num_classes={num_classes}); {len(outside)} do not, the first: "
+            f"{index.name(first)} has {index.label[first]}. Raise num_classes, or leave these samples out with exclude="
         )
-    width, height = index.width[number], index.height[number]
-    if config.exif:
-        turned = index.orientation[number] >= 5
-        width, height = np.where(turned, height, width), np.where(turned, width, height)
-    return Samples(number, index.shard[number], width, height, _check_weights(config, len(number)))
 
 
 def _check_weights(config: LoaderConfig, count: int) -> NDArray[np.float64] | None:
     if config.weights is None:
         return None
     if config.shuffle != "global":
-        raise ConfigError(f'weights draws samples at random; it needs shuffle="global", found {config.shuffle!r}')
+        raise ConfigError(f'weights= draws samples at random and needs shuffle="global"; found {config.shuffle!r}')
+    required = f"weights must hold a finite number >= 0 for each of the {count} samples used, and not all may be 0"
     try:
         weights = np.asarray(config.weights, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"weights must hold a number for each of the {count} samples used; {error}") from error
+        raise ConfigError(f"{required}; {error}") from error
     if weights.shape != (count,):
-        raise ConfigError(
-            f"weights must hold a number for each of the {count} samples used; found shape {weights.shape}"
-        )
+        raise ConfigError(f"{required}; found shape {weights.shape}")
     if not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
-        raise ConfigError("weights must be finite and >= 0, and not all 0")
+        raise ConfigError(f"{required}; found values in [{weights.min():g}, {weights.max():g}]")
     return weights

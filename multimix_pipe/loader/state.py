@@ -1,4 +1,4 @@
-"""A loader's state: the position in a run, and the settings that it is valid for."""
+"""Saves and restores a loader's state: its position in the run, and the settings that the position is valid for."""
 
 from __future__ import annotations
 
@@ -19,37 +19,41 @@ STATE_VERSION = 1
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is, in every process alike."""
+    """The position of a run, the same in every process."""
 
     epoch: int
     samples: int
     """Positions of the epoch that were handed out, over all processes."""
     steps: int
-    """Steps of the epoch that were done, of each process."""
+    """Steps of the epoch that each process has done."""
     order_batch_size: int
-    """The batch size that the epoch's window order is made for."""
+    """The batch size that the epoch's window order is built for."""
 
 
 def save(context: LoaderContext, position: Position) -> dict[str, Any]:
-    """The JSON-serialisable state of a loader at `position`."""
+    """Return the JSON-serialisable state of a loader at `position`."""
     return {"version": STATE_VERSION, **_identity(context), **asdict(position)}
 
 
 def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
-    """The position in a state that `save` made. Raises StateMismatchError where it is of another data set or configuration,
-    which with strict=False is a warning, or where it is no state at all."""
+    """Return the position in a state made by `save`.
+
+    Raises StateMismatchError if `state` is not a valid state, or belongs to another data set or configuration; with strict=False
+    the latter is a warning.
+    """
     if not isinstance(state, dict):
-        raise StateMismatchError(f"a state is the dict that state_dict() gave; found {type(state).__name__}")
+        raise StateMismatchError(f"state must be a dict from state_dict(); found {type(state).__name__}")
     if state.get("version") != STATE_VERSION:
         raise StateMismatchError(
-            f"version: a state of version {STATE_VERSION} is required, found {state.get('version')!r}"
+            f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}. Load the state with "
+            "the version of multimix_pipe that saved it"
         )
     differing = [
         f"{name}: this loader has {mine!r}, the state has {theirs!r}"
         for name, mine, theirs in _differences(_identity(context), state)
     ]
     if differing and strict:
-        hint = "Open the loader as it was, or go on all the same with strict=False"
+        hint = "Open the loader with the state's settings, or resume anyway with strict=False"
         raise StateMismatchError(f"{'; '.join(differing)}. {hint}")
     numbers = [state.get(name) for name in ("epoch", "samples", "steps", "order_batch_size")]
     if not all(isinstance(number, int) and number >= 0 for number in numbers) or not numbers[-1]:
@@ -57,12 +61,12 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
             f"epoch, samples and steps must be ints >= 0 and order_batch_size >= 1; found {numbers}"
         )
     if differing:
-        logger.warning("a state that differs from the loader is loaded. %s", "; ".join(differing))
+        logger.warning("loaded a state that differs from this loader. %s", "; ".join(differing))
     return Position(*cast("list[int]", numbers))
 
 
 def _identity(context: LoaderContext) -> dict[str, Any]:
-    """The fields of a state that must agree with the loader's."""
+    """Return the fields of a state that must agree with the loader."""
     c = context.config
     identity = {
         "data": context.index.fingerprint,
@@ -81,7 +85,7 @@ def _identity(context: LoaderContext) -> dict[str, Any]:
 
 
 def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Names of the fields of `mine` that differ, with both values; of two dicts in turn the fields within."""
+    """Yield (name, mine, theirs) for each field that differs; fields of nested dicts are named `outer.inner`."""
     for name, value in mine.items():
         other = theirs.get(name)
         if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():

@@ -1,4 +1,8 @@
-"""The equations of mixing: a reference in NumPy for each method, and the torch kernels that must agree with it.
+"""Mixing: its settings, its plan, and one file per method. NumPy only; the blends are in `runtime/kernels` and `dali/stage`."""
 
-This package's `__init__` and its references import NumPy alone; import `multimix_pipe.runtime.kernels.blend` for torch.
-"""
+from multimix_pipe.mixing.method import Field, Method
+from multimix_pipe.mixing.methods import METHODS
+from multimix_pipe.mixing.multimix import LamPer, MultiMix, Pairing, Sampling
+from multimix_pipe.mixing.plan import MixPlan
+
+__all__ = ["METHODS", "Field", "LamPer", "Method", "MixPlan", "MultiMix", "Pairing", "Sampling"]

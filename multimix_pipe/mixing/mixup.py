@@ -1,29 +1,30 @@
-"""Mixup with K interpolations, the slow and clear version: what every executor's output is tested against.
+"""Mixup: all pixels of a member have the same weight.
 
-    x_k = lam_k * x + (1 - lam_k) * x'        y_k = lam_k * y + (1 - lam_k) * y'
+    x_k = lam_k * x + (1 - lam_k) * x'
 
-Source: "Mixup Augmentation with Multiple Interpolations", arXiv 2406.01417; K = 1 is mixup, arXiv 1710.09412. Row b*K + k of a
-result is pair b at weight k. All arithmetic is float32. The two products are rounded before they are added: so lam = 1 gives x
-to the bit, which the form x' + lam * (x - x') does not.
+Source: Zhang et al. 2018, arXiv 1710.09412; K members per pair: Shen et al. 2024, arXiv 2406.01417.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float32]
+from multimix_pipe.mixing.method import Field, Size, no_box
 
 
-def mix_images(images: Float, partner: NDArray[np.int64], lam: Float) -> Float:
-    """images (B, ...), partner (B,), lam (B, K) -> (B*K, ...)."""
-    pairs, k = lam.shape
-    weight = lam.reshape(pairs, k, *[1] * (images.ndim - 1))
-    mixed = weight * images[:, None] + (np.float32(1) - weight) * images[partner][:, None]
-    return mixed.reshape(pairs * k, *images.shape[1:])
+@dataclass(frozen=True)
+class Mixup:
+    """Weight field w_k = lam_k for every pixel."""
 
+    field: ClassVar[Field] = Field.CONSTANT
+    uniforms: ClassVar[int] = 0
 
-def mix_targets(labels: NDArray[np.int64], partner: NDArray[np.int64], lam: Float, num_classes: int) -> Float:
-    """labels (B,), partner (B,), lam (B, K) -> (B*K, num_classes), rows that sum to 1."""
-    one_hot = np.eye(num_classes, dtype=np.float32)[labels]
-    return mix_images(one_hot, partner, lam)
+    def draw(
+        self, u: NDArray[np.float64], lam: NDArray[np.float32], size: Size
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """See `Method.draw`."""
+        return lam, no_box(lam)

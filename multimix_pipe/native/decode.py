@@ -8,27 +8,20 @@ import zlib
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from multimix_pipe.augment.host import Pixels
+from multimix_pipe.native.short_jpeg import ROWS_BELOW, decode_jpeg, decode_rows, place_of_height
+from multimix_pipe.runtime.bad_samples import Encoded
 from multimix_pipe.shards.header import FORMATS, MAX_PIXELS
 from multimix_pipe.shards.index import Index
-
-_ROWS_BELOW = 1  # smooth upsampling looks at the row of chroma below: the image's next row brings it
-
-# of JPEG: codes of markers, and the bytes of a frame's header up to its components
-_BASELINE = (0xC0, 0xC1)
-_SCAN = 0xDA
-_WITHOUT_LENGTH = (0x01, 0xFF, *range(0xD0, 0xDA))
-_FRAME_BYTES = 10
 
 
 class UndecodableError(Exception):
     """The bytes are not an image that can be decoded; the message is the reason."""
 
 
-def decode_indexed(data: NDArray[np.uint8], height: int, width: int) -> Pixels:
+def decode_indexed(data: Encoded, height: int, width: int) -> Pixels:
     """Decode an image whose index says (height, width) to uint8 (height, width, 3) RGB, as stored: EXIF is not applied.
 
     The error's message is the whole reason.
@@ -37,51 +30,39 @@ def decode_indexed(data: NDArray[np.uint8], height: int, width: int) -> Pixels:
 
 
 class Decoder:
-    """Decodes the samples of an index: each as a whole the first time, which tells whether it is damaged.
+    """Decodes the samples of an index: each as a whole the first time, which shows whether it is damaged.
 
-    From then on a baseline JPEG is decoded down to the last row that is wanted, and gives the same pixels in less time: a decoder
-    that is told that the image ends there stops there. That the bytes are still the same `ShardReader` knows, by size and time.
+    From then on a baseline JPEG is decoded only down to the last row that is wanted (see `short_jpeg`). `ShardReader` knows by
+    size and time that the bytes are still the same.
     """
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._height_at = np.zeros(len(index), dtype=np.int32)
-        """Byte at which a sample's header says its height; 0: not decoded yet, or no baseline JPEG."""
+        """Where a sample's header holds its height; 0: not decoded yet, or no JPEG that can be shortened."""
 
-    def decode(self, sample: int, data: NDArray[np.uint8], past: int | None = None) -> Pixels:
-        """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, past). Writes to `data` meanwhile."""
+    def decode(self, sample: int, data: Encoded, stop: int | None = None) -> Pixels:
+        """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, stop). Writes to `data` meanwhile."""
         height, width = int(self._index.height[sample]), int(self._index.width[sample])
-        if past is None:
+        if stop is None:
             return decode_indexed(data, height, width)
-        at, rows = int(self._height_at[sample]), past + _ROWS_BELOW
+        at, rows = int(self._height_at[sample]), stop + ROWS_BELOW
         if at and rows < height:
-            shortened = _decode_rows(data, at, rows)
+            shortened = decode_rows(data, at, rows)
             if shortened is not None and shortened.shape[:2] == (rows, width):
                 return shortened  # else the bytes are others by now
         image, plainly = _decode(data, height, width)
-        self._height_at[sample] = _place_of_height(data) if plainly else 0
+        self._height_at[sample] = place_of_height(data) if plainly else 0
         return image
 
 
-def _decode_rows(data: NDArray[np.uint8], height_at: int, rows: int) -> Pixels | None:
-    """The first rows of a JPEG whose header says its height at byte `height_at`; None where it is not one."""
-    said = data[height_at : height_at + 2].copy()
-    data[height_at : height_at + 2] = divmod(rows, 256)
-    try:
-        return _decode_jpeg(data, strict=False)  # there is a warning of the rows left over
-    except ValueError:
-        return None
-    finally:
-        data[height_at : height_at + 2] = said
-
-
-def _decode(data: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels, bool]:
-    """As `decode_indexed`; and whether libjpeg-turbo has read it without complaint. Pillow is asked where not."""
+def _decode(data: Encoded, height: int, width: int) -> tuple[Pixels, bool]:
+    """As `decode_indexed`, and whether libjpeg-turbo read it without complaint; Pillow is asked where it did not."""
     try:
         try:
             found_height, found_width, *_ = simplejpeg.decode_jpeg_header(data)
             _check_pixels(found_height, found_width)  # again, as the bytes may be others than were indexed
-            image, plainly = _decode_jpeg(data, strict=True), True
+            image, plainly = decode_jpeg(data, strict=True), True
         except ValueError:  # other formats, and what there are warnings of
             image, plainly = _decode_with_pillow(data), False
     except UndecodableError as error:
@@ -91,30 +72,7 @@ def _decode(data: NDArray[np.uint8], height: int, width: int) -> tuple[Pixels, b
     return image, plainly
 
 
-def _decode_jpeg(data: NDArray[np.uint8], strict: bool) -> Pixels:
-    """With exact DCT and smooth upsampling. Raises ValueError, if `strict` of what libjpeg-turbo warns of too."""
-    image: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, strict=strict)
-    return image
-
-
-def _place_of_height(data: NDArray[np.uint8]) -> int:
-    """The byte of a sound JPEG at which its header says the height, where all rows lie in the order of the image; else 0."""
-    if bytes(data[:2]) != b"\xff\xd8":
-        return 0
-    place, found, components = 2, 0, 0
-    while place + _FRAME_BYTES <= len(data):
-        mark, code, length = int(data[place]), int(data[place + 1]), int(data[place + 2]) << 8 | int(data[place + 3])
-        if mark != 0xFF or code in _WITHOUT_LENGTH:  # unusual here; libjpeg passes them
-            return 0
-        if code == _SCAN:  # one of all components, or their rows lie apart
-            return found if data[place + 4] == components else 0
-        if code in _BASELINE:
-            found, components = place + 5, int(data[place + 9])
-        place += 2 + length
-    return 0
-
-
-def _decode_with_pillow(data: NDArray[np.uint8]) -> Pixels:
+def _decode_with_pillow(data: Encoded) -> Pixels:
     encoded = data.tobytes()
     try:
         with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:

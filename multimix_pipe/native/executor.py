@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimix_pipe.augment.host import crop_whole, put, resize, resize_window, upright
-from multimix_pipe.config import TrainTransform
+from multimix_pipe.augment.host import write_row
 from multimix_pipe.native.decode import Decoder, UndecodableError
 from multimix_pipe.plan import StepPlan
-from multimix_pipe.runtime.context import LoaderContext, Replacements
+from multimix_pipe.runtime.bad_samples import Replacements, Unusable
+from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
 from multimix_pipe.runtime.prefetcher import PendingReads, Prefetcher
 
@@ -29,14 +29,13 @@ Encoded = NDArray[np.uint8]
 
 @dataclass(frozen=True, eq=False)
 class _Pending:
-    step: StepPlan
     replacements: Replacements
     pixels: Tensor
     """(B, 3, H, W), or (B, H, W, 3) for channels_last, uint8 on the host, filled once `rows` are done."""
-    reading: PendingReads[Encoded | str]
+    reading: PendingReads[Encoded | Unusable]
     rows: list[Future[None]]
-    images: Future[Tensor] | None
-    """The finished images, on a CPU."""
+    executed: Future[ExecutedStep] | None
+    """The finished step, on a CPU."""
 
 
 class NativeExecutor:
@@ -50,7 +49,7 @@ class NativeExecutor:
         self._threads = ThreadPoolExecutor(context.config.num_threads, thread_name_prefix="multimix-decode")
         self._waiter = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
 
-    def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, Tensor], None, None]:
+    def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
         pending: deque[_Pending] = deque()
         remaining = iter(steps)
@@ -62,16 +61,16 @@ class NativeExecutor:
                     return
                 first = pending.popleft()
                 try:
-                    images = self._finish(first)
+                    executed = self._finish(first)
                     first.replacements.record()
                 except BaseException:
                     pending.append(first)
                     raise
-                yield first.step, images
+                yield executed
         finally:
             for unused in pending:
-                if unused.images is not None:
-                    unused.images.cancel()  # one that runs already, and waits for rows, ends with them
+                if unused.executed is not None:
+                    unused.executed.cancel()  # one that runs already, and waits for rows, ends with them
                 unused.reading.cancel()
                 for task in unused.rows:
                     task.cancel()
@@ -87,8 +86,8 @@ class NativeExecutor:
         pixels = self._mix_stage.pixels(len(step))
         # several tasks a thread even out their lengths; whole chunks of rows keep the cost of a task small
         chunk = max(1, len(step) // (4 * self._context.config.num_threads))
-        replacements, array = Replacements(self._context, step), pixels.numpy()
-        reading = self._readers.start(step, lambda row, memory: self._context.read(int(step.sample[row]), memory))
+        replacements, array = self._context.replacements(step), pixels.numpy()
+        reading = self._readers.start(step, replacements.read)
         rows = [
             self._threads.submit(
                 self._fill_rows, replacements, reading, array, range(first, min(first + chunk, len(step)))
@@ -97,45 +96,48 @@ class NativeExecutor:
         ]
         # on an accelerator the consumer's thread finishes, for it is on the consumer's stream
         on_host = self._context.device.type == "cpu"
-        images = self._waiter.submit(self._finish_rows, step, pixels, rows) if on_host else None
-        return _Pending(step, replacements, pixels, reading, rows, images)
+        executed = self._waiter.submit(self._finish_rows, replacements, pixels, rows) if on_host else None
+        return _Pending(replacements, pixels, reading, rows, executed)
 
-    def _finish(self, pending: _Pending) -> Tensor:
-        if pending.images is not None:
-            return pending.images.result()
-        return self._finish_rows(pending.step, pending.pixels, pending.rows)
+    def _finish(self, pending: _Pending) -> ExecutedStep:
+        if pending.executed is not None:
+            return pending.executed.result()
+        return self._finish_rows(pending.replacements, pending.pixels, pending.rows)
 
-    def _finish_rows(self, step: StepPlan, pixels: Tensor, rows: list[Future[None]]) -> Tensor:
+    def _finish_rows(self, replacements: Replacements, pixels: Tensor, rows: list[Future[None]]) -> ExecutedStep:
         for task in rows:
             task.result()
-        return self._mix_stage.finish(step, pixels)
+        return self._mix_stage.finish(replacements.step, pixels)
 
     def _fill_rows(
-        self, replacements: Replacements, reading: PendingReads[Encoded | str], pixels: NDArray[np.uint8], rows: range
+        self,
+        replacements: Replacements,
+        reading: PendingReads[Encoded | Unusable],
+        pixels: NDArray[np.uint8],
+        rows: range,
     ) -> None:
-        step = replacements.step
-        for row in rows:
-            encoded = reading.row(row)
-            while (reason := self._fill_row(step, encoded, pixels, row)) is not None:
-                replacements.replace(row, reason)
-                encoded = self._context.read(int(step.sample[row]))
+        def fill(row: int, encoded: Encoded) -> Unusable | None:
+            return self._fill_row(replacements.step, row, encoded, pixels)
 
-    def _fill_row(self, step: StepPlan, encoded: Encoded | str, pixels: NDArray[np.uint8], row: int) -> str | None:
-        """Decode one row into its place; what is wrong with the sample, if anything is."""
-        context, sample, window = self._context, int(step.sample[row]), step.window[row]
-        if isinstance(encoded, str):
-            return encoded
-        transform, orientation = context.config.transform, context.orientation(sample)
-        trains = isinstance(transform, TrainTransform)
-        past = int(window[0] + window[2]) if trains and orientation == 1 else None
+        for row in rows:
+            replacements.use(row, reading.row(row), fill)
+
+    def _fill_row(self, step: StepPlan, row: int, encoded: Encoded, pixels: NDArray[np.uint8]) -> Unusable | None:
+        """Decode one row into its place."""
+        config, sample, window = self._context.config, int(step.sample[row]), step.window[row]
+        orientation = self._context.orientation(sample)
+        stop = int(window[0] + window[2]) if config.transform.random and orientation == 1 else None
         try:
-            image = self._decoder.decode(sample, encoded, past)
+            image = self._decoder.decode(sample, encoded, stop)
         except UndecodableError as error:
-            return str(error)
-        image = upright(image, orientation)
-        if trains:
-            image = resize(crop_whole(image, window), *transform.height_width, transform.antialias)
-        else:
-            image = resize_window(image, window, *transform.height_width, transform.antialias)
-        put(image, bool(step.flip[row]), context.config.channels_last, pixels[row])
+            return Unusable(str(error))
+        write_row(
+            pixels[row],
+            image,
+            config.transform,
+            window=window,
+            orientation=orientation,
+            flip=bool(step.flip[row]),
+            channels_last=config.channels_last,
+        )
         return None

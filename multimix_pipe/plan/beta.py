@@ -1,8 +1,8 @@
-"""The inverse distribution function of Beta(alpha, alpha), by a table: fast, and the same to the bit on any machine.
+"""The quantile function of Beta(alpha, alpha) from a table: fast, and bit-identical on every machine.
 
-SciPy's `betaincinv` takes a microsecond a value, and its last bits depend on its version and on the machine's libm. So it is
-asked for a table once; its values are rounded to float32, which hides those bits, and between them only operations that IEEE
-754 defines to the bit are used.
+SciPy's `betaincinv` takes a microsecond per value, and its last bits depend on SciPy's version and on the machine's libm. It is
+therefore called once, for a table, whose values are rounded to float32 to hide those bits. The table is interpolated with
+operations that IEEE 754 defines exactly.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-OCTAVES = 40  # the table begins at 2**-41: a smaller u is taken for that
-CELLS = 512  # an octave
-SMALLEST_ALPHA = 1e-6  # below it all but 1 in 10,000 weights are 0 or 1 in float32, and SciPy 1.11 goes wrong
+OCTAVES = 40  # the table starts at u = 2**-41; a smaller u is clipped to that
+CELLS = 512  # per octave
+MIN_ALPHA = 1e-6  # below it all but 1 in 10,000 weights are 0 or 1 in float32, and SciPy 1.11 returns wrong values
 
 Float64 = NDArray[np.float64]
 
 
 def inverse_beta(alpha: float, u: Float64) -> Float64:
-    """F^-1(u) for the distribution function F of Beta(alpha, alpha), u in [0, 1]; within 2e-6 for alpha >= 0.1.
+    """Return F^-1(u) for u in [0, 1], where F is the distribution function of Beta(alpha, alpha).
 
-    For a smaller alpha F^-1 jumps from 0 to 1 near u = 1/2, and the error grows there (1e-4 for alpha = 0.01); what is drawn
-    always has the right probability in each cell of the table.
+    The error is below 2e-6 for alpha >= 0.1. For smaller alpha, F^-1 jumps from 0 to 1 near u = 1/2 and the error grows there
+    (1e-4 for alpha = 0.01), but every cell of the table keeps its exact probability.
     """
     if alpha == 1.0:
         return u  # F is the identity
-    x = _quantiles(max(alpha, SMALLEST_ALPHA))
+    x = _quantiles(max(alpha, MIN_ALPHA))
     mantissa, exponent = np.frexp(np.clip(np.minimum(u, 1 - u), 2.0 ** -(OCTAVES + 1), None))
     place = (exponent + OCTAVES + 2 * mantissa - 1) * CELLS
     cell = np.minimum(place.astype(np.int64), len(x) - 2)
@@ -39,7 +39,7 @@ def inverse_beta(alpha: float, u: Float64) -> Float64:
 
 @lru_cache(maxsize=8)
 def _quantiles(alpha: float) -> Float64:
-    """F^-1 at CELLS values of u an octave from 2**-(OCTAVES + 1) up to 1/2; the upper half follows by symmetry."""
+    """Tabulate F^-1 at CELLS values of u per octave, from 2**-(OCTAVES + 1) to 1/2; the upper half follows by symmetry."""
     octaves = np.arange(-OCTAVES - 1, -1)[:, None]
     u = np.append(np.ldexp(1 + np.arange(CELLS) / CELLS, octaves), 0.5)
     quantiles: NDArray[np.float32] = betaincinv(alpha, alpha, u).astype(np.float32)

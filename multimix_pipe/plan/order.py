@@ -1,9 +1,9 @@
-"""The order of an epoch: which sample each position shows, int64 (N,) of numbers into the (sub)set of samples.
+"""The order of an epoch: int64 (N,), the sample at each position, as its place in the chosen subset (see `Samples`).
 
-`global_order`   a uniform permutation: the statistically right one, random reads
-`window_order`   a few shards at a time: sequential reads; a batch shows only those shards' samples
-`stored_order`   as the shards hold them
-`weighted_order` drawn with replacement, by a weight a sample
+`global_order`     a uniform permutation: the best shuffle, at the price of random reads
+`window_order`     a few shards at a time: sequential reads, but a batch holds samples of those shards only
+`stored_order`     the order in the shards
+`weighted_order`   drawn with replacement, with a weight per sample
 """
 
 from __future__ import annotations
@@ -16,44 +16,51 @@ from numpy.typing import NDArray
 from multimix_pipe.plan.seeding import Stream, draw_sequence, permutation, uniform
 
 LANES = 64
-"""Independent sequences of shards that a window order interleaves; part of the format, so that a state can be resumed."""
+"""Number of independent sequences of shards that a window order interleaves. Part of the format: saved states depend on it."""
 
 SHARDS_PER_WINDOW = 4
-"""Shards of a lane whose samples are shuffled together."""
+"""Number of consecutive shards of a lane whose samples are shuffled together."""
 
 
 def stored_order(count: int) -> NDArray[np.int64]:
-    """Positions show the samples as stored."""
+    """Return the order in the shards: 0 .. count - 1."""
     return np.arange(count, dtype=np.int64)
 
 
 def global_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A uniform permutation of `count` samples."""
+    """Return a uniform permutation of `count` samples."""
     return permutation(draw_sequence(seed, Stream.SAMPLE, epoch, count))
 
 
 def weighted_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """`len(weights)` independent draws with replacement; sample i comes with probability weights[i] / sum(weights)."""
+    """Draw `len(weights)` samples with replacement, each with probability proportional to its weight."""
     return by_weight(uniform(draw_sequence(seed, Stream.SAMPLE, epoch, len(weights))), weights)
 
 
 def by_weight(u: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
-    """For each u in (0, 1) the sample whose part of the summed weights it falls into."""
+    """Invert the cumulative weights: for each u in (0, 1) return the sample that it selects."""
     cumulative = np.cumsum(weights)
-    last = np.flatnonzero(weights)[-1]  # rounding must not reach a sample of weight 0 at the end
-    sample: NDArray[np.int64] = np.searchsorted(cumulative, u * cumulative[-1], side="right").clip(max=last)
-    return sample
+    last = np.flatnonzero(weights)[-1]  # without the clip, rounding could select a trailing sample of weight 0
+    place: NDArray[np.int64] = np.searchsorted(cumulative, u * cumulative[-1], side="right").clip(max=last)
+    return place
 
 
 def window_order(shard: NDArray[np.integer], batch_size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Batch j shows samples of lane j mod LANES, a few shards at a time.
+    """Return an order in which batch j takes its samples from lane j mod LANES, a few shards at a time.
 
-    Shards are dealt in random order, each to the lane with the fewest samples so far; a lane shuffles the samples of
-    SHARDS_PER_WINDOW consecutive shards of its own. A process of W, W dividing LANES, so reads its lanes' shards and no other
-    process reads them, until lanes run dry: then a batch is filled from the lane that shares the longest residue with its own
-    (lane + LANES/2, then LANES/4, ...), which keeps it in the same process for as long as possible.
+    Shards are assigned in random order, each to the lane with the fewest samples so far. A lane shuffles the samples of
+    SHARDS_PER_WINDOW consecutive shards together. If the number of processes divides LANES, each shard is therefore read by
+    one process only, until lanes run out of samples. A batch is then filled from the lane that agrees with its own modulo the
+    largest power of two (lane + LANES/2, then LANES/4, ...), which keeps shards in one process as long as possible.
 
-    shard: (N,) number of the shard of each sample. Each sample occurs exactly once.
+    Args:
+        shard: (N,) shard of each sample; any integers.
+        batch_size: samples per batch.
+        seed: key of the draws, together with `epoch`.
+        epoch: the epoch, counted from 0.
+
+    Returns:
+        (N,) int64; each sample occurs exactly once.
     """
     count = len(shard)
     lanes = _lane_sequences(shard, seed, epoch)
@@ -74,25 +81,27 @@ def window_order(shard: NDArray[np.integer], batch_size: int, seed: int, epoch: 
 
 
 def _lane_sequences(shard: NDArray[np.integer], seed: int, epoch: int) -> list[NDArray[np.int64]]:
-    shards, shard_number, sizes = np.unique(shard, return_inverse=True, return_counts=True)
-    load = np.zeros(LANES, dtype=np.int64)
-    dealt = np.zeros(LANES, dtype=np.int64)
-    lane_of = np.empty(len(shards), dtype=np.int64)
-    window_of = np.empty(len(shards), dtype=np.int64)
-    for number in permutation(draw_sequence(seed, Stream.SHARD, epoch, len(shards))):
-        lane = int(np.argmin(load))
-        lane_of[number], window_of[number] = lane, dealt[lane] // SHARDS_PER_WINDOW
-        load[lane] += sizes[number]
-        dealt[lane] += 1
-    group = lane_of * (1 + dealt.max() // SHARDS_PER_WINDOW) + window_of
-    group = group.astype(np.min_scalar_type(group.max()))[shard_number]  # up to 16 bits NumPy sorts in linear time
+    """Return the shuffled samples of each lane."""
+    _, shard_of_sample, sizes = np.unique(shard, return_inverse=True, return_counts=True)
+    samples_in_lane = np.zeros(LANES, dtype=np.int64)
+    shards_in_lane = np.zeros(LANES, dtype=np.int64)
+    lane_of = np.empty(len(sizes), dtype=np.int64)
+    window_of = np.empty(len(sizes), dtype=np.int64)
+    for shard_id in permutation(draw_sequence(seed, Stream.SHARD, epoch, len(sizes))):
+        lane = int(np.argmin(samples_in_lane))
+        lane_of[shard_id], window_of[shard_id] = lane, shards_in_lane[lane] // SHARDS_PER_WINDOW
+        samples_in_lane[lane] += sizes[shard_id]
+        shards_in_lane[lane] += 1
+    group = lane_of * (1 + shards_in_lane.max() // SHARDS_PER_WINDOW) + window_of
+    # NumPy's stable sort takes linear time for integers of up to 16 bits
+    group = group.astype(np.min_scalar_type(group.max()))[shard_of_sample]
     shuffled = permutation(draw_sequence(seed, Stream.SAMPLE, epoch, len(shard)))
-    return np.split(shuffled[np.argsort(group[shuffled], kind="stable")], np.cumsum(load)[:-1])
+    return np.split(shuffled[np.argsort(group[shuffled], kind="stable")], np.cumsum(samples_in_lane)[:-1])
 
 
 @lru_cache(maxsize=LANES)
 def _nearest_lanes(lane: int) -> list[int]:
-    """All lanes, `lane` first, then by how many low bits they share with it."""
+    """Return all lanes, sorted by how many low bits they share with `lane`; `lane` itself comes first."""
     return sorted(range(LANES), key=lambda other: -_shared_low_bits(lane, other))
 
 

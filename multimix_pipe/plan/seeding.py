@@ -1,8 +1,8 @@
 """Random words keyed by coordinates (seed, stream, epoch, position), never by history.
 
-Philox is a counter-based generator: word w of position p is a function of its key and counter, so any range of positions is
-one vectorised call, and nothing has to be replayed to resume in the middle. Only raw words are used: NumPy guarantees the
-bit stream of a bit generator, not what its Generator methods make of it.
+Philox is a counter-based generator (Salmon et al. 2011): word w of position p is a function of the key and the counter alone.
+Any range of positions is therefore one vectorised call, and resuming mid-epoch replays nothing. Only raw words are used,
+because NumPy guarantees the bit stream of a bit generator but not the output of the `Generator` methods.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
 
-_WORDS_PER_BLOCK = 4  # Philox4x64 gives four words a counter value
+_WORDS_PER_BLOCK = 4  # Philox4x64 gives four words per counter value
 
 
 class Stream(IntEnum):
-    """What a word is drawn for: streams of one seed never share a word. The numbers are part of the format."""
+    """The purpose of a draw. Streams of one seed never share a word; their values are part of the format and must not change."""
 
     SAMPLE = 1
     SHARD = 2
@@ -26,18 +26,19 @@ class Stream(IntEnum):
     PARTNER = 4
     LAM = 5
     REPLACEMENT = 6
+    FIELD = 7
 
 
 def draw_words(
     seed: int, stream: Stream, epoch: int, start: int, count: int, per_position: int, *, attempt: int = 0
 ) -> Words:
-    """Words of positions [start, start + count): uint64 (count, per_position).
+    """Draw `per_position` words for each of the positions [start, start + count): uint64 (count, per_position).
 
-    `attempt` selects an independent set for the same positions. The result depends on `per_position` only through its
-    number of blocks of four words.
+    `attempt` selects an independent set of words for the same positions. A position's words stay the same as long as
+    `per_position` needs the same number of blocks of four words.
     """
     blocks = -(-per_position // _WORDS_PER_BLOCK)
-    # typed arrays: NumPy makes a list with an int of 2**63 or more a list of floats, which merges seeds
+    # explicit dtype: NumPy converts a list that holds an int >= 2**63 to float64, and distinct seeds would become equal
     key = np.array([seed, int(stream)], dtype=np.uint64)
     counter = np.array([start * blocks, attempt, epoch, 0], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=counter)
@@ -46,21 +47,21 @@ def draw_words(
 
 
 def draw_sequence(seed: int, stream: Stream, epoch: int, count: int) -> Words:
-    """One word each for `count` things of an epoch: uint64 (count,), without padding."""
+    """Draw one word for each of `count` items of an epoch: uint64 (count,)."""
     positions = -(-count // _WORDS_PER_BLOCK)
     return draw_words(seed, stream, epoch, 0, positions, _WORDS_PER_BLOCK).reshape(-1)[:count]
 
 
 def uniform(words: Words) -> NDArray[np.float64]:
-    """Words as float64 in the open interval (0, 1): the middles of 2**52 equal cells, so neither 0 nor 1 occurs."""
+    """Convert words to float64 in the open interval (0, 1): midpoints of 2**52 equal cells, so neither 0 nor 1 occurs."""
     return ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 
 def integers(words: Words, high: NDArray[np.integer] | int) -> NDArray[np.int64]:
-    """Words as int64 in [0, high), high < 2**32."""
+    """Convert words to int64 in [0, high), for high < 2**32."""
     return np.floor(uniform(words) * high).astype(np.int64)
 
 
 def permutation(words: Words) -> NDArray[np.int64]:
-    """A uniform permutation of len(words) things: the stable argsort of their words, the same on any machine."""
+    """Return a uniform permutation of 0 .. len(words) - 1: the stable argsort of the words, the same on every machine."""
     return np.argsort(words, kind="stable")

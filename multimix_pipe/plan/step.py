@@ -1,6 +1,6 @@
-"""A step's decisions, complete: which samples, which windows, which flips, which partners, which weights.
+"""The plan of a step: its samples, crop windows, flips, partners and weights.
 
-`Plan.step` is a pure function of (seed, epoch, position); a backend only executes what it says.
+`Plan.step` is a pure function of (seed, epoch, position); a backend only executes its result.
 """
 
 from __future__ import annotations
@@ -9,63 +9,101 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.augment import crop
-from multimix_pipe.config import LastBatch, MultiMix, Shuffle, TrainTransform, Transform
+from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, Transform
+from multimix_pipe.mixing import MixPlan, MultiMix
 from multimix_pipe.plan import mixing, order
 from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """One process's batch: B rows, positions [start, start + B) of the epoch."""
+    """Every decision for one batch of one process: B rows at positions [start, start + B) of the epoch."""
 
     epoch: int
+    """The epoch, counted from 0."""
     start: int
     """Position of row 0 in the epoch, counted over all processes."""
     sample: NDArray[np.int64]
-    """(B,) number of each row's sample in the index."""
+    """(B,) `sample_id` of each row: the position of its sample in the shards' `Index`."""
     window: NDArray[np.float32]
-    """(B, 4) y, x, height, width in pixels of the upright image; whole numbers for training."""
+    """(B, 4) y, x, height, width of the crop in pixels of the image, after its EXIF orientation is applied if `exif=True`;
+    whole numbers for training."""
     flip: NDArray[np.bool_]
     """(B,) whether the row is mirrored left to right."""
-    partner: NDArray[np.int64]
-    """(B,) row that each row is mixed with."""
-    lam: NDArray[np.float32]
-    """(B, K) weight of the row's own sample, non-increasing along k."""
+    attempt: NDArray[np.int32]
+    """(B,) how often the row's sample was replaced because it was bad; 0 for the sample that the order chose."""
+    mix: MixPlan
+    """How the rows are mixed. Without mixing, each row is its own partner with weight 1."""
+
+    @property
+    def partner(self) -> NDArray[np.int64]:
+        """(B,) int64 row that each row is mixed with."""
+        return self.mix.partner
+
+    @property
+    def lam(self) -> NDArray[np.float32]:
+        """(B, K) float32 weight of the row's own sample, non-increasing along k."""
+        return self.mix.lam
+
+    @property
+    def method(self) -> NDArray[np.str_]:
+        """(B,) name of each pair's mixing method."""
+        return self.mix.method
+
+    @property
+    def box(self) -> NDArray[np.int32]:
+        """(B, K, 4) int32 y0, x0, y1, x1, half-open: the region that each member takes from the partner; zeros if none."""
+        return self.mix.box
 
     def __len__(self) -> int:
         return len(self.sample)
 
     def rows(self, rows: slice) -> StepPlan:
-        """Some consecutive rows; `partner` still numbers rows of the whole."""
-        columns = {name: getattr(self, name)[rows] for name in ("sample", "window", "flip", "partner", "lam")}
-        return StepPlan(self.epoch, self.start + rows.start, **columns)
+        """Return the plan of some consecutive rows. Its `partner` still refers to rows of the whole batch."""
+        return StepPlan(
+            epoch=self.epoch,
+            start=self.start + rows.start,
+            sample=self.sample[rows],
+            window=self.window[rows],
+            flip=self.flip[rows],
+            attempt=self.attempt[rows],
+            mix=self.mix.rows(rows),
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """The samples that an epoch shows: columns over the (sub)set, in stored order."""
+    """The N samples of an epoch, as columns in stored order: the whole data set, or the subset that the user chose.
 
-    number: NDArray[np.int64]
-    """(N,) number in the index."""
+    A sample's position in these columns is its `place`; its position in the shards' `Index` is its `sample_id`.
+    """
+
+    sample_id: NDArray[np.int64]
+    """(N,) position of each sample in the index."""
     shard: NDArray[np.int32]
+    """(N,) shard of each sample, as a position in `Index.shards`."""
     width: NDArray[np.int32]
-    """(N,) of the upright image: after EXIF where that is honoured."""
+    """(N,) width in pixels, after the EXIF orientation is applied if `exif=True`; 0 if the header cannot be read."""
     height: NDArray[np.int32]
+    """(N,) height in pixels, likewise."""
     weights: NDArray[np.float64] | None = None
-    """(N,) to draw with replacement by; None: each sample once an epoch."""
+    """(N,) relative probabilities for drawing with replacement. None: each sample once per epoch."""
 
     def __len__(self) -> int:
-        return len(self.number)
+        return len(self.sample_id)
 
     @cached_property
     def digest(self) -> str:
-        """Hex digest of the choice of samples and of their weights."""
-        digest = hashlib.sha256(self.number.tobytes())
+        """Hex digest of the chosen samples and their weights."""
+        digest = hashlib.sha256(self.sample_id.tobytes())
         if self.weights is not None:
             digest.update(self.weights.tobytes())
         return digest.hexdigest()[:16]
@@ -73,7 +111,7 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All decisions of a run, as functions of (epoch, position)."""
+    """Every decision of a run, as functions of (epoch, position)."""
 
     samples: Samples
     transform: Transform
@@ -81,19 +119,19 @@ class Plan:
     shuffle: Shuffle
     seed: int
     order_batch_size: int
-    """The batch size that a window order is made for."""
+    """The batch size that the window order is built for; a resumed run keeps the one that its epoch started with."""
 
     def ordered_for(self, batch_size: int) -> Plan:
-        """This plan with a window order that is made for another batch size, as that of a resumed run."""
+        """Return this plan with its window order built for `batch_size`."""
         return self if batch_size == self.order_batch_size else replace(self, order_batch_size=batch_size)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """(N,) which of `samples` each position of an epoch shows."""
+        """Return the place in `samples` of the sample at each position of an epoch, int64 (N,)."""
         return self._order(epoch)
 
     @cached_property
     def _order(self) -> Callable[[int], NDArray[np.int64]]:
-        return lru_cache(maxsize=2)(self._make_order)  # 10 MB at ImageNet's size: this epoch's and the last one's
+        return lru_cache(maxsize=2)(self._make_order)  # 10 MB each for ImageNet: this epoch and the previous one
 
     def _make_order(self, epoch: int) -> NDArray[np.int64]:
         samples = self.samples
@@ -106,84 +144,87 @@ class Plan:
         return order.stored_order(len(samples))
 
     def step(self, epoch: int, start: int, stop: int) -> StepPlan:
-        """The batch of positions [start, stop); a position beyond the last shows the samples from the first on again."""
-        member = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
-        window, flip = self._crops(member, epoch, start)
-        partner, lam = draw_mixing(self.mix, self.seed, epoch, start, len(member))
-        return StepPlan(epoch, start, self.samples.number[member], window, flip, partner, lam)
+        """Return the plan of positions [start, stop). Positions from N on wrap around to the first samples, with new draws."""
+        place = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
+        window, flip = self._crops(place, epoch, start)
+        mix = mixing.draw_mixing(self.mix, self.seed, epoch, start, len(place), self.transform.height_width)
+        attempt = np.zeros(len(place), dtype=np.int32)
+        return StepPlan(epoch, start, self.samples.sample_id[place], window, flip, attempt, mix)
 
-    def redraw_row(self, step: StepPlan, row: int, attempt: int) -> None:
-        """Put another sample into `row` of `step`, drawn for (position, attempt >= 1); partners and weights stay."""
-        position = step.start + row
+    def replace_row(self, step: StepPlan, row: int) -> StepPlan:
+        """Return a plan in which another sample, keyed by (position, attempt), takes `row`. The mixing does not change."""
+        position, attempt = step.start + row, int(step.attempt[row]) + 1
         word = draw_words(self.seed, Stream.REPLACEMENT, step.epoch, position, 1, 1, attempt=attempt)[:, 0]
         if self.samples.weights is None:
-            member = integers(word, len(self.samples))
+            place = integers(word, len(self.samples))
         else:
-            member = order.by_weight(uniform(word), self.samples.weights)
-        window, flip = self._crops(member, step.epoch, position, attempt=attempt)
-        step.sample[row], step.window[row], step.flip[row] = self.samples.number[member[0]], window[0], flip[0]
+            place = order.by_weight(uniform(word), self.samples.weights)
+        window, flip = self._crops(place, step.epoch, position, attempt)
+        return replace(
+            step,
+            sample=_with_row(step.sample, row, self.samples.sample_id[place[0]]),
+            window=_with_row(step.window, row, window[0]),
+            flip=_with_row(step.flip, row, flip[0]),
+            attempt=_with_row(step.attempt, row, attempt),
+        )
 
     def _crops(
-        self, member: NDArray[np.int64], epoch: int, start: int, attempt: int = 0
+        self, place: NDArray[np.int64], epoch: int, start: int, attempt: int = 0
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        # a sample whose header could not be read has size 0: it never reaches a decoder, but its row needs some window
-        width = np.maximum(self.samples.width[member], 1).astype(np.int64)
-        height = np.maximum(self.samples.height[member], 1).astype(np.int64)
-        if not isinstance(self.transform, TrainTransform):
-            return crop.centre_windows(width, height, self.transform), np.zeros(len(member), dtype=np.bool_)
-        words = draw_words(self.seed, Stream.CROP, epoch, start, len(member), crop.UNIFORMS_PER_CROP, attempt=attempt)
+        # a sample with an unreadable header has size 0: it never reaches a decoder, but its row still needs a valid window
+        width = np.maximum(self.samples.width[place], 1).astype(np.int64)
+        height = np.maximum(self.samples.height[place], 1).astype(np.int64)
+        if isinstance(self.transform, EvalTransform):
+            return crop.centre_windows(width, height, self.transform), np.zeros(len(place), dtype=np.bool_)
+        words = draw_words(self.seed, Stream.CROP, epoch, start, len(place), crop.UNIFORMS_PER_CROP, attempt=attempt)
         u = uniform(words)
         return crop.random_windows(u, width, height, self.transform), crop.random_flips(u, self.transform.flip)
 
 
-def draw_mixing(
-    mix: MultiMix | None, seed: int, epoch: int, start: int, rows: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Partners (rows,) and weights (rows, K) of a batch at positions [start, start + rows).
-
-    Without mixing: each row with itself, weight 1. A row that has no other row to mix with (rows = 1) has weight 1 too.
-    """
-    if mix is None:
-        return np.arange(rows, dtype=np.int64), np.ones((rows, 1), dtype=np.float32)
-    partner = mixing.draw_partners(draw_words(seed, Stream.PARTNER, epoch, start, rows, 1)[:, 0], mix.pairing)
-    draws = 1 if mix.lam_per == "batch" else rows
-    words = draw_words(seed, Stream.LAM, epoch, start, draws, mixing.words_per_position(mix))
-    lam = np.broadcast_to(mixing.ordered_weights(words, mix), (rows, mix.k))
-    return partner, np.where((partner == np.arange(rows))[:, None], np.float32(1.0), lam)
+def _with_row(column: NDArray[Scalar], row: int, value: Any) -> NDArray[Scalar]:
+    changed = column.copy()
+    changed[row] = value
+    return changed
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the positions of an epoch are dealt to processes: step s of process r is batch s*W + r, counted from `start`."""
+    """How an epoch is divided among W processes: step s of process r is batch s*W + r, counted from `start`.
+
+    Iterating yields the `bounds` of each step of this process; `len` is their number.
+    """
 
     count: int
-    """Samples of an epoch, N."""
+    """N, the samples of an epoch."""
     batch_size: int
+    """Samples per process and step."""
     world_size: int
+    """W, the number of processes."""
     rank: int
+    """r, this process, in [0, W)."""
     last_batch: LastBatch
+    """What happens at the end of the epoch; see `open_loader`."""
     start: int = 0
-    """First position, counted over all processes: 0, or where an epoch is resumed."""
+    """First position, counted over all processes: 0, or the position that the epoch resumes from."""
 
     def __len__(self) -> int:
-        """Steps of this process."""
-        left = max(0, self.count - self.start)
-        a_round = self.batch_size * self.world_size
+        remaining = max(0, self.count - self.start)
+        positions_per_step = self.batch_size * self.world_size
         if self.last_batch == "wrap":
-            return -(-left // a_round)
+            return -(-remaining // positions_per_step)
         if self.last_batch == "drop":
-            return left // a_round
-        batches = -(-left // self.batch_size)
+            return remaining // positions_per_step
+        batches = -(-remaining // self.batch_size)
         return max(0, -(-(batches - self.rank) // self.world_size))
 
     def bounds(self, step: int) -> tuple[int, int]:
-        """Positions [first, past) of this process's batch of a step."""
+        """Return the positions [first, stop) of this process's batch at `step`."""
         first = self.start + (step * self.world_size + self.rank) * self.batch_size
-        past = first + self.batch_size
-        return first, min(past, self.count) if self.last_batch == "partial" else past
+        stop = first + self.batch_size
+        return first, min(stop, self.count) if self.last_batch == "partial" else stop
 
     def position_after(self, steps: int) -> int:
-        """The first position that no process has been handed after so many steps."""
+        """Return the position that the epoch resumes from after `steps` steps of every process."""
         return self.start + steps * self.world_size * self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from multimix_pipe.config import (
     Backend,
@@ -17,7 +14,6 @@ from multimix_pipe.config import (
     EvalTransform,
     Keys,
     LastBatch,
-    MultiMix,
     OnBadSample,
     Shuffle,
     Targets,
@@ -31,8 +27,10 @@ from multimix_pipe.config import (
     make_plain,
 )
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan, StepPlan
-from multimix_pipe.runtime.bad_samples import BadSamples
+from multimix_pipe.runtime.bad_samples import BadSamples, Replacements
+from multimix_pipe.runtime.tensors import StepTensors
 from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.reader import ShardReader
 
@@ -125,12 +123,13 @@ class LoaderContext:
         """Whether the executor forms the K mixed rows of each pair."""
         return self.config.mix is not None and self.config.expand
 
-    def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8] | str:
-        """The encoded bytes of a sample, or why it cannot be used.
+    def tensors(self, step: StepPlan) -> StepTensors:
+        """A step's labels, and its mixing where the executor mixes, on the loader's device."""
+        return StepTensors.of(self.index.label[step.sample], step.mix if self.mixes else None, self.device)
 
-        A shard that no longer holds them costs its samples where bad ones are replaced; else it raises ShardError.
-        """
-        return self.reader.read_usable(sample, memory, raises=self.config.on_bad_sample == "raise")
+    def replacements(self, step: StepPlan) -> Replacements:
+        """A step to be executed, with other samples in the place of bad ones."""
+        return Replacements(self.plan, self.index, self.reader, self.bad_samples, step)
 
     def orientation(self, sample: int) -> int:
         """The EXIF orientation to apply, 1..8: 1 (none) unless exif=True."""
@@ -138,35 +137,24 @@ class LoaderContext:
 
 
 @dataclass(frozen=True, eq=False)
-class Replacements:
-    """The bad samples of one step. Several threads may replace rows of a step, each row by one thread."""
+class ExecutedStep:
+    """What an executor makes of a step's plan."""
 
-    context: LoaderContext
     step: StepPlan
-    _attempts: Counter[int] = field(default_factory=Counter)
-    _met: list[tuple[int, str]] = field(default_factory=list)
-
-    def replace(self, row: int, reason: str) -> None:
-        """Put another sample in the place of one that cannot be used. Raises BadSampleError where that is not allowed."""
-        sample = int(self.step.sample[row])
-        self.context.bad_samples.check_replaceable(sample, reason, self._attempts[row])
-        self._met.append((sample, reason))
-        self._attempts[row] += 1
-        self.context.plan.redraw_row(self.step, row, self._attempts[row])
-
-    def record(self) -> None:
-        """Count them, as the step is handed out. Raises BadSampleError where they are too many."""
-        for sample, reason in sorted(self._met):
-            self.context.bad_samples.record(sample, reason)
+    """The plan that was executed: bad samples are replaced in it."""
+    images: torch.Tensor
+    """(B*K, C, H, W) mixed rows, or (B, C, H, W) where nothing is mixed."""
+    tensors: StepTensors
+    """Labels and mixing on the images' device."""
 
 
 class Executor(Protocol):
     """Executes step plans, some steps ahead of its consumer."""
 
-    def run(self, steps: Iterable[StepPlan]) -> Generator[tuple[StepPlan, torch.Tensor], None, None]:
-        """Yield each step with its images, in order: (B*K, C, H, W) mixed rows, or (B, C, H, W) where nothing is mixed.
+    def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
+        """Yield each step executed, in order.
 
-        The step handed back is the one that was executed: bad samples are replaced in it. The error of a step is raised at
+        The error of a step is raised at
         that step, after the batches before it. Closing the iterator drops what ran ahead.
         """
         ...

@@ -1,4 +1,4 @@
-"""Data at rest: WebDataset shards, their index, writing and checking them."""
+"""WebDataset shards on disk: listing, indexing, reading and writing them."""
 
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 from multimix_pipe.shards.listing import list_shards

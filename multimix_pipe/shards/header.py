@@ -1,7 +1,7 @@
-"""Width, height and EXIF orientation from the first bytes of encoded images; no pixel is decoded.
+"""Reads width, height and EXIF orientation from the first bytes of encoded images, without decoding pixels.
 
-Ordinary JPEG is walked from segment to segment for many images at once, ordinary PNG and EXIF are read by hand; Pillow reads
-all the others, and is what the fast paths agree with.
+The common kinds of JPEG, PNG and EXIF are parsed here, JPEG in NumPy for many images at once. Pillow reads everything else;
+the parsers here agree with it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-MAX_PIXELS = 178_956_970  # above this Pillow refuses an image as a decompression bomb
-MAX_BYTES = 2**28  # encoded; a photo of MAX_PIXELS at the highest quality has fewer
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # by content: real data sets hold PNG files named .jpeg
+MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
+MAX_BYTES = 2**28  # of an encoded image; a photo of MAX_PIXELS at the highest quality is smaller
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # detected by content: real data sets contain PNG files named .jpeg
 
 _SEGMENT, _FILL, _NO_LENGTH, _FRAME, _UNUSUAL = range(5)
 _KINDS = np.full(256, _SEGMENT, np.uint8)
@@ -27,14 +27,14 @@ _KINDS[0xFF] = _FILL
 _KINDS[[0x01, *range(0xD0, 0xD8)]] = _NO_LENGTH
 _KINDS[[0xC0, 0xC1, 0xC2]] = _FRAME  # baseline, extended, progressive: what libjpeg-turbo decodes everywhere
 _KINDS[[0x00, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xD8, 0xD9, 0xDA]] = _UNUSUAL
-_STEPS = np.array([2, 1, 2, 0, 0])  # over a marker of each kind, without its length
+_STEPS = np.array([2, 1, 2, 0, 0])  # bytes to the next marker, without the length of the segment
 _START, _APP1 = 0xD8, 0xE1
 _MARKER = np.dtype(
     [("ff", "u1"), ("code", "u1"), ("length", ">u2"), ("precision", "u1"), ("height", ">u2"), ("width", ">u2")]
 )
 MAX_MARKERS = 64
 MAX_READS = 16
-_READ = 4096  # bytes from a segment on, where it lies beyond those at hand
+_READ = 4096  # bytes read at a segment that is not in the buffer
 
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
@@ -46,7 +46,7 @@ _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: 
 
 
 class Header(NamedTuple):
-    """Size in pixels as stored, before EXIF; `orientation` 1..8. Width 0: more than MAX_PIXELS, size not read."""
+    """Size in pixels as stored, and EXIF orientation, 1..8. A width of 0 stands for more than MAX_PIXELS."""
 
     width: int
     height: int
@@ -63,10 +63,10 @@ def read_headers(
     size: NDArray[np.int64],
     read: Callable[[int, int, int], bytes],
 ) -> NDArray[np.int64]:
-    """(n, 3) fields of Header of n images; UNREADABLE where there is none.
+    """Return the Header fields of n images, (n, 3); UNREADABLE for an image without a valid header.
 
-    Image i has `size[i]` bytes; the first are `buffer[start[i] : start[i] + have[i]]`. `read(i, begin, end)` gives the
-    others, fewer where they end before; it is called only where those at hand do not answer.
+    Image i has `size[i]` bytes; `buffer[start[i] : start[i] + have[i]]` holds the first of them. `read(i, begin, end)`
+    returns its bytes [begin, end), fewer if the image ends before; it is called only if those in the buffer do not suffice.
     """
     headers = np.tile(np.array(UNREADABLE), (len(start), 1))
     exif = _read_jpegs(headers, buffer, start, have, size, read)
@@ -86,7 +86,7 @@ def _read_jpegs(
     size: NDArray[np.int64],
     read: Callable[[int, int, int], bytes],
 ) -> NDArray[np.int64]:
-    """Fill in `headers` of ordinary JPEGs but for the orientation; (n, 2) begin and end of their EXIF segments, else 0."""
+    """Fill in the sizes of common JPEGs in `headers`; return begin and end of their EXIF segments, (n, 2), 0 if none."""
     exif = np.zeros((len(start), 2), dtype=np.int64)
     rows = np.flatnonzero(have >= _MARKER.itemsize)
     rows = rows[(buffer[start[rows]] == 0xFF) & (buffer[start[rows] + 1] == _START)]
@@ -115,10 +115,10 @@ def _walk(
     end: NDArray[np.int64],
     origin: NDArray[np.int64],
 ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Pass the markers of many images at once, one of each image a turn, until its frame header or the bytes' end.
+    """Follow the markers of many images, one marker of each image per turn, to the frame header or the end of its bytes.
 
-    `rows` are the images, whose next markers are at the buffer's bytes `place`, of bytes up to `end` with byte 0 at `origin`.
-    Gives the rows that came to the end, and the byte of the image at which they would go on.
+    For each image in `rows`, `place` is the position of its next marker in the buffer, `end` the end of its bytes there, and
+    `origin` the position of its byte 0. Returns the rows whose bytes ended, and the byte of the image to continue at.
     """
     marked = np.ndarray((max(len(buffer) - _MARKER.itemsize + 1, 0),), _MARKER, buffer, strides=(1,))
     short_rows, short_reached = [rows[:0]], [place[:0]]
@@ -154,7 +154,7 @@ def _note_exif(
     length: NDArray[np.int64],
     origin: NDArray[np.int64],
 ) -> None:
-    """Of segments APP1 at the buffer's bytes `place`, note each image's first that is EXIF."""
+    """Record the first EXIF segment of each image, among the APP1 segments at the positions `place` of the buffer."""
     for row, at, size, first in zip(*(column.tolist() for column in (rows, place, length, origin)), strict=True):
         if not exif[row, 1] and buffer[at + 4 : at + 10].tobytes() == _EXIF:
             exif[row] = at - first + 4, at - first + 2 + size
@@ -174,7 +174,7 @@ def _orientation(exif: bytes) -> int:
 
 
 def _plain_orientation(tiff: bytes) -> int | None:
-    """The orientation in the first directory of well-formed TIFF, 1 where it has none; None for all else."""
+    """Return the orientation in the first directory of well-formed TIFF (1 if it has none), or None for other data."""
     if tiff[:4] not in (b"II*\0", b"MM\0*"):
         return None
     order = "<" if tiff[:1] == b"I" else ">"
@@ -200,13 +200,13 @@ def _quiet_orientation(read: Callable[[], Image.Exif]) -> int:
         warnings.simplefilter("ignore")
         try:
             value = read().get(_ORIENTATION_TAG, 1)
-        except Exception:  # malformed EXIF makes Pillow raise nearly anything; the image is fine without
+        except Exception:  # malformed EXIF makes Pillow raise almost anything; the image is usable without it
             return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _png_header(beginning: bytes) -> Header | None:
-    """Header of a PNG that has its pixels right behind the header and the palette; None for all else."""
+    """Return the header of a PNG whose pixels directly follow the header or the palette, or None for other data."""
     if not beginning.startswith(_PNG_START) or len(beginning) < 41:
         return None
     width, height, depth, colour, _, filtering = struct.unpack_from(">LLBBBB", beginning, 16)
@@ -224,14 +224,15 @@ def _png_header(beginning: bytes) -> Header | None:
 
 def _pillow_header(data: bytes) -> Header | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bombs and broken metadata: the caller gets the size and judges
+        warnings.simplefilter("ignore")  # about large images and broken metadata; the caller checks the size
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.DecompressionBombError:
             return Header(0, 0, 1)
-        except Exception:  # of corrupt data Pillow raises nearly anything
+        except Exception:  # Pillow raises almost anything on corrupt data
             return None
-    if image.width * image.height > MAX_PIXELS:  # Pillow's own limit can be switched off, and sides pass 64 bits
+    # Pillow's own limit can be switched off, and a side may not fit in 64 bits
+    if image.width * image.height > MAX_PIXELS:
         return Header(0, 0, 1)
-    # Image's own getexif, as that of PNG decodes all pixels in search of metadata after them
+    # the base class's getexif: the one of PNG decodes all pixels to find metadata behind them
     return Header(image.width, image.height, _quiet_orientation(lambda: Image.Image.getexif(image)))

@@ -1,4 +1,4 @@
-"""Which shards a user means: paths, globs, brace patterns, folders and http(s) URLs."""
+"""Resolves paths, globs, brace patterns, folders and http(s) URLs to a list of shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from multimix_pipe.shards.storage import fetch_remote
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _KINDS = "a path, glob, brace pattern, folder or http(s) URL, or a list of those"
-_FOLDERS_LOOKED_INTO = 20  # an image folder has thousands, and many files in each
+_MAX_FOLDERS_SEARCHED = 20  # an image folder has thousands, with many files in each
 
 
 def list_shards(
@@ -25,16 +25,16 @@ def list_shards(
     *,
     progress: bool = True,
 ) -> tuple[Path, ...]:
-    """Absolute paths of the shards that `source` names, in its order; within a glob or a folder by name.
+    """Return the absolute paths of the shards in `source`, in its order; those of a glob or a folder are sorted by name.
 
     `source` is a path, a glob, a brace pattern (`train-{000000..001281}.tar`), a folder (its *.tar), an http(s) URL
-    (brace patterns too; downloaded into `cache_dir`), or a list of those. Globs and folders take *.tar files only.
+    (brace patterns too; downloaded into `cache_dir`), or a list of those. Globs and folders match only *.tar files.
 
-    Raises ShardError where something named is not there, ConfigError for what names nothing, for other URLs and for a
-    shard named twice.
+    Raises ShardError if a shard is missing, and ConfigError if `source` is empty or of another type, has a URL of another
+    scheme, or names a shard twice.
     """
     sources = [source] if isinstance(source, (str, PathLike)) else source
-    # no sets and iterators: their order, and with it the ids of samples, may differ from process to process
+    # sets and iterators are refused: their order, and with it the sample ids, may differ between processes
     if not isinstance(sources, Sequence) or isinstance(sources, (bytes, bytearray)):
         raise ConfigError(f"shards must be {_KINDS}; found {source!r} ({type(source).__name__})")
     if not sources:
@@ -51,21 +51,21 @@ def _name(item: object) -> str:
     name = os.fspath(item) if isinstance(item, (str, PathLike)) else item
     if not isinstance(name, str):
         raise ConfigError(f"shards must be {_KINDS}; found {item!r} ({type(item).__name__})")
-    if not name:  # as a path it would be the current folder
+    if not name:  # Path("") is the current folder
         raise ConfigError(f"shards must be {_KINDS}; found an empty string. The current folder is '.'")
     return name
 
 
 def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:
     _refuse_pipe(item, item)
-    if Path(item).is_file():  # before patterns, so that a name with braces or brackets is taken as it is
+    if Path(item).is_file():  # checked first, as file names may contain braces and brackets
         return [Path(item)]
     if Path(item).is_dir():
         return _matches(os.path.join(escape(item), "*.tar"), item)
     try:
         names = list(braceexpand(item))
     except ValueError as error:
-        raise ConfigError(f"{item!r} is no brace pattern like train-{{000000..001281}}.tar: {error}") from error
+        raise ConfigError(f"{item!r} is not a brace pattern like train-{{000000..001281}}.tar: {error}") from error
     for name in names:
         _refuse_pipe(name, item)
     if scheme := _SCHEME.match(item):
@@ -75,7 +75,7 @@ def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) ->
 
 def _refuse_pipe(name: str, item: str) -> None:
     if name.lower().startswith("pipe:"):
-        raise ConfigError(f"{item!r}: pipe: URLs run shell commands and are refused; name files or http(s) URLs")
+        raise ConfigError(f"{item!r}: pipe: URLs run shell commands and are refused; give files or http(s) URLs")
 
 
 def _local(names: list[str], item: str) -> list[Path]:
@@ -89,36 +89,36 @@ def _local(names: list[str], item: str) -> list[Path]:
         else:
             missing.append(name)
     if missing:
-        of = f"{len(missing)} of {len(names)} shards of {item!r} are" if len(names) > 1 else "shard is"
+        subject = f"{len(missing)} of {len(names)} shards of {item!r} are" if len(names) > 1 else "shard is"
         more = ", ..." if len(missing) > 3 else ""
-        raise ShardError(f"{of} missing: {', '.join(missing[:3])}{more} (looked in {Path.cwd()})")
+        raise ShardError(f"{subject} missing: {', '.join(missing[:3])}{more} (looked in {Path.cwd()})")
     return found
 
 
 def _matches(pattern: str, item: str) -> list[Path]:
-    there = sorted(glob(pattern, recursive=True))
-    paths = [path for path in there if os.path.isfile(path)]
-    tars = [Path(path) for path in paths if path.endswith(".tar")]
-    others = set(there).difference(paths)
-    if gone := sorted(path for path in others if path.endswith(".tar") and not os.path.isdir(path)):
-        raise ShardError(f"{len(gone)} shards are links to nothing, or no files: {', '.join(gone[:3])}")
+    paths = sorted(glob(pattern, recursive=True))
+    files = [path for path in paths if os.path.isfile(path)]
+    tars = [Path(path) for path in files if path.endswith(".tar")]
+    no_files = set(paths).difference(files)
+    if broken := sorted(path for path in no_files if path.endswith(".tar") and not os.path.isdir(path)):
+        raise ShardError(f"{len(broken)} shards are broken links or not regular files: {', '.join(broken[:3])}")
     if tars:
         return tars
-    near = paths
+    others = files
     if os.path.isdir(item):
         if folders := _folders_with_tars(item):
             raise ShardError(
                 f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), found none there but some in "
-                f"{', '.join(map(repr, folders))}; name one of these"
+                f"{', '.join(map(repr, folders))}; give one of these"
             )
-        near = glob(os.path.join(escape(item), "*"))
-    found = f"found {len(near)} other files, like {min(near)}" if near else "found nothing"
+        others = glob(os.path.join(escape(item), "*"))
+    found = f"found {len(others)} other files, like {min(others)}" if others else "found nothing"
     raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}")
 
 
 def _folders_with_tars(folder: str) -> list[str]:
-    inside = sorted(glob(os.path.join(escape(folder), "*", "")))[:_FOLDERS_LOOKED_INTO]
-    return [path.rstrip(os.sep) for path in inside if glob(os.path.join(escape(path), "*.tar"))]
+    folders = sorted(glob(os.path.join(escape(folder), "*", "")))[:_MAX_FOLDERS_SEARCHED]
+    return [path.rstrip(os.sep) for path in folders if glob(os.path.join(escape(path), "*.tar"))]
 
 
 def _download(names: list[str], scheme: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:

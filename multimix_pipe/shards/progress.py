@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then in a log."""
+"""Progress of long work on stderr: a bar on a terminal, a few lines in a log."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 from tqdm import tqdm
 
 FIRST_LINE = 10.0
-"""Seconds until a log's first line, and the least until its next."""
+"""Seconds before a log's first line, and at least between two lines."""
 
 
 class Progress(tqdm):  # type: ignore[misc]  # untyped
-    """tqdm's bar where stderr is a terminal; elsewhere lines, the first after 10 seconds, and one at the end.
+    """A tqdm bar if stderr is a terminal; otherwise a line every 10 seconds, later less often, and one at the end.
 
-    From line to line the time grows by a quarter: a minute has 6 lines, a day 40. Each update looks at the clock, so that
-    tqdm's thread, which does this for slow bars and never ends, is not needed.
+    After a minute each line comes a quarter later than the one before: a minute has 6 lines, an hour 25, a day 39. Every
+    update checks the clock, so that slow bars do not need tqdm's monitor thread, which would never end.
     """
 
     monitor_interval = 0
-    _lines = False  # where an interrupt ends __init__, tqdm still closes it
+    _lines = False  # tqdm closes a bar even if an interrupt ended its __init__
 
     def __init__(
         self, desc: str, *, total: int | None, unit: str, disable: bool = False, unit_scale: bool = False
     ) -> None:
-        terminal = getattr(sys.stderr, "isatty", bool)()  # what a user put in its place may not have it
+        terminal = getattr(sys.stderr, "isatty", bool)()  # an object that replaces stderr may lack it
         self._lines = not disable and not terminal
         self._style = {"prefix": desc, "unit": unit, "unit_scale": unit_scale, "ncols": 0}
         self._started = self._told = time.monotonic()
         super().__init__(
             desc=desc, total=total, unit=unit, unit_scale=unit_scale, disable=disable or self._lines, miniters=1
         )
-        self.postfix = None  # tqdm leaves it out where it is disabled
+        self.postfix = None  # a disabled bar of tqdm has none
 
     def update(self, n: int = 1) -> Any:
         """Count `n` more."""
@@ -46,7 +46,7 @@ class Progress(tqdm):  # type: ignore[misc]  # untyped
         return None
 
     def close(self) -> None:
-        """End the phase; in a log, with its last line."""
+        """End the phase; a log gets its last line."""
         if self._lines:
             self._lines = False
             self._write_line(time.monotonic())

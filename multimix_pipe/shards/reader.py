@@ -1,6 +1,6 @@
-"""Bytes of samples, read by position: `os.pread` over a bounded set of open files.
+"""Reads the encoded bytes of samples by `os.pread`, from a bounded set of open files.
 
-Shards are not memory-mapped: a file that shrinks would kill the process, here it is an error with a name.
+Shards are not memory-mapped: a mapped file that shrinks kills the process that reads it, here it raises an error.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import MultiMixError, ShardError
-from multimix_pipe.shards.index import PROBLEMS, Index
+from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.tar import read_fully
 
 OPEN_FILES = 128
-"""Descriptors kept open; more only while more threads than this read at once."""
+"""Idle file descriptors kept open; those in use come on top."""
 
-_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_PROCESS_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class ShardReader:
-    """Reads encoded samples of an index. Thread-safe; every thread may read at once."""
+    """Reads the encoded samples of an index. Thread-safe: threads read in parallel."""
 
     def __init__(self, index: Index, open_files: int = OPEN_FILES) -> None:
         self._index = index
         self._limit = open_files
         self._lock = threading.Lock()
-        self._idle: OrderedDict[int, list[int]] = OrderedDict()  # shard -> its descriptors that nobody reads from
+        self._idle: OrderedDict[int, list[int]] = OrderedDict()  # shard -> its idle descriptors
         self._idle_count = 0
 
-    def read(self, sample: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """The encoded bytes of one sample, in `memory` if that is given (of their size).
+    def read(self, sample_id: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Return the encoded bytes of a sample, read into `memory` if given (uint8, of the sample's size).
 
-        Raises ShardError where the shard cannot be read, or is not the one that was indexed; MultiMixError where this process has
-        no more room or descriptors.
+        Raises ShardError if the shard cannot be read or has changed since it was indexed, and MultiMixError if this process
+        runs out of memory or file descriptors.
         """
-        data = np.empty(self._index.size[sample], dtype=np.uint8) if memory is None else memory
-        shard, offset = int(self._index.shard[sample]), int(self._index.offset[sample])
+        data = np.empty(self._index.size[sample_id], dtype=np.uint8) if memory is None else memory
+        shard, offset = int(self._index.shard[sample_id]), int(self._index.offset[sample_id])
         try:
             descriptor = self._take(shard)
             try:
@@ -53,39 +53,23 @@ class ShardReader:
                 raise
             self._keep(shard, descriptor)
         except OSError as error:
-            if error.errno in _OF_THE_PROCESS:  # says nothing about the sample, which must not be replaced for it
+            if error.errno in _PROCESS_ERRORS:  # the sample is not bad and must not be replaced
                 raise MultiMixError(
                     f"no sample can be read: {error}; raise the limit (ulimit -n) or free memory"
                 ) from error
             raise ShardError(
-                f"{self._index.name(sample)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
+                f"{self._index.name(sample_id)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
             ) from error
         if got < len(data):
             size, _ = self._index.stamps[shard]
             raise ShardError(
-                f"{self._index.name(sample)}: its shard changed after it was indexed: {size:,} bytes then, {found[0]:,} now, or "
-                "another time of modification. Restore it, or open the loader again"
+                f"{self._index.name(sample_id)}: its shard changed after it was indexed: {size:,} bytes then, {found[0]:,} now, "
+                "or a new modification time. Restore it, or open the loader again"
             )
         return data
 
-    def read_usable(
-        self, sample: int, memory: NDArray[np.uint8] | None = None, *, raises: bool
-    ) -> NDArray[np.uint8] | str:
-        """The same; or, of a sample that indexing found a problem with, what that is.
-
-        What a shard no longer holds is a ShardError if `raises`, else a reason too, without the sample's name.
-        """
-        if code := int(self._index.problem[sample]):
-            return PROBLEMS[code]
-        try:
-            return self.read(sample, memory)
-        except ShardError as error:
-            if raises:
-                raise
-            return str(error).removeprefix(f"{self._index.name(sample)}: ")
-
     def _take(self, shard: int) -> int:
-        """A descriptor of a shard that nobody else reads from."""
+        """Take an idle descriptor of a shard, or open one."""
         with self._lock:
             idle = self._idle.get(shard)
             if idle:
@@ -110,10 +94,10 @@ class ShardReader:
             os.close(old)
 
     def __del__(self) -> None:
-        self.close()  # a loader that is dropped without close() must not keep 128 files open
+        self.close()  # a loader dropped without close() must not keep files open
 
     def close(self) -> None:
-        """Close all files. PendingReads opens them again."""
+        """Close all idle files; a later `read` opens them again."""
         with self._lock:
             idle, self._idle, self._idle_count = self._idle, OrderedDict(), 0
         for descriptors in idle.values():

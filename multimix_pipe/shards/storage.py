@@ -1,4 +1,4 @@
-"""Shards behind http(s) URLs: downloaded once into a folder, whole or not at all."""
+"""Downloads shards from http(s) URLs into a folder, once; only complete files appear there."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from urllib.parse import unquote, urlsplit
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.progress import Progress
 
-_TIMEOUT = 60.0  # seconds without a byte
+_TIMEOUT = 60.0  # seconds without data
 _CHUNK = 2**20
 
 
 def fetch_remote(urls: Sequence[str], cache_dir: str | PathLike[str], *, progress: bool = True) -> list[Path]:
-    """Paths of the files at `urls` in `cache_dir`; downloaded where they are not there yet, by one process at a time.
+    """Return the paths of the files at `urls` in `cache_dir`; missing files are downloaded, each by one process at a time.
 
-    What is there is not compared with the server again: empty the folder after shards of the same name changed.
-    Raises ShardError where the server does not give a whole file.
+    A file that is already in `cache_dir` is not compared with the server again: empty the folder if shards change but keep their
+    names. Raises ShardError if the server does not send a complete file.
     """
     targets = [_target(url, Path(cache_dir)) for url in urls]
     missing = [(url, target) for url, target in zip(urls, targets, strict=True) if not target.is_file()]
@@ -63,5 +63,7 @@ def _download(url: str, target: Path, bar: Progress, alone: bool) -> None:
             bar.update(len(chunk))
         found = file.tell()
     if expected is not None and found != expected:
-        raise ShardError(f"{url} is cut short: required {expected:,} bytes, found {found:,}; try again")
+        raise ShardError(
+            f"the download of {url} is incomplete: required {expected:,} bytes, found {found:,}; try again"
+        )
     os.replace(partial, target)

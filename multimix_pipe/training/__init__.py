@@ -1,4 +1,4 @@
-"""The training side: mixed targets, the loss over them, and accuracy."""
+"""Training utilities: mixed targets, their loss, and accuracy."""
 
 from multimix_pipe.training.losses import MultiMixLoss
 from multimix_pipe.training.metrics import mixed_accuracy

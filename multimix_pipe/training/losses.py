@@ -16,24 +16,25 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 class MultiMixLoss(nn.Module):
-    """Cross-entropy of mixed samples; its mean runs over all B*K rows, so over all K interpolations of each pair.
+    """Cross-entropy of mixed samples. The mean runs over all B*K rows, that is, over all K interpolations of each pair.
 
-    With target rows t, log-probabilities log p, class weights w (1 without), label smoothing e and C classes:
+    With target rows t, log-probabilities log p, class weights w (1 by default), label smoothing e and C classes:
 
-        loss_i = sum_c w_c * ((1 - e) * t_ic + e / C) * -log p_ic
-        mean   = sum_i loss_i / sum_i sum_c w_c * t_ic          "sum", "none": sum_i loss_i, loss_i
+        "none"   loss_i = sum_c w_c * ((1 - e) * t_ic + e / C) * -log p_ic
+        "sum"    sum_i loss_i
+        "mean"   sum_i loss_i / sum_i sum_c w_c * t_ic
 
-    This is the formula of `F.cross_entropy` for class ids, carried on to soft rows: one-hot rows give its result, and
-    scaling `weight` changes nothing in the mean. `F.cross_entropy` itself divides soft rows by N, not by their
-    weight, so with class weights its losses of mixed and of plain batches are on different scales.
+    This extends the formula that `F.cross_entropy` uses for class ids to soft targets: one-hot rows give the same loss,
+    and scaling `weight` does not change the mean. `F.cross_entropy` itself divides the loss of soft targets by N instead of
+    their weight, so with class weights its losses of mixed and of plain batches are on different scales.
 
-    `forward` takes logits (N, C) and targets in any form that a Batch has; all forms of one target give one loss:
+    `forward` takes logits (N, C) and targets in any form that a Batch has. The loss does not depend on the form:
 
-        rows    (B*K, C) floating, each summing to 1
-        pairs   (labels (B,), partner labels (B,), lam (B, K)): no dense rows are made
-        ids     (N,) int64, where nothing is mixed: F.cross_entropy, so that one object serves training and evaluation
+        rows    (B*K, C) floating point, each row summing to 1
+        pairs   (labels (B,), partner labels (B,), lam (B, K)); no dense rows are built
+        ids     (N,) int64 class ids of plain batches, by F.cross_entropy: one loss serves training and evaluation
 
-    It computes in float32 for 16-bit logits. Smoothing is applied here, once: targets must not be smoothed already.
+    The loss of 16-bit logits is computed in float32. The loss applies the smoothing: pass targets without smoothing.
 
     >>> loss = MultiMixLoss()
     >>> loss(torch.zeros(4, 3), (torch.tensor([0, 2]), torch.tensor([2, 0]), torch.tensor([[0.9, 0.4], [0.7, 0.1]])))
@@ -45,7 +46,7 @@ class MultiMixLoss(nn.Module):
     def __init__(
         self, weight: Tensor | None = None, label_smoothing: float = 0.0, reduction: Reduction = "mean"
     ) -> None:
-        """`weight`: (C,), a finite number >= 0 for each class. `label_smoothing`: in [0, 1]."""
+        """`weight`: (C,) floating point, finite and >= 0. `label_smoothing`: in [0, 1]."""
         super().__init__()
         check_number("label_smoothing", label_smoothing, 0.0, 1.0)
         check_choice("reduction", reduction, get_args(Reduction))
@@ -56,12 +57,15 @@ class MultiMixLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, logits: Tensor, targets: MixedTargets) -> Tensor:
-        """Loss of logits (N, C): 0-dim, or (N,) with reduction="none". ConfigError where the shapes do not fit."""
+        """Return the loss of logits (N, C): 0-dim, or (N,) with reduction="none".
+
+        Raises ConfigError if the shapes do not match.
+        """
         form = target_form(logits, targets)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weight = None if self.weight is None else self.weight.to(logits)
         if weight is not None and weight.shape[0] != logits.shape[1]:
-            raise ConfigError(f"weight must hold a number for each of {logits.shape[1]} classes; found {len(weight)}")
+            raise ConfigError(f"weight must hold one number for each of {logits.shape[1]} classes; found {len(weight)}")
         if form == "ids":
             assert isinstance(targets, Tensor)
             return F.cross_entropy(
@@ -85,13 +89,13 @@ class MultiMixLoss(nn.Module):
 
 
 def _rows(weighted: Tensor, rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
-    """Loss (N,) of dense rows before smoothing, and the mean's divisor; `weighted` is `w_c * -log p_ic`."""
+    """Return the unsmoothed loss (N,) of dense rows and the mean's divisor; `weighted` is `w_c * -log p_ic`."""
     rows = rows.to(weighted.dtype)
     return (rows * weighted).sum(1), len(rows) if weight is None else (rows * weight).sum()
 
 
 def _pairs(weighted: Tensor, pairs: Pairs, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
-    """As `_rows`, reading only the two classes of each pair."""
+    """Like `_rows`, but read only the two classes of each pair."""
     own, other, lam = pairs
     lam = lam.to(weighted.dtype)
     at_own = weighted.gather(1, own.repeat_interleave(lam.shape[1])[:, None]).view_as(lam)
@@ -104,9 +108,11 @@ def _pairs(weighted: Tensor, pairs: Pairs, weight: Tensor | None) -> tuple[Tenso
 
 def _check_weight(weight: Tensor) -> None:
     if not isinstance(weight, Tensor):
-        raise ConfigError(f"weight must be a tensor (C,), a number for each class; found {weight!r}")
+        raise ConfigError(f"weight must be a tensor (C,) with one number per class; found {weight!r}")
     if weight.ndim != 1 or not weight.is_floating_point():
-        raise ConfigError(f"weight must be a floating (C,) tensor; found {weight.dtype} of shape {tuple(weight.shape)}")
+        raise ConfigError(
+            f"weight must be a floating-point tensor (C,); found {weight.dtype} of shape {tuple(weight.shape)}"
+        )
     if not bool(((weight >= 0) & weight.isfinite()).all()):
         raise ConfigError(
             f"weight must hold finite numbers >= 0; found {weight.min().item():g}..{weight.max().item():g}"

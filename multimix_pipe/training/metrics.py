@@ -1,4 +1,4 @@
-"""Accuracy where the truth is a mixture."""
+"""Accuracy on mixed targets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from multimix_pipe.training.targets import MixedTargets, target_form
 
 
 def mixed_accuracy(logits: Tensor, targets: MixedTargets) -> Tensor:
-    """Expected accuracy: the weight that each target puts on the class of the largest logit, mean over the rows.
+    """Expected accuracy: the target's weight of the predicted class, averaged over the rows.
 
         rows    mean_i t[i, argmax_c logits[i]]
-        pairs   mean of lam where the prediction is y, plus 1 - lam where it is y'
+        pairs   the same, for target rows lam * onehot(y) + (1 - lam) * onehot(y')
         ids     plain accuracy
 
     Takes logits (N, C) and targets in any form that MultiMixLoss takes. Returns a 0-dim float32 tensor in [0, 1] on the
-    logits' device, without waiting for it. The best that a model can reach on mixed rows is the mean of
-    max(lam, 1 - lam), not 1.
+    logits' device, without synchronizing. The best possible value on mixed rows is the mean of max(lam, 1 - lam), not 1.
 
     >>> mixed_accuracy(torch.eye(3)[:2], torch.tensor([[0.75, 0.0, 0.25], [0.5, 0.5, 0.0]]))
     tensor(0.6250)

@@ -1,4 +1,4 @@
-"""The targets of K-fold mixed samples: dense rows, or the pairs that they are made of."""
+"""Targets of mixed samples, as dense rows or as pairs of labels with weights."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from multimix_pipe.errors import ConfigError
 
 Pairs = tuple[Tensor, Tensor, Tensor]
-"""labels (B,) int64, the partners' labels (B,) int64, lam (B, K) float32: the weight of the row's own label."""
+"""labels (B,) int64, partner labels (B,) int64, lam (B, K) float32; lam is the weight of `labels`."""
 
 MixedTargets = Tensor | Pairs
-"""Rows (B*K, C) of a floating dtype, or Pairs, or class ids (N,) int64 where nothing is mixed."""
+"""Floating-point rows (B*K, C), or Pairs, or class ids (N,) int64 of plain batches."""
 
 Form = Literal["rows", "pairs", "ids"]
 
 
 def mix_targets(labels: Tensor, partner: Tensor, lam: Tensor, num_classes: int) -> Tensor:
-    """Dense target rows: row b*K + k is `lam[b, k] * onehot(y_b) + (1 - lam[b, k]) * onehot(y_partner[b])`.
+    """Return dense target rows: row b*K + k is `lam[b, k] * onehot(y_b) + (1 - lam[b, k]) * onehot(y_partner[b])`.
 
-    `labels` and `partner` are (B,) int64, `partner` in [0, B), `lam` is (B, K) float32 in [0, 1], all on one device.
-    The result is (B*K, num_classes) float32 there; each row sums to 1 within 1 ulp, also where both labels agree.
-    Nothing waits for the device, so labels are not compared with `num_classes` here: the loader does that on the host.
+    `labels` and `partner` are (B,) int64, with `partner` in [0, B), and `lam` is (B, K) float32 in [0, 1], all on one
+    device. The result is (B*K, num_classes) float32 on that device; each row sums to 1 within 1 ulp, even if both labels
+    are equal. Labels must lie in [0, num_classes); a check here would synchronize with the device.
 
     >>> mix_targets(torch.tensor([0, 2]), torch.tensor([1, 0]), torch.tensor([[1.0, 0.75], [0.5, 0.0]]), 3)
     tensor([[1.0000, 0.0000, 0.0000],
@@ -34,7 +34,8 @@ def mix_targets(labels: Tensor, partner: Tensor, lam: Tensor, num_classes: int) 
     """
     own, other, weight = pair_targets(labels, partner, lam)
     b, k = weight.shape
-    if labels.device.type == "cpu":  # memory that the system has zeroed: to write the zeros takes several times as long
+    if labels.device.type == "cpu":
+        # np.zeros gets zeroed pages from the system; writing the zeros takes several times as long
         rows = torch.from_numpy(np.zeros((b, k, num_classes), dtype=np.float32))
     else:
         rows = torch.zeros(b, k, num_classes, dtype=torch.float32, device=labels.device)
@@ -44,33 +45,33 @@ def mix_targets(labels: Tensor, partner: Tensor, lam: Tensor, num_classes: int) 
 
 
 def pair_targets(labels: Tensor, partner: Tensor, lam: Tensor) -> Pairs:
-    """The same targets undensified: `(labels, labels[partner], lam)` of shapes (B,), (B,), (B, K)."""
+    """Return the same targets as pairs: `(labels, labels[partner], lam)` of shapes (B,), (B,), (B, K)."""
     if labels.ndim != 1 or partner.shape != labels.shape or lam.ndim != 2 or lam.shape[0] != labels.shape[0]:
         raise ConfigError(
             "labels and partner must be (B,) and lam (B, K); "
             f"found {tuple(labels.shape)}, {tuple(partner.shape)}, {tuple(lam.shape)}"
         )
     if lam.dtype != torch.float32:
-        raise ConfigError(f"lam must be float32, whatever the images are; found {lam.dtype}")
+        raise ConfigError(f"lam must be float32, for images of any dtype; found {lam.dtype}")
     return labels, labels[partner], lam
 
 
 def target_form(logits: Tensor, targets: MixedTargets) -> Form:
-    """Tell which form `targets` has, or raise ConfigError where it does not fit `logits` (N, C). Reads shapes only."""
+    """Return the form of `targets`. Reads only dtypes and shapes; raises ConfigError if they do not fit `logits` (N, C)."""
     if logits.ndim != 2:
-        raise ConfigError(f"logits must be (N, C), a row for each model sample; found {tuple(logits.shape)}")
+        raise ConfigError(f"logits must be (N, C), one row per model input; found {tuple(logits.shape)}")
     if isinstance(targets, tuple):
         return _check_pairs(logits, targets)
     if targets.is_floating_point():
         if targets.shape != logits.shape:
             raise ConfigError(
                 f"target rows must have the logits' shape {tuple(logits.shape)}; found {tuple(targets.shape)}: "
-                "feed the model all B*K mixed images, and set num_classes to its outputs"
+                "pass all B*K mixed images to the model, and set num_classes to the size of its output"
             )
         return "rows"
     if targets.dtype != torch.int64 or targets.shape != logits.shape[:1]:
         raise ConfigError(
-            f"class ids must be int64 of shape ({logits.shape[0]},), one for each row of the logits; "
+            f"class ids must be int64 of shape ({logits.shape[0]},), one per row of the logits; "
             f"found {targets.dtype} of shape {tuple(targets.shape)}"
         )
     return "ids"
@@ -82,6 +83,6 @@ def _check_pairs(logits: Tensor, targets: Pairs) -> Form:
     if not fits or targets[2].numel() != logits.shape[0]:
         raise ConfigError(
             f"target pairs must be labels (B,), partner labels (B,), lam (B, K) with B*K = {logits.shape[0]}, "
-            f"the rows of the logits; found shapes {shapes}"
+            f"the number of rows of the logits; found shapes {shapes}"
         )
     return "pairs"

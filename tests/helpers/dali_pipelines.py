@@ -17,13 +17,13 @@ def run(pipeline: Pipeline) -> list[torch.Tensor]:
 
 
 def stage_on(
-    images: np.ndarray, labels: np.ndarray, layout: str = "CHW", device: str = "cpu", **options: object
+    images: np.ndarray, labels: np.ndarray, /, input_layout: str = "CHW", device: str = "cpu", **options: object
 ) -> Iterator[list[torch.Tensor]]:
     """`multi_mix` on the same batch again and again: images (B, K, ...), targets (B, K, num_classes)."""
 
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None if device == "cpu" else 0)
     def pipeline() -> tuple[object, ...]:
-        x = fn.external_source(source=lambda: list(images), layout=layout, ndim=3)
+        x = fn.external_source(source=lambda: list(images), layout=input_layout, ndim=3)
         y = fn.external_source(source=lambda: list(labels), ndim=labels.ndim - 1)
         if device == "gpu":
             x, y = x.gpu(), y.gpu()

@@ -22,8 +22,9 @@ from helpers.backends import dali_missing
 from helpers.batches import fingerprint
 from helpers.samples import CLASSES, TINY
 from multimix_pipe import MultiMix, open_loader
-from multimix_pipe.runtime.kernels.blend import blend
+from multimix_pipe.runtime.kernels import host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
+from multimix_pipe.runtime.tensors import MixTensors
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "num_classes": CLASSES, "transform": TINY, "mix": MultiMix(k=2)}
 SETTINGS |= {"device": "cpu", "num_threads": 2, "prefetch": 3}
@@ -74,9 +75,11 @@ def serve() -> None:
     importlib.import_module("multimix_pipe.native.executor")
     if dali_missing() is None:
         importlib.import_module("multimix_pipe.dali.executor")
-    pixels, out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.empty(2, 2, 3, 8, 8)
-    # loads the compiled kernel, in this thread
-    blend(pixels, torch.tensor([1, 0]), torch.ones(2, 2), out, normalize=Normalize.of(TINY, channels_last=False))
+    if (host := host_kernel()) is not None:  # loads the compiled kernel, in this thread
+        pixels, out = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.empty(2, 2, 3, 8, 8)
+        mix = MixTensors(torch.tensor([1, 0]), torch.ones(2, 2))
+        normalize = Normalize.of(TINY, channels_last=False)
+        host.blend(pixels, mix, out, normalize.layout(pixels.shape), normalize)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise SystemExit(f"a server that forks must have one thread; found {threads}")

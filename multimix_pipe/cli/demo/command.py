@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from multimix_pipe.cli.arguments import NO_PROGRESS
-from multimix_pipe.config import Backend, MultiMix, Sampling, TrainTransform, check_int, check_number
+from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
+from multimix_pipe.mixing import MultiMix, Sampling
 
 if TYPE_CHECKING:
     from multimix_pipe.cli.demo.data import DemoData

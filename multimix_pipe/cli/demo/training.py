@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from multimix_pipe.batch import Batch
 from multimix_pipe.cli.demo.data import DemoData
 from multimix_pipe.cli.demo.net import small_net
-from multimix_pipe.config import Backend, EvalTransform, MultiMix, TrainTransform
+from multimix_pipe.config import Backend, EvalTransform, TrainTransform
 from multimix_pipe.loader import Loader, open_loader
+from multimix_pipe.mixing import MultiMix
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.training.losses import MultiMixLoss
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from multimix_pipe.config import Transform
+from multimix_pipe.runtime.kernels.layout import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +31,13 @@ class Normalize:
         return cls(mean.astype(np.float32), (1 / std).astype(np.float32), channels_last)
 
     def shape(self, rows: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """Of a batch."""
+        """Shape of a batch of pixels."""
         channels = len(self.mean)
         return (rows, height, width, channels) if self.channels_last else (rows, channels, height, width)
+
+    def layout(self, shape: Sequence[int]) -> Layout:
+        """Where height and width lie in images of a batch of `shape`."""
+        return Layout.of(shape[1:], axes=(0, 1) if self.channels_last else (1, 2))
 
     def channels_first(self, images: Tensor) -> Tensor:
         """A batch as (B, C, H, W), a view: the dimensions' order, not the memory's."""

@@ -1,4 +1,4 @@
-"""The index of a set of shards: where each sample lies, its size, its label, and what is wrong with it."""
+"""The index of a set of shards: where each sample is, its size, its label and its problem, if any."""
 
 from multimix_pipe.shards.index.index import LABEL_PROBLEMS, PROBLEMS, Index, open_index
 

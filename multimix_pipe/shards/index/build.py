@@ -1,7 +1,7 @@
-"""Building index files, many shards in parallel in processes of their own.
+"""Builds index files, for many shards in parallel worker processes.
 
-The workers are `python -m multimix_pipe.shards.index.worker`, started by subprocess: a user's script needs no `__main__`
-guard, and nothing is forked from a process that may hold threads and a GPU.
+The workers run `python -m multimix_pipe.shards.index.worker`. With subprocess, a user's script needs no `__main__` guard, and
+no process is forked that may have threads and a GPU.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from multimix_pipe.shards.index.store import save_table
 Job = tuple[Path, str, Path]
 """Shard, label, index file."""
 
-MIN_SHARDS, MIN_BYTES = 8, 64 * 2**20  # below either, workers take longer to start than they save
+MIN_SHARDS, MIN_BYTES = 8, 64 * 2**20  # with less, starting workers takes longer than they save
 
 
 def build_indexes(jobs: Sequence[Job], *, workers: int | None, done: Callable[[], object]) -> None:
-    """Build the index file of each job; `done` is called after each. The first error ends the work.
+    """Build the index file of each job in `workers` processes (None: one per usable core), and call `done` after each.
 
-    Raises ShardError where a shard is to blame, MultiMixError where an index cannot be written.
+    The first error ends all work: ShardError if a shard is to blame, MultiMixError if an index cannot be written.
     """
     count = min(workers or usable_cores(), len(jobs))
     if count == 1 or len(jobs) < MIN_SHARDS or sum(shard.stat().st_size for shard, _, _ in jobs) < MIN_BYTES:
@@ -50,26 +50,26 @@ def build_indexes(jobs: Sequence[Job], *, workers: int | None, done: Callable[[]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in started:
-            worker.kill()  # idle, or at work on what nobody wants after an error; index files are replaced whole
+            worker.kill()  # safe while it works, as index files are written atomically
         pool.shutdown()
         for worker in started:
             worker.communicate()
 
 
 def build_one(shard: Path, label: str, target: Path) -> None:
-    """Index `shard` into the file `target`, in this process."""
+    """Write the index of `shard` to the file `target`, in this process."""
     save_table(target, scan_shard(shard, label), label)
 
 
 def _start_worker() -> subprocess.Popen[str]:
-    root = str(Path(__file__).resolve().parents[3])  # the worker imports this very package, installed or not
+    root = str(Path(__file__).resolve().parents[3])  # the worker imports the same package, even if it is not installed
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-m", "multimix_pipe.shards.index.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # Ctrl-C reaches this process alone, which then ends them in silence
+        start_new_session=True,  # Ctrl-C reaches only this process, which then ends the workers
         env={**os.environ, "PYTHONPATH": path},
     )
 
@@ -86,7 +86,7 @@ def _build_remote(job: Job, idle: SimpleQueue[subprocess.Popen[str]]) -> None:
         answer = ""
     idle.put(worker)
     if not answer:
-        raise ShardError(f"the process that indexed {job[0]} ended ({worker.wait()}); its own message is above")
+        raise ShardError(f"the process that indexed {job[0]} ended ({worker.wait()}); its message is above")
     problem = json.loads(answer)
     if problem is not None:
         message, shard_is_to_blame = problem

@@ -1,4 +1,4 @@
-"""The index: where each sample of a set of shards lies, as NumPy columns."""
+"""The index of a set of shards as NumPy columns, and opening it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """All N samples of a set of shards, in the order of the shards, then of the tar.
+    """All N samples of a set of shards, ordered by shard, then by position in the tar.
 
-    A sample is all members of one key; its position in these columns is its id, 0..N-1.
+    A sample is all members with the same key. Its id is its position in these columns, 0..N-1.
     """
 
     shards: tuple[Path, ...]
@@ -41,57 +41,58 @@ class Index:
     shard: npt.NDArray[np.int32]
     """(N,) position in `shards`."""
     offset: npt.NDArray[np.int64]
-    """(N,) byte of the shard at which the encoded image starts."""
+    """(N,) first byte of the encoded image in the shard."""
     size: npt.NDArray[np.int64]
-    """(N,) bytes of the encoded image."""
+    """(N,) size of the encoded image in bytes."""
     label: npt.NDArray[np.int64]
-    """(N,) class id; -1 where the problem is the label."""
+    """(N,) class id; -1 if the label is missing or invalid."""
     width: npt.NDArray[np.int32]
-    """(N,) pixels as stored, before EXIF; 0 where the header cannot be read."""
+    """(N,) width in pixels as stored, before EXIF orientation is applied; 0 if the header cannot be read."""
     height: npt.NDArray[np.int32]
-    """(N,) likewise."""
+    """(N,) height in pixels, likewise."""
     orientation: npt.NDArray[np.uint8]
-    """(N,) EXIF orientation 1..8; 1 where there is none."""
+    """(N,) EXIF orientation, 1..8; 1 if there is none."""
     problem: npt.NDArray[np.uint8]
-    """(N,) 0, or a code in PROBLEMS."""
+    """(N,) 0, or a code in `PROBLEMS`."""
     key_buffer: bytes
-    """All keys in UTF-8, one after the other."""
+    """The keys in UTF-8, concatenated."""
     key_start: npt.NDArray[np.int64]
-    """(N + 1,) key i is `key_buffer[key_start[i]:key_start[i + 1]]`."""
+    """(N + 1,) the key of sample i is `key_buffer[key_start[i] : key_start[i + 1]]`."""
     without_image: int
-    """Samples of the shards that are left out because they have no image."""
+    """Number of samples that are left out because they have no image."""
     stamps: tuple[tuple[int, int], ...]
-    """Bytes and modification time in ns of each shard, as it was indexed."""
+    """Size in bytes and modification time in ns of each shard when it was indexed."""
     damage: tuple[tuple[Path, str], ...] = ()
-    """Shards that cannot be read to their end, and why: of these the samples before that are here."""
+    """Damaged shards, each with the reason; their samples before the damage are in the index."""
 
     def __len__(self) -> int:
         return len(self.offset)
 
-    def key(self, i: int) -> str:
-        """The webdataset `__key__` of sample i."""
-        return self.key_buffer[self.key_start[i] : self.key_start[i + 1]].decode("utf-8", "surrogateescape")
+    def key(self, sample_id: int) -> str:
+        """Return the webdataset `__key__` of a sample."""
+        start, stop = self.key_start[sample_id], self.key_start[sample_id + 1]
+        return self.key_buffer[start:stop].decode("utf-8", "surrogateescape")
 
-    def keys(self, ids: Iterable[int]) -> list[str]:
-        """The keys of the samples `ids`, in that order."""
-        return [self.key(i) for i in ids]
+    def keys(self, sample_ids: Iterable[int]) -> list[str]:
+        """Return the keys of `sample_ids`, in that order."""
+        return [self.key(sample_id) for sample_id in sample_ids]
 
     def each_key(self) -> Iterator[str]:
-        """The keys of all samples, in order; three times as fast as `key` of each."""
+        """Yield the keys of all samples in order, three times as fast as calls of `key`."""
         for start, end in pairwise(self.key_start.data):
             yield self.key_buffer[start:end].decode("utf-8", "surrogateescape")
 
-    def full_key(self, i: int) -> str:
-        """`shard.tar : key` of sample i, as `exclude=` and `samples=` take it."""
-        return f"{self.shards[self.shard[i]].name} : {self.key(i)}"
+    def full_key(self, sample_id: int) -> str:
+        """Return `shard.tar : key` of a sample, a name that `exclude=` and `samples=` accept."""
+        return f"{self.shards[self.shard[sample_id]].name} : {self.key(sample_id)}"
 
-    def name(self, i: int) -> str:
-        """Sample i as messages name it: its full key, printable."""
-        return printable(self.full_key(i))
+    def name(self, sample_id: int) -> str:
+        """Return the full key of a sample for messages, with unprintable characters escaped."""
+        return printable(self.full_key(sample_id))
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex digest of the data: base names of the shards, offsets, sizes and labels; not the place where they are."""
+        """Hex digest of the shards' base names and of all offsets, sizes and labels; it does not depend on the folder."""
         digest = hashlib.sha256("\n".join(shard.name for shard in self.shards).encode("utf-8", "surrogateescape"))
         for column in (self.shard, self.offset, self.size, self.label):
             digest.update(column.astype("<i8").tobytes())
@@ -108,16 +109,16 @@ def open_index(
     rebuild: bool = False,
     keep_damaged: bool = False,
 ) -> Index:
-    """The index of the shards that `source` names (see `list_shards`).
+    """Return the index of the shards in `source` (see `list_shards`).
 
-    Index files are read where they fit their shard by size and time, and built where not: in `workers` processes (None:
-    one a usable core), with progress on stderr. They lie beside the shards, or where that folder cannot be written
-    in `cache_dir` (None: the user's cache). `label` is "cls", or "json:KEY" for an integer field of the sample's .json
-    member. `rebuild` builds all of them anew. Of shards that are cut or damaged `keep_damaged` keeps the samples before that.
+    The index file of a shard is used if it records the shard's current size and modification time, and built otherwise, in
+    `workers` processes (None: one per usable core), with progress on stderr. Index files are next to the shards, or in
+    `cache_dir` (None: the user's cache) if that folder is not writable. `label` is "cls", or "json:KEY" for an integer field
+    of the sample's .json member. `rebuild` ignores existing index files. `keep_damaged` keeps the samples of a cut or damaged
+    shard that precede the damage.
 
-    Raises ConfigError for arguments that cannot be meant, ShardError where a shard is missing, damaged (unless
-    `keep_damaged`) or no plain tar, or where no sample in all of them has an image, MultiMixError where an index cannot be
-    written.
+    Raises ConfigError for invalid arguments, ShardError if a shard is missing, damaged (unless `keep_damaged`) or not a plain
+    tar, or if no sample has an image, and MultiMixError if an index cannot be written.
     """
     check_label(label)
     if workers is not None:
@@ -135,7 +136,7 @@ def open_index(
     if not len(index):
         raise ShardError(_nothing_found(source, found))
     if index.without_image:
-        log.info("%d samples have no member %s and are left out", index.without_image, "|".join(IMAGE_EXTENSIONS))
+        log.info("%d samples have no image (%s) and are left out", index.without_image, "|".join(IMAGE_EXTENSIONS))
     return index
 
 
@@ -149,7 +150,7 @@ def _build_folder(
     bar: Progress,
 ) -> dict[Path, Table]:
     with locked_folder(folder, cache_dir) as place:
-        # another process may have built them while this one waited
+        # another process may have built them while this one waited for the lock
         tables = {shard: None if rebuild else load_table(shard, label, cache_dir) for shard in shards}
         jobs = [(shard, label, place / index_name(shard, label)) for shard, table in tables.items() if table is None]
         bar.update(len(shards) - len(jobs))
@@ -193,4 +194,4 @@ def _nothing_found(source: object, tables: list[Table]) -> str:
         extensions.update(table.extensions)
     seen = ", ".join(f"{count} .{extension}" for extension, count in extensions.most_common(8)) or "no members at all"
     wanted = ", ".join("." + extension for extension in IMAGE_EXTENSIONS)
-    return f"{source}: no sample with an image in {len(tables)} shards; required a member {wanted}, found {seen}"
+    return f"{source}: no sample with an image in {len(tables)} shards; required members {wanted}, found {seen}"

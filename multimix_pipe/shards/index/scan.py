@@ -1,4 +1,4 @@
-"""One shard -> one table: where each sample's image lies, how large it is, and what its label says."""
+"""Scans a shard into a table: where the image of each sample is, its size, its label and its problem, if any."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PROBLEMS: dict[int, str] = {
     TOO_MANY_PIXELS: f"the image has more than {MAX_PIXELS:,} pixels",
     NO_LABEL: "there is no label",
     LABEL_NOT_INT: "the label is not an integer",
-    LABEL_RANGE: "the label is negative or does not fit 64 bits",
+    LABEL_RANGE: "the label is negative or does not fit in 64 bits",
     BAD_JSON: "the .json member is not a JSON object",
     TOO_MANY_BYTES: f"the image has more than {MAX_BYTES:,} bytes",
 }
-"""What is wrong with a sample, by the code in `Index.problem`; 0 is a sample without a known problem."""
+"""What is wrong with a sample, by the code in `Index.problem`; code 0 is a sample without a known problem."""
 
 LABEL_PROBLEMS = (NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON)
 
@@ -50,8 +50,8 @@ ROW = np.dtype(
 _RANKS = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
 _NO_STEM = (b"", b"/")
 _INTEGER = re.compile(rb"\s*[+-]?[0-9]+\s*")
-_MAX_JSON = 2**24  # bytes; what is longer is cut, so that it does not parse
-_MAX_CLS = 64  # bytes; a class id needs no more, and a file of another kind is not read
+_MAX_JSON = 2**24  # bytes; longer texts are cut, so that they do not parse
+_MAX_CLS = 64  # bytes; enough for a class id
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,22 +61,23 @@ class Table:
     rows: npt.NDArray[np.void]
     """(n,) of dtype ROW."""
     keys: bytes | memoryview
-    """The keys in UTF-8 one after the other; `rows["key_size"]` cuts them."""
+    """The keys in UTF-8, concatenated; their lengths are `rows["key_size"]`."""
     shard_size: int
     mtime_ns: int
     without_image: int
-    """Samples left out because none of their members is an image."""
+    """Number of samples that are left out because they have no image."""
     extensions: dict[str, int]
-    """How many members have which extension, the most frequent eight."""
+    """Number of members by extension, for the eight most frequent ones."""
     damage: str = ""
-    """What is wrong with a shard that cannot be read to its end; the rows are the samples before that."""
+    """Why the shard cannot be read to its end, or ""; `rows` are the samples before the damage."""
 
 
 def scan_shard(shard: Path, label: str) -> Table:
-    """Read the headers of `shard`, the first bytes of its images and its labels; `label` is "cls" or "json:KEY".
+    """Read the tar headers, image headers and labels of `shard`; `label` is "cls" or "json:KEY".
 
-    Members of one sample need not be neighbours. Of several images in a sample the first of IMAGE_EXTENSIONS counts.
-    Of a shard that is cut or damaged the table holds what comes before that.
+    The members of a sample need not be adjacent. If a sample has several images, the first of IMAGE_EXTENSIONS counts. The
+    table of a cut or damaged shard has the samples before the damage. Raises ShardError if the shard cannot be read, is not a
+    plain tar, changes meanwhile, or has two members with the same key and extension.
     """
     damage = ""
     try:
@@ -97,61 +98,61 @@ def scan_shard(shard: Path, label: str) -> Table:
 
 
 class _Scan:
-    """What is known of a shard's samples so far; members of a batch are looked at together."""
+    """Collects the samples of a shard from batches of members."""
 
     def __init__(self, descriptor: int, label: str) -> None:
         self._descriptor = descriptor
         self._label_extension = "cls" if label == "cls" else "json"
         self._parse_label = _parse_cls if label == "cls" else partial(_parse_json, key=label.removeprefix("json:"))
         self._label_limit = _MAX_CLS + 1 if label == "cls" else _MAX_JSON
-        self._samples: dict[bytes, int] = {}  # numbers by key, in the order in which they come
-        self._codes: dict[bytes, int] = {}  # of extensions as they are written
-        self._extensions: dict[str, int] = {}  # the same codes, by extension in lower case
-        self._columns: list[npt.NDArray[np.int64]] = []  # (m, 2) sample and extension code of members
-        self._images: list[npt.NDArray[np.int64]] = []  # (m, 7) sample, rank of its extension, offset, size, header
+        self._samples: dict[bytes, int] = {}  # position by key, in order of appearance
+        self._codes: dict[bytes, int] = {}  # by extension as written
+        self._extensions: dict[str, int] = {}  # by extension in lower case
+        self._columns: list[npt.NDArray[np.int64]] = []  # (m, 2) sample, extension code
+        self._images: list[npt.NDArray[np.int64]] = []  # (m, 7) sample, extension rank, offset, size, header
         self._labels: list[npt.NDArray[np.int64]] = []  # (m, 3) sample, label, problem
 
     def add(self, members: Members) -> None:
-        """Take note of the next members."""
-        numbers, codes = [], []
+        """Add the next members."""
+        samples, codes = [], []
         known_samples, known_codes = self._samples.get, self._codes.get
         for name in members.names:
             key, _, extension = name.partition(b".")
-            number, code = known_samples(key), known_codes(extension)
-            if number is None or code is None:
+            sample, code = known_samples(key), known_codes(extension)
+            if sample is None or code is None:
                 if code is None or key[-1:] in _NO_STEM or key.startswith(b"__"):
-                    number, code = self._place(name)
+                    sample, code = self._register(name)
                 else:
-                    number = self._samples[key] = len(self._samples)
-            numbers.append(number)
+                    sample = self._samples[key] = len(self._samples)
+            samples.append(sample)
             codes.append(code)
-        columns = np.array([numbers, codes], dtype=np.int64).T
+        columns = np.array([samples, codes], dtype=np.int64).T
         self._columns.append(columns[columns[:, 0] >= 0])
-        ranks = np.full(len(self._extensions) + 1, -1)  # the last is for code -1, members of no sample
-        for image_extension, place in _RANKS.items():
+        ranks = np.full(len(self._extensions) + 1, -1)  # the last entry is for code -1
+        for image_extension, image_rank in _RANKS.items():
             if (code := self._extensions.get(image_extension)) is not None:
-                ranks[code] = place
+                ranks[code] = image_rank
         rank = ranks[columns[:, 1]]
         self._add_images(members, np.flatnonzero(rank >= 0), columns[:, 0], rank)
         if (code := self._extensions.get(self._label_extension)) is not None:
             self._add_labels(members, np.flatnonzero(columns[:, 1] == code), columns[:, 0])
 
-    def _place(self, name: bytes) -> tuple[int, int]:
-        """Numbers of a member's sample and extension, made where they are new; -1 where it belongs to no sample."""
+    def _register(self, name: bytes) -> tuple[int, int]:
+        """Return a member's sample and extension code, creating new ones; (-1, -1) if it belongs to no sample."""
         names = split_name(name.decode("utf-8", "surrogateescape"))
         if names is None:
             return -1, -1
         key = names[0].encode("utf-8", "surrogateescape")
         code = self._extensions.setdefault(names[1], len(self._extensions))
-        if names[1]:  # without, `add` could not tell "x." from "x"
+        if names[1]:  # for an empty one, `add` could not tell "x." from "x"
             self._codes[names[1].encode("utf-8", "surrogateescape")] = code
         return self._samples.setdefault(key, len(self._samples)), code
 
     def _add_images(
         self, members: Members, rows: npt.NDArray[np.intp], sample: npt.NDArray[np.int64], rank: npt.NDArray[np.int64]
     ) -> None:
-        def read(i: int, begin: int, end: int) -> bytes:
-            return self._data(members, int(rows[i]), begin, end)
+        def read(image: int, begin: int, end: int) -> bytes:
+            return self._data(members, int(rows[image]), begin, end)
 
         start, have, size = members.start[rows], members.have[rows], members.size[rows]
         headers = read_headers(members.buffer, start, have, size, read)
@@ -160,26 +161,26 @@ class _Scan:
     def _add_labels(self, members: Members, rows: npt.NDArray[np.intp], sample: npt.NDArray[np.int64]) -> None:
         size = np.minimum(members.size[rows], self._label_limit)
         view = members.buffer.data
-        texts = (  # one at a time: each may be long
-            view[start : start + count].tobytes() if count <= have else self._data(members, i, 0, count)
-            for i, start, have, count in zip(
+        texts = (  # a generator, as each text may be long
+            view[start : start + count].tobytes() if count <= have else self._data(members, row, 0, count)
+            for row, start, have, count in zip(
                 *(column.tolist() for column in (rows, members.start[rows], members.have[rows], size)), strict=True
             )
         )
         labels = np.array([*map(self._parse_label, texts)], dtype=np.int64).reshape(-1, 2)
         self._labels.append(np.column_stack([sample[rows], labels]))
 
-    def _data(self, members: Members, i: int, begin: int, end: int) -> bytes:
-        """Bytes [begin, end) of a member, those of them that it has."""
-        end = min(end, int(members.size[i]))
-        if end <= members.have[i]:
-            start = int(members.start[i])
+    def _data(self, members: Members, row: int, begin: int, end: int) -> bytes:
+        """Return bytes [begin, end) of a member, fewer if it ends before."""
+        end = min(end, int(members.size[row]))
+        if end <= members.have[row]:
+            start = int(members.start[row])
             return members.buffer.data[start + begin : start + end].tobytes()
         data = bytearray(end - begin)
-        return bytes(data[: read_fully(self._descriptor, memoryview(data), int(members.offset[i]) + begin)])
+        return bytes(data[: read_fully(self._descriptor, memoryview(data), int(members.offset[row]) + begin)])
 
     def table(self, shard: Path, stat: os.stat_result, damage: str) -> Table:
-        """All samples that have an image. Raises ShardError where a sample has two members of one extension."""
+        """Return the samples that have an image. Raises ShardError if a sample has two members with the same extension."""
         columns = np.concatenate([np.empty((0, 2), np.int64), *self._columns])
         self._check_unique(columns, shard)
         images = np.concatenate([np.empty((0, 7), np.int64), *self._images])
@@ -192,7 +193,7 @@ class _Scan:
         problem[width < 0] = BAD_HEADER
         problem[size > MAX_BYTES] = TOO_MANY_BYTES
         all_keys = list(self._samples)
-        keys = [all_keys[number] for number in sample.tolist()]
+        keys = [all_keys[position] for position in sample.tolist()]
         rows = np.empty(len(keys), dtype=ROW)
         rows["offset"], rows["size"], rows["label"], rows["orientation"] = offset, size, label, orientation
         rows["width"], rows["height"], rows["problem"] = np.maximum(width, 0), np.maximum(height, 0), problem
@@ -212,8 +213,8 @@ class _Scan:
     def _label_columns(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         label = np.full(len(self._samples), -1, dtype=np.int64)
         problem = np.full(len(self._samples), NO_LABEL, dtype=np.uint8)
-        for number, found, code in (labels.T for labels in self._labels):
-            label[number], problem[number] = found, code
+        for sample, found, code in (labels.T for labels in self._labels):
+            label[sample], problem[sample] = found, code
         return label, problem
 
     def _check_unique(self, columns: npt.NDArray[np.int64], shard: Path) -> None:
@@ -226,7 +227,7 @@ class _Scan:
         sample, code = columns[np.argmax(repeated)].tolist()
         key, extension = list(self._samples)[sample].decode("utf-8", "surrogateescape"), list(self._extensions)[code]
         raise ShardError(
-            f"{shard} : {key!r} has two members .{extension}; required that keys are unique in a shard: write it again"
+            f"{shard} : {key!r} has two members .{extension}; keys must be unique within a shard: write it again"
         )
 
 

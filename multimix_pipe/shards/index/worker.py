@@ -1,7 +1,7 @@
-"""What a process started by `build` runs; nothing imports it.
+"""The worker process that `build` starts; no module imports this one.
 
-It reads one JSON line a job (shard, label, index file) from stdin and answers each with one JSON line on stdout: null, or the
-error's message and whether the shard is to blame. It ends when stdin does.
+It reads jobs from stdin, one JSON line per job: [shard, label, index file]. It answers each job with one JSON line on stdout:
+null, or [error message, whether the shard is to blame]. It ends at the end of stdin.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from multimix_pipe.shards.index.build import build_one
 
 
 def serve() -> None:
-    """Work until stdin ends."""
+    """Process the jobs on stdin until it ends."""
     answers = sys.stdout
-    sys.stdout = sys.stderr  # whatever else prints must not pass for an answer
+    sys.stdout = sys.stderr  # other prints must not be read as answers
     for line in sys.stdin:
         shard, label, target = json.loads(line)
         answer = None

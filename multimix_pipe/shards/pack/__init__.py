@@ -1,4 +1,4 @@
-"""Writing shards from a folder or a zip of images."""
+"""Packing an image folder or a zip of one into shards."""
 
 from multimix_pipe.shards.pack.write import pack
 

@@ -1,4 +1,4 @@
-"""Image folders (`class/name.jpg`) and zips of them, as a list of images with class and split."""
+"""Lists the images of an image folder (`class/name.jpg`) or a zip of one, with their classes and splits."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 class Image(NamedTuple):
-    """One image file: its path in the source, its size in bytes, and where it belongs."""
+    """An image file: its path in the source, its size in bytes, its split and its class."""
 
     path: str
     size: int
     split: str
-    """"" where the source has no splits."""
+    """"" if the source has no splits."""
     class_name: str
     name: str
-    """Path inside the class folder, without the extension."""
+    """Path within the class folder, without the extension."""
     extension: str
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a folder or a zip, sorted by path; ids of classes are positions in `classes`."""
+    """The images of a folder or zip, sorted by path. A class id is a position in `classes`."""
 
     source: Path
     images: tuple[Image, ...]
     classes: tuple[str, ...]
     skipped: int
-    """Files that are no images of a class: other extensions, or not in a class folder."""
+    """Number of files that are not images in a class folder."""
     archive: zipfile.ZipFile | None
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Sorted names of the splits; ("",) where there are none."""
+        """Sorted names of the splits; ("",) if there are none."""
         return tuple(sorted({image.split for image in self.images}))
 
     def read(self, image: Image) -> bytes:
-        """The encoded bytes of `image`. Threads may call this at the same time."""
+        """Return the encoded bytes of `image`. Thread-safe. Raises ShardError if they cannot be read."""
         try:
             if self.archive is not None:
                 return self.archive.read(image.path)
@@ -55,18 +55,18 @@ class ImageFolder:
             raise ShardError(f"{self.source} : {image.path} cannot be read: {error}") from error
 
     def opened(self) -> AbstractContextManager[object]:
-        """Closes the zip, if this is one."""
+        """Return a context manager that closes the zip, if there is one."""
         return self.archive if self.archive is not None else nullcontext()
 
 
 def open_image_folder(source: str | os.PathLike[str]) -> ImageFolder:
-    """List the images of `source`: a folder or zip of `class/name.jpg`, as torchvision's ImageFolder reads it.
+    """List the images of `source`, a folder or zip of `class/name.jpg`, as torchvision's ImageFolder does.
 
-    Class ids are positions in the sorted class names; images deeper in a class folder belong to it. A single folder
-    around everything is looked through, and a level `train | val | valid | validation | test` above the classes gives
+    Class ids are positions in the sorted class names. Images in subfolders of a class folder belong to the class. A single
+    folder around everything is skipped, and a level `train | val | valid | validation | test` above the classes gives
     splits, which share one list of classes. Hidden files and __MACOSX are ignored.
 
-    Raises ConfigError where there are no images in class folders.
+    Raises ConfigError if there are no images in class folders.
     """
     path = Path(source)
     archive = None
@@ -77,12 +77,12 @@ def open_image_folder(source: str | os.PathLike[str]) -> ImageFolder:
         files = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
     else:
         found = "a file of another kind" if path.exists() else "nothing there"
-        raise ConfigError(f"{path}: required a folder or a zip with images as class/name.jpg, found {found}")
+        raise ConfigError(f"{path}: required a folder or zip of images class/name.jpg, found {found}")
     shown = {name: size for name, size in files.items() if not _hidden(name)}
     images = _arrange({name: size for name, size in shown.items() if _is_image(name)})
     if not images:
         raise ConfigError(
-            f"{path}: required images as class/name.jpg (.{', .'.join(IMAGE_EXTENSIONS)}), "
+            f"{path}: required images class/name.jpg (.{', .'.join(IMAGE_EXTENSIONS)}), "
             f"found none among {len(files)} files"
         )
     classes = tuple(sorted({image.class_name for image in images}))
@@ -90,7 +90,7 @@ def open_image_folder(source: str | os.PathLike[str]) -> ImageFolder:
 
 
 def _walk(root: Path) -> Iterable[tuple[str, int]]:
-    for folder, _, names in os.walk(root, followlinks=True):  # as torchvision does: people link class folders
+    for folder, _, names in os.walk(root, followlinks=True):  # like torchvision: class folders may be symbolic links
         for name in names:
             path = os.path.join(folder, name)
             if os.path.isfile(path):

@@ -1,37 +1,29 @@
-"""Image folder or zip -> WebDataset shards, the same bytes for the same input and seed."""
+"""Packs an image folder or zip into WebDataset shards. The same input and seed give the same bytes."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as PillowImage
 
 from multimix_pipe.config import check_int, usable_cores
-from multimix_pipe.errors import ConfigError, ShardError
-from multimix_pipe.shards.header import FORMATS
+from multimix_pipe.errors import ConfigError
+from multimix_pipe.shards.pack.encode import encode_images
 from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, open_image_folder
+from multimix_pipe.shards.pack.shard_writer import PARTIAL, ShardWriter, write_atomically
 from multimix_pipe.shards.progress import Progress
 
 CLASSES = "classes.json"
 RUN = "pack.json"
-PARTIAL = ".part"
 IMAGES_DIGEST = "sha256_of_classes_names_and_sizes"
-DEFAULT_QUALITY = 90  # of JPEG, where only max_side is asked for
-
-_ORIENTATION_TAG = 0x0112
-_PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # convert("RGB") keeps their meaning
 
 
 @dataclass(frozen=True)
@@ -40,14 +32,14 @@ class PackReport:
 
     shards: tuple[Path, ...]
     classes: tuple[str, ...]
-    """Class names by id."""
+    """Class names, by class id."""
     samples: int
     bytes: int
-    """Bytes of all shards."""
+    """Size of all shards."""
     skipped: int
-    """Files of the source that are no images in a class folder."""
+    """Number of files in the source that are not images in a class folder."""
     kept: tuple[str, ...]
-    """Images that could not be re-encoded and are packed as they are; `verify` says what is wrong with them."""
+    """Paths of images that could not be re-encoded and were packed unchanged; `verify` reports their problems."""
 
 
 @dataclass(frozen=True)
@@ -84,16 +76,16 @@ def pack(
 ) -> PackReport:
     """Pack an image folder, or a zip of one, into shards `OUT/shard-000000.tar`, ... and `OUT/classes.json` (id: name).
 
-    The source is read as `open_image_folder` says. One with splits (`train/class/name.jpg`) gives a set of shards for
-    each, `OUT/train/train-000000.tar`, ..., with the same class ids; `split` packs only that one. A shard ends at
+    `open_image_folder` describes the layout of the source. Splits (`train/class/name.jpg`) give one set of shards each,
+    `OUT/train/train-000000.tar`, ..., with the same class ids; `split` packs only one of them. A shard ends at
     `samples_per_shard` or `bytes_per_shard`, whichever comes first.
 
-    `shuffle_seed` permutes the images before writing; None keeps them sorted by path. Bytes are copied as they are
-    unless `max_side` (longest side in pixels; smaller images stay as they are) or `quality` (of JPEG, 1..100; all
-    images) asks to re-encode them. `workers` threads read and encode (None: one a usable core).
+    `shuffle_seed` shuffles the images before writing; None keeps them sorted by path. Files are copied unchanged unless
+    they are re-encoded as JPEG: with `max_side`, images with a longer side (in pixels) are shrunk to it; with `quality`
+    (1..100), all images are re-encoded. `workers` threads read and encode (None: one per usable core).
 
-    A shard appears under its name only when whole, `classes.json` only when all are; after an interruption the same
-    call starts over. Raises ConfigError where OUT holds shards of another run.
+    Shards appear under their names only when complete, and `classes.json` after them; after an interruption, the same call
+    starts over. Raises ConfigError for invalid arguments, a source without images, and an OUT with shards of another run.
     """
     settings = _Settings(samples_per_shard, bytes_per_shard, shuffle_seed, max_side, quality)
     if workers is not None:
@@ -102,7 +94,7 @@ def pack(
     with folder.opened(), ThreadPoolExecutor(workers or usable_cores()) as pool:
         if split is not None and split not in folder.splits:
             have = ", ".join(map(repr, folder.splits)) if folder.splits != ("",) else "no splits"
-            raise ConfigError(f"split must be one of the source's; found {split!r}, {source} has {have}")
+            raise ConfigError(f"split must be one of the source's splits; found {split!r}, {source} has {have}")
         reports = [
             _pack_set(folder, name, Path(out) / name, settings, pool, progress)
             for name in (folder.splits if split is None else (split,))
@@ -124,7 +116,7 @@ def _pack_set(
     keys = _unique_keys(images)
     run = _run_description(folder, images, settings)
     if settings.shuffle_seed is not None:
-        # raw words and a stable sort: NumPy promises those bits for ever, not what Generator.permutation makes of them
+        # raw words and a stable sort: NumPy guarantees these bits for ever, but not those of Generator.permutation
         words = np.random.Philox(key=settings.shuffle_seed).random_raw(len(images))
         order = np.argsort(words, kind="stable").tolist()
         images, keys = [images[i] for i in order], [keys[i] for i in order]
@@ -133,28 +125,28 @@ def _pack_set(
     kept: list[str] = []
     with (
         warnings.catch_warnings(),
-        _Shards(out, split or "shard", settings) as shards,
+        ShardWriter(out, split or "shard", settings.samples_per_shard, settings.bytes_per_shard) as shards,
         Progress(f"packing {split}".rstrip(), total=len(images), unit="image", disable=not progress) as bar,
     ):
         warnings.simplefilter("ignore")  # Pillow's, of broken metadata and large images; threads see this filter too
         for image, key, (data, extension, fine) in zip(
-            images, keys, _encoded(folder, images, settings, pool), strict=True
+            images, keys, encode_images(folder, images, settings.max_side, settings.quality, pool), strict=True
         ):
             shards.write({"__key__": key, extension: data, "cls": str(ids[image.class_name]).encode()})
             if not fine:
                 kept.append(image.path)
             bar.update()
-    _write_whole(out / CLASSES, json.dumps(dict(enumerate(folder.classes)), indent=0).encode())
+    write_atomically(out / CLASSES, json.dumps(dict(enumerate(folder.classes)), indent=0).encode())
     size = sum(shard.stat().st_size for shard in shards.done)
     return PackReport(tuple(shards.done), folder.classes, len(images), size, folder.skipped, tuple(kept))
 
 
 def _unique_keys(images: Sequence[Image]) -> list[str]:
-    """`class/name` for each image, without dots, which end a key; a number is added where two would be the same."""
+    """Return `class/name` for each image, without dots, which would end the key, and with a number added to repeated keys."""
     taken: set[str] = set()
     keys = []
     for image in images:
-        base = f"{image.class_name}/{image.name}".replace(".", "_").lstrip("_")  # "__" starts metadata
+        base = f"{image.class_name}/{image.name}".replace(".", "_").lstrip("_")  # a leading "__" marks metadata
         key, number = base, 2
         while key in taken:
             key, number = f"{base}_{number}", number + 1
@@ -169,19 +161,19 @@ def _run_description(folder: ImageFolder, images: Sequence[Image], settings: _Se
 
 
 def _claim(out: Path, run: dict[str, Any]) -> None:
-    """Make `out` this run's: refuse shards of others, remove what an interrupted run left."""
+    """Prepare `out`: refuse shards of another run, remove what an interrupted run left."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = next(out.glob("*.tar"), None)
         if found is not None and (difference := _difference(out / RUN, run)):
             raise ConfigError(
-                f"{out} already holds {found.name} of another run ({difference}); give an empty folder, "
+                f"{out} already contains {found.name} of another run ({difference}); give an empty folder, "
                 "or remove those shards"
             )
         (out / CLASSES).unlink(missing_ok=True)
         for partial in out.glob("*.tar" + PARTIAL):
             partial.unlink()
-        _write_whole(out / RUN, json.dumps(run, indent=1).encode())
+        write_atomically(out / RUN, json.dumps(run, indent=1).encode())
     except OSError as error:
         raise ConfigError(f"{out}: required a folder to write shards to; {error}") from error
 
@@ -196,116 +188,3 @@ def _difference(path: Path, run: dict[str, Any]) -> str:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return f"it has no {RUN} that `pack` wrote"
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    partial.write_bytes(data)
-    os.replace(partial, path)
-
-
-class _Shards:
-    """Writes samples into one shard after the other, as webdataset's ShardWriter; a shard is named when whole."""
-
-    def __init__(self, out: Path, prefix: str, settings: _Settings) -> None:
-        # imported here, as nothing but packing needs it and it takes a while
-        from webdataset.writer import TarWriter
-
-        self._open_tar = TarWriter
-        self._out, self._prefix, self._settings = out, prefix, settings
-        self._file: io.BufferedWriter | None = None
-        self._tar: TarWriter | None = None
-        self._samples = self._bytes = 0
-        self.done: list[Path] = []
-
-    def __enter__(self) -> _Shards:
-        return self
-
-    def write(self, sample: dict[str, Any]) -> None:
-        full = self._samples >= self._settings.samples_per_shard or self._bytes >= self._settings.bytes_per_shard
-        try:
-            if self._tar is None or full:
-                self._finish()
-                self._start()
-            assert self._tar is not None
-            self._bytes += self._tar.write(sample)
-        except OSError as error:
-            raise ShardError(f"{self._out}: the shard cannot be written: {error}") from error
-        self._samples += 1
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            try:
-                self._finish()
-            except OSError as error:
-                raise ShardError(f"{self._out}: the last shard cannot be written: {error}") from error
-        elif self._tar is not None and self._file is not None:
-            with suppress(OSError):  # of a full disk: the error that brought us here is the one to see
-                self._tar.close()
-                self._file.close()
-            Path(self._file.name).unlink(missing_ok=True)
-
-    def _start(self) -> None:
-        name = f"{self._prefix}-{len(self.done):06d}.tar"
-        # a file object, never a name: webdataset would run a name that starts with pipe: as a command
-        self._file = open(self._out / (name + PARTIAL), "wb")  # noqa: SIM115  closed in _finish
-        # fixed owner and time: the same input gives the same bytes
-        self._tar = self._open_tar(self._file, encoder=False, user="", group="", mtime=0)
-        self._samples = self._bytes = 0
-
-    def _finish(self) -> None:
-        if self._tar is None or self._file is None:
-            return
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())  # else a power cut could leave the name without the bytes
-        self._file.close()
-        partial = Path(self._file.name)
-        os.replace(partial, partial.with_suffix(""))
-        self.done.append(partial.with_suffix(""))
-        self._file = self._tar = None
-
-
-def _encoded(
-    folder: ImageFolder, images: Sequence[Image], settings: _Settings, pool: ThreadPoolExecutor
-) -> Iterator[tuple[bytes, str, bool]]:
-    """(bytes, extension, whether re-encoding went well) of each image in order; threads work a bounded way ahead."""
-
-    def encode(image: Image) -> tuple[bytes, str, bool]:
-        data = folder.read(image)
-        if settings.max_side is None and settings.quality is None:
-            return data, image.extension, True
-        try:
-            smaller = _reencode(data, settings.max_side, settings.quality)
-        except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError):
-            return data, image.extension, False
-        return (data, image.extension, True) if smaller is None else (smaller, "jpg", True)
-
-    ahead: deque[Future[tuple[bytes, str, bool]]] = deque()
-    for image in images:
-        ahead.append(pool.submit(encode, image))
-        if len(ahead) >= 64:
-            yield ahead.popleft().result()
-    while ahead:
-        yield ahead.popleft().result()
-
-
-def _reencode(data: bytes, max_side: int | None, quality: int | None) -> bytes | None:
-    """JPEG bytes of the image, its longest side at most `max_side`; None where it can stay as it is."""
-    image: PillowImage.Image = PillowImage.open(io.BytesIO(data), formats=FORMATS)
-    scale = min(1.0, max_side / max(image.size)) if max_side else 1.0
-    if scale == 1.0 and quality is None:
-        return None
-    if image.mode not in _PLAIN_MODES:
-        raise ValueError(f"no conversion of {image.mode} to 8 bits")
-    exif = PillowImage.Exif()
-    if (orientation := image.getexif().get(_ORIENTATION_TAG, 1)) != 1:
-        exif[_ORIENTATION_TAG] = orientation  # pixels stay as stored; whoever honours EXIF still can
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    if image.mode != "L":
-        image = image.convert("RGB")
-    if scale < 1.0:
-        image = image.resize(size, PillowImage.Resampling.LANCZOS, reducing_gap=3.0)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality or DEFAULT_QUALITY, exif=exif)
-    return buffer.getvalue()

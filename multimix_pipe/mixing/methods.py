@@ -1,0 +1,10 @@
+"""The mixing methods by name. To add one, write its file next to this one and add a line here."""
+
+from __future__ import annotations
+
+from multimix_pipe.mixing.method import Method
+from multimix_pipe.mixing.mixup import Mixup
+
+METHODS: dict[str, Method] = {
+    "mixup": Mixup(),
+}

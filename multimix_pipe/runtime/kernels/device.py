@@ -1,0 +1,43 @@
+"""The blend in torch's operations, for any device: also for a CPU where Numba is missing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from multimix_pipe.runtime.kernels.layout import Layout
+from multimix_pipe.runtime.tensors import MixTensors
+
+CHUNK_ELEMENTS = 2**24
+"""Elements of a product that are formed at a time: 64 MiB, of which caches hold more than of a whole batch's."""
+
+
+def blend(images: Tensor, mix: MixTensors, out: Tensor, layout: Layout) -> None:
+    """Write w * x + (1 - w) * x' into `out`, for the weight fields w of `mix`.
+
+    images (B, ...) float32; out (B, K, ...) contiguous, of any floating type.
+    """
+    pairs, k = mix.lam.shape
+    images = images.reshape(pairs, *layout)
+    rows = out.view(pairs, k, *layout)
+    chunk = max(1, CHUNK_ELEMENTS // max(1, k * images[:1].numel()))
+    for first in range(0, pairs, chunk):
+        part = slice(first, first + chunk)
+        weight = weights(mix, part, layout)
+        target = rows[part] if out.dtype == torch.float32 else None
+        mixed = torch.mul(images[part, None], weight, out=target)
+        mixed += images[mix.partner[part]][:, None] * (1 - weight)
+        if target is None:
+            rows[part] = mixed
+
+
+def weights(mix: MixTensors, part: slice, layout: Layout) -> Tensor:
+    """The fields w of some pairs, to be broadcast over (pairs, K, planes, height, width, inner)."""
+    weight = mix.lam[part, :, None, None, None, None]
+    if mix.box is None or mix.boxed is None:
+        return weight
+    y, x = (torch.arange(side, device=weight.device) for side in (layout.height, layout.width))
+    y0, x0, y1, x1 = mix.box[part, :, :, None, None].unbind(2)
+    inside = (y0 <= y[:, None]) & (y[:, None] < y1) & (x0 <= x) & (x < x1)
+    outside = (~inside).to(torch.float32)[:, :, None, :, :, None]
+    return torch.where(mix.boxed[part, None, None, None, None, None], outside, weight)

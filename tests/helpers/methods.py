@@ -1,0 +1,40 @@
+"""A mixing method that is no part of the package: what somebody would write to try an idea."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from multimix_pipe.mixing import METHODS, Field
+
+
+class VerticalSplit:
+    """x on one side of a vertical line and x' on the other; which side is drawn for each pair."""
+
+    field: ClassVar[Field] = Field.BOX
+    uniforms: ClassVar[int] = 1
+
+    def draw(
+        self, u: NDArray[np.float64], lam: NDArray[np.float32], size: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        height, width = size
+        line = np.rint(lam * width).astype(np.int32)
+        left = u < 0.5
+        zeros = np.zeros_like(line)
+        x0, x1 = np.where(left, zeros, line), np.where(left, width - line, width)
+        box = np.stack([zeros, x0, zeros + height, x1], axis=-1).astype(np.int32)
+        return (line / width).astype(np.float32), box
+
+
+@contextmanager
+def registered(name: str = "split") -> Iterator[str]:
+    """The method under a name of its own: one line in the registry."""
+    METHODS[name] = VerticalSplit()
+    try:
+        yield name
+    finally:
+        del METHODS[name]
