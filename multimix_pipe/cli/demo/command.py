@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from multimix_pipe.cli.arguments import NO_PROGRESS
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
 from multimix_pipe.mixing import MultiMix, Sampling
 
@@ -68,6 +69,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--size", type=int, default=32, metavar="PIXELS", help="of an image; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and loader; default: %(default)s")
     parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
+    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
@@ -82,13 +84,13 @@ def run(args: argparse.Namespace) -> int:
     from multimix_pipe.cli.demo.training import BATCH_SIZE, Recipe, epochs_within, open_evaluation, train
     from multimix_pipe.cli.preview import write_preview
 
-    data = prepare_data(args.data, args.test_data, out, SHAPES)
+    data = prepare_data(args.data, args.test_data, out, SHAPES, progress=not args.quiet)
     print(f"{data.what}: {data.train_count:,} images to train on, {data.test_count:,} to evaluate on, "
           f"{len(data.classes):,} classes")  # fmt: skip
     recipe = Recipe(mix, args.size, args.seed, args.backend)
     write_preview(
         [data.train], out / "preview.png", pairs=6, mix=mix, transform=_preview_transform(recipe),
-        seed=args.seed, backend=args.backend,
+        seed=args.seed, backend=args.backend, progress=not args.quiet,
     )  # fmt: skip
     with open_evaluation(recipe, data) as test:
         epochs = args.epochs
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             print(
                 f"{epochs:g} epochs fit {minutes:g} minutes at the rate just measured; --epochs {epochs:g} repeats this run"
             )
-        runs = [train(recipe, data, epochs, mixed, test) for mixed in (True, False)]
+        runs = [train(recipe, data, epochs, mixed, test, progress=not args.quiet) for mixed in (True, False)]
         backend, device = test.backend, str(test.device)
     settings = {
         "epochs": epochs,
