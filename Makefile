@@ -50,5 +50,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo "multimix_pipe needs Python 3.10 or newer; $(PYTHON) is older or missing: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "$(PYTHON) -m venv failed: install the venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dali,fast,dev,docs]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dali,fast,plot,dev,docs]"
 	@touch $@

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
-import argparse
+import atexit
+import io
 import json
+import shutil
+import tarfile
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from multimix_pipe import Loader, MultiMix, open_loader
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.pack import pack
 
 
+def scratch_folder() -> Path:
+    """A temporary folder that goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def kept_folder(name: str, fill: Callable[[Path], None]) -> Path:
+    """A temporary folder that is kept for later runs; `fill` writes to it if it is not there yet."""
+    folder = Path(tempfile.gettempdir()) / f"multimix_bench_{name}"
+    if not folder.exists():
+        partial = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
+        fill(partial)
+        partial.rename(folder)
+    return folder
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """Write a tar of (name, content)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
 def generated_shards(count: int = 256) -> Path:
-    """`count` JPEG images of 500x375 and 375x500 pixels, quality 90, about 110 KB each, in four shards of a temporary folder.
+    """`count` JPEG images of 500x375 and 375x500 pixels, quality 90, about 110 KB each, in a kept folder of four shards.
 
     Their spectrum falls with frequency as that of photographs does, so that decoding costs about the same.
     """
-    folder = Path(tempfile.gettempdir()) / f"multimix_bench_{count}"
-    if not (folder / "shards" / "classes.json").exists():
+
+    def fill(folder: Path) -> None:
         for number in range(count):
             place = folder / "images" / f"class{number % 8}" / f"{number:05}.jpg"
             place.parent.mkdir(parents=True, exist_ok=True)
             size = (375, 500) if number % 2 else (500, 375)
             Image.fromarray(_photo_like(np.random.default_rng(number), *size)).save(place, quality=90)
         pack(folder / "images", folder / "shards", samples_per_shard=-(-count // 4), progress=False)
-    return folder / "shards"
 
-
-def add_shards(parser: argparse.ArgumentParser) -> None:
-    """The argument --shards."""
-    parser.add_argument("--shards", type=Path, help="a folder of shards with classes.json; default: generated photos")
+    return kept_folder(str(count), fill) / "shards"
 
 
 def chosen_shards(folder: Path | None) -> tuple[Path, int]:
-    """The folder of shards to measure on, and its number of classes."""
+    """The folder of shards to measure on, generated if `folder` is None, and its number of classes."""
     folder = folder or generated_shards()
     return folder, len(json.loads((folder / "classes.json").read_text()))
 
 
 def repeated(folder: Path, times: int) -> list[str]:
     """The shards of `folder` so many times over, as links with names of their own in a temporary folder."""
-    links = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
+    links = scratch_folder()
     for turn in range(times):
         for shard in sorted(folder.glob("*.tar")):
             (links / f"{turn}-{shard.name}").symlink_to(shard.resolve())
@@ -52,9 +81,9 @@ def repeated(folder: Path, times: int) -> list[str]:
 
 
 def an_epoch(folder: Path, images: int) -> dict[str, Any]:
-    """Arguments of `open_loader` for an epoch of so many images, whatever the shards of `folder` hold.
+    """Arguments of `open_loader` for an epoch of exactly `images` images, whatever the shards of `folder` hold.
 
-    Those that hold fewer are there several times over; of more the first are taken.
+    Shards with fewer are there several times over; of more, the first are taken.
     """
     times = -(-images // len(open_index(folder, progress=False)))
     shards = repeated(folder, times)
@@ -62,10 +91,32 @@ def an_epoch(folder: Path, images: int) -> dict[str, Any]:
     return {"shards": shards, "samples": [index.full_key(number) for number in range(images)]}
 
 
-def _photo_like(noise: np.random.Generator, height: int, width: int) -> np.ndarray:
+def open_backend(backend: str, *, k: int | None = 5, **options: Any) -> Loader:
+    """`open_loader` as most questions want it: on the CPU, K mixes of each pair (None: no mixing), 64 images a step."""
+    defaults: dict[str, Any] = {"batch_size": 64, "num_classes": 1000, "device": "cpu"}
+    return open_loader(backend=backend, mix=None if k is None else MultiMix(k=k), **defaults | options)  # type: ignore[arg-type]
+
+
+def webdataset_reader(shards: list[str], extensions: list[str], **options: Any) -> Any:
+    """A DALI pipeline on the CPU: the members with these extensions, as DALI's own reader with its default buffer gives them.
+
+    It scans the tars when it starts. `options` are those of `Pipeline`.
+    """
+    from nvidia.dali import Pipeline, fn
+
+    pipeline = Pipeline(device_id=None, **options)
+    with pipeline:
+        members = fn.readers.webdataset(paths=shards, ext=extensions, random_shuffle=True)
+        pipeline.set_outputs(*(members if isinstance(members, (list, tuple)) else [members]))
+    pipeline.build()
+    return pipeline
+
+
+def _photo_like(noise: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     falloff = 1 / np.maximum(frequency, 1 / max(height, width)) ** 1.1
     white = noise.standard_normal((4, height, width))
     gray, *colour = np.fft.irfft2(falloff * np.fft.rfft2(white), (height, width))
     image = np.stack([gray + 0.3 * channel for channel in colour], axis=2)
-    return np.clip(128 + 55 * image / image.std(), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(128 + 55 * image / image.std(), 0, 255).astype(np.uint8)
+    return pixels

@@ -4,88 +4,72 @@
 
 "pixels" is the same loader that hands out its uint8 pixels, neither normalised nor mixed: what decoding alone gives.
 In "dali in graph" DALI resizes too, as it does on a GPU; on a CPU the package leaves that to the host.
-All is measured from the second epoch on, when each image has been decoded once.
+All is measured from the second epoch on, when each image has been decoded once. --images are decoded in a measurement.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 
-from data import add_shards, an_epoch, chosen_shards
 from torch import Tensor
 
-from multimix_pipe import MultiMix, TrainTransform, open_loader
-from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, ratio, report
+from data import an_epoch, chosen_shards, open_backend
+from harness import forever, in_turn, parser, rate, report
+from multimix_pipe import TrainTransform
 from multimix_pipe.dali.executor import DaliExecutor
 from multimix_pipe.loader import Loader
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.runtime.context import ExecutedStep
 from multimix_pipe.runtime.mix_stage import HostMixStage
 
 RESAMPLERS = {"antialias": True, "no antialias": False}
+KINDS = [("dali", "pixels"), ("dali", "K = 5"), ("torch", "pixels"), ("torch", "K = 5"), ("dali in graph", "K = 5")]
 
 
 class PixelsOnly(HostMixStage):
     """Hands out what a backend has decoded."""
 
-    def finish(self, step: StepPlan, pixels: Tensor) -> Tensor:
-        return pixels
-
-
-def from_the_second_epoch(loader: Loader) -> Iterator[object]:
-    """Endless batches."""
-    batches = forever(loader)
-    for _ in islice(batches, len(loader)):
-        pass
-    return batches
+    def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
+        return ExecutedStep(step, pixels, self._context.tensors(step))
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    add_shards(arguments)
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--images", type=int, default=1280, help="decoded a measurement")
-    args = arguments.parse_args()
+    args = parser(__doc__, shards=True, batch_size=64, images=1280).parse_args()
     folder, num_classes = chosen_shards(args.shards)
     epoch = an_epoch(folder, 1600)
     contenders = {}
-    for backend in ("dali", "torch", "dali in graph"):
+    for kind, rows in KINDS:
         for resampler, antialias in RESAMPLERS.items():
-            for rows in ("pixels", "K = 5"):
-                if (backend, rows) == ("dali in graph", "pixels"):
-                    continue
-                loader = open_loader(
-                    **epoch,
-                    batch_size=args.batch_size,
-                    num_classes=max(num_classes, 1000),
-                    mix=MultiMix(k=5) if rows == "K = 5" else None,
-                    transform=TrainTransform(size=224, antialias=antialias),
-                    backend="torch" if backend == "torch" else "dali",
-                    device="cpu",
-                )
-                stage = PixelsOnly(loader.context) if rows == "pixels" else None
-                if backend == "dali in graph":
-                    loader = Loader(loader.context, DaliExecutor(loader.context, stage, resizes=True))
-                else:
-                    loader = Loader(loader.context, make_executor(loader.context, stage))
-                contenders[f"{backend}, {resampler}, {rows}"] = rate(
-                    from_the_second_epoch(loader), args.batch_size, args.images // args.batch_size
-                )
+            context = open_backend(
+                "torch" if kind == "torch" else "dali",
+                k=None if rows == "pixels" else 5,
+                batch_size=args.batch_size,
+                num_classes=max(num_classes, 1000),
+                transform=TrainTransform(size=224, antialias=antialias),
+                **epoch,
+            ).context
+            stage = PixelsOnly(context) if rows == "pixels" else None
+            in_graph = kind == "dali in graph"
+            executor = DaliExecutor(context, stage, ends="pixels") if in_graph else make_executor(context, stage)
+            loader = Loader(context, executor)
+            batches = forever(loader)
+            for _ in islice(batches, len(loader)):  # the first epoch
+                pass
+            contenders[f"{kind}, {resampler}, {rows}"] = rate(batches, args.batch_size, args.images // args.batch_size)
     figures = in_turn(contenders, unit="images/s", peer="dali, antialias, pixels", rounds=args.rounds)
     print(figures.table())
-    values, of_pixels, torch_to = figures.values, {}, {}
+    of_pixels, torch_to = {}, {}
     for resampler in RESAMPLERS:
         for backend in ("dali", "torch"):
             name = f"{backend}, {resampler}"
-            of_pixels[name] = ratio(values[f"{name}, K = 5"], values[f"{name}, pixels"])
+            of_pixels[name] = figures.ratio(f"{name}, K = 5", f"{name}, pixels")
             print(f"{name}: mixed K = 5 ways at {of_pixels[name]:.3f} of the rate of its pixels alone")
         for other in ("dali", "dali in graph"):
             name = f"{other}, {resampler}"
-            torch_to[name] = ratio(values[f"torch, {resampler}, K = 5"], values[f"{name}, K = 5"])
+            torch_to[name] = figures.ratio(f"torch, {resampler}, K = 5", f"{name}, K = 5")
             print(f"torch / {name}, K = 5: {torch_to[name]:.2f}")
-    results = {"rate": figures.summary(), "of_pixels": of_pixels, "torch_to": torch_to}
-    report(__doc__.splitlines()[0], results, args.json)
+    report(__doc__, {"rate": figures.summary(), "of_pixels": of_pixels, "torch_to": torch_to}, args.json)
 
 
 if __name__ == "__main__":

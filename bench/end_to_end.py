@@ -1,8 +1,9 @@
 """How many images a second come out, decoded and mixed? This package's loader against what people use today.
 
-    python bench/end_to_end.py [--shards FOLDER] [--k 5 1 none] [--device cuda] [--out bench/results]
+    python bench/end_to_end.py [--shards SHARDS ...] [--k 5 1 none] [--device cuda] [--out bench/results]
 
-The same as `multimix-pipe bench`, which explains its options, on generated photos where no shards are named. With --out it writes
+Contenders run in turn, each in a process of its own. An image is decoded once and gives K rows for the model. Nothing is trained:
+this is the most that a loader can deliver. What is not installed, or fails, is listed with the reason. With --out it writes
 OUT/end_to_end-<processor>-<date>.json and .png.
 """
 
@@ -13,29 +14,142 @@ import logging
 import re
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from data import add_shards, chosen_shards
+from data import generated_shards, repeated
+from harness import machine, machine_line, question_of, write_json
+from multimix_pipe import MultiMixError
+from multimix_pipe.config import check_int, check_number
+from multimix_pipe.errors import ConfigError
+from multimix_pipe.loader.rank import choose_device, default_threads
+from multimix_pipe.shards.index import open_index
+from race import comparison
+from race.contenders import CONTENDERS
+from race.runner import race
+from race.setting import Setting
 
-from multimix_pipe.benchmark.harness import machine
-from multimix_pipe.cli import bench
+logger = logging.getLogger("multimix_pipe")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_shards(parser)
-    bench.add_options(parser)
-    parser.add_argument("--out", type=Path, help="a folder to write figures and chart to")
-    parser.set_defaults(device="cpu", label="cls", cache_dir=None)
-    args = parser.parse_args()
-    args.source = [str(chosen_shards(args.shards)[0])]
-    args.command_line = shlex.join(["python", "bench/end_to_end.py", *sys.argv[1:]])
-    if args.out:
-        about = machine()
-        name = re.sub(r"[^a-z0-9]+", "-", str(about.get("gpu", about["cpu"])).lower()).strip("-")
-        args.json, args.chart = (args.out / f"end_to_end-{name}-{about['date']}{end}" for end in (".json", ".png"))
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = made.add_argument
+    add("--shards", nargs="+", help="path, glob, brace pattern, folder or URL; default: generated photos")
+    add("--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s")
+    add("--cache-dir", metavar="FOLDER", help="for shards from URLs, and indices where shards cannot be written to")
+    add("--contenders", nargs="+", metavar="NAME", choices=CONTENDERS, default=list(CONTENDERS),
+        help=f"of {', '.join(CONTENDERS)}; default: all")  # fmt: skip
+    add("--k", nargs="+", type=_k, default=[5, 1, None], metavar="K",
+        help="interpolations of each pair, or none; one after the other; default: 5 1 none")  # fmt: skip
+    add("--together", action="store_true", help="measure all K in the same rounds, all of them in memory at once")
+    add("--batch-size", type=int, default=64, metavar="B", help="images a step; default: %(default)s")
+    add("--size", type=int, default=224, metavar="PIXELS", help="of an image; default: %(default)s")
+    add("--no-antialias", action="store_true", help="plain linear interpolation")
+    add("--device", default="cpu", help="cpu, cuda, cuda:N; default: %(default)s")
+    add("--threads", type=int, help="threads or worker processes that decode; default: usable cores")
+    add("--seconds", type=float, default=5.0, help="of each measurement; default: %(default)s")
+    add("--rounds", type=int, default=5, help="measurements of each; default: %(default)s")
+    add("--limit", type=float, default=120.0, metavar="SECONDS",
+        help="give a contender up that does not answer for so long; default: %(default)s")  # fmt: skip
+    add("--peer", metavar="NAME", choices=CONTENDERS,
+        help="what the ratios are to; default: the faster of this package's backends")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--chart", type=Path, metavar="FILE.png", help="draw a bar chart there")
+    add("--out", type=Path, metavar="FOLDER", help="write figures and chart to this folder")
+    return made
+
+
+def _k(text: str) -> int | None:
+    try:
+        return None if text == "none" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or none; found {text!r}") from None
+
+
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    """The work, one setting for each K. Raises ConfigError for what cannot work, before anything is started."""
+    check_number("--seconds", args.seconds, 0.0, open_low=True)
+    check_number("--limit", args.limit, 0.0, open_low=True)
+    check_int("--rounds", args.rounds, 1)
+    check_int("--batch-size", args.batch_size, 1)
+    check_int("--size", args.size, 1, 16384)
+    threads = default_threads() if args.threads is None else args.threads
+    check_int("--threads", threads, 1, 1024)
+    for k in args.k:
+        if k is not None:
+            check_int("--k", k, 1, 1024)
+    for option in ("k", "contenders"):
+        if len(set(getattr(args, option))) < len(getattr(args, option)):
+            raise ConfigError(f"--{option} must name each once; found {getattr(args, option)}")
+    if args.peer is not None and args.peer not in args.contenders:
+        raise ConfigError(
+            f"--peer must be one of the contenders; found {args.peer!r}, and {', '.join(args.contenders)}"
+        )
+    device = choose_device(args.device)
+    if device.type == "mps":
+        raise ConfigError("--device must be cpu or cuda: the other contenders have no MPS; found 'mps'")
+    # generated photos are read 16 times an epoch: short epochs would weigh on some contenders
+    shards = args.shards or repeated(generated_shards(), 16)
+    index = open_index(shards, label=args.label, cache_dir=args.cache_dir, progress=False)
+    usable = int((index.problem == 0).sum())
+    if usable < args.batch_size:
+        raise ConfigError(
+            f"--batch-size must be at most the number of samples that can be used; found {args.batch_size}, and {usable} of "
+            f"{len(index)} samples"
+        )
+    setting = Setting(
+        shards=tuple(map(str, index.shards)),
+        num_classes=int(index.label.max()) + 1,
+        batch_size=args.batch_size,
+        k=None,
+        threads=threads,
+        size=args.size,
+        antialias=not args.no_antialias,
+        device=str(device),
+        label=args.label,
+    )
+    return [replace(setting, k=k) for k in args.k]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write figures and chart. Returns 1 if no contender gave a figure."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return bench.run(args)
+    try:
+        settings = settings_of(args)
+    except MultiMixError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    contenders = {name: CONTENDERS[name] for name in args.contenders}
+    minutes = len(contenders) * len(settings) * (args.rounds + 1) * args.seconds / 60
+    logger.info("about %.1f minutes of measuring, and the time that the contenders take to start", minutes)
+    races = [settings] if args.together else [[setting] for setting in settings]
+    rows = [
+        row
+        for one in races
+        for row in race(contenders, one, seconds=args.seconds, rounds=args.rounds, limit=args.limit)
+    ]
+    setting, question = settings[0], question_of(__doc__).partition("?")[0] + "?"
+    about = (
+        f"{len(setting.shards)} shards, B = {setting.batch_size}, {setting.size}x{setting.size}, "
+        f"{'' if setting.antialias else 'no '}antialias, {setting.dtype} on {setting.device}, {setting.threads} threads; "
+        f"{args.rounds} rounds of {args.seconds:g} s"
+    )
+    print(f"{question}\n{about}\n{machine_line()}\n\n{comparison.table(rows, args.peer)}")
+    if args.out:
+        described = machine()
+        name = re.sub(r"[^a-z0-9]+", "-", str(described.get("gpu", described["cpu"])).lower()).strip("-")
+        args.json, args.chart = (args.out / f"end_to_end-{name}-{described['date']}{end}" for end in (".json", ".png"))
+    if args.json:
+        command = shlex.join(["python", "bench/end_to_end.py", *(sys.argv[1:] if argv is None else argv)])
+        asked = {"question": question, "command": command, "rounds": args.rounds, "seconds": args.seconds}
+        write_json(args.json, {**asked, **comparison.summary(rows, settings, args.peer)})
+    if args.chart:
+        comparison.chart(args.chart, question, about, rows, args.peer)
+    return 0 if any(row.status == "ok" for row in rows) else 1
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 For B pairs with K weights each the trace of the gradient's covariance is s_pair/B + (s_lam + s_both)/(B*K) with independent
 weights: K shrinks the part that comes from the weights alone. Measured here on the demo's network after a short training, its
-batch statistics frozen (so that a gradient is a mean over rows), on generated shapes: P sets of pairs with W draws of weights
-each. "weights" is the variance between draws for the same pairs, "all" that between draws of both.
+batch statistics frozen (so that a gradient is a mean over rows), on generated shapes: --sets of pairs, each with --draws of
+weights. "weights" is the variance between draws for the same pairs, "all" that between draws of both.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from multimix_pipe.runtime.kernels.blend import blend
 from PIL import Image
 from torch import Tensor, nn
 
-from multimix_pipe import MultiMix, MultiMixLoss, mix_batch
-from multimix_pipe.benchmark.harness import parser, report
+from harness import parser, report
+from multimix_pipe import MultiMix, MultiMixLoss, apply_mix, mix_batch
 from multimix_pipe.cli.demo.net import small_net
 from multimix_pipe.cli.demo.shapes import OUTLINES, draw_shape
+from multimix_pipe.mixing import MixPlan
 from multimix_pipe.plan import draw_mixing
-from multimix_pipe.training.targets import mix_targets
 
 PAIRS, IMAGES = 32, 1024
 
@@ -58,13 +57,13 @@ def gradients(net: nn.Module, images: Tensor, labels: Tensor, mix: MultiMix, set
     loss_function = MultiMixLoss()
     for number in range(sets):
         rows = torch.from_numpy(np.random.default_rng(10_000 + number).permutation(IMAGES)[:PAIRS])
-        partner = torch.from_numpy(draw_mixing(mix, 1, number, 0, PAIRS)[0])
+        partner = draw_mixing(mix, 1, number, 0, PAIRS).partner
         of_set = []
         for draw in range(draws):
-            lam = torch.from_numpy(draw_mixing(mix, 2, number * draws + draw, 0, PAIRS)[1])
-            mixed = blend(images[rows], partner, lam, torch.empty(PAIRS, mix.k, *images.shape[1:])).flatten(0, 1)
+            plan = MixPlan(partner, draw_mixing(mix, 2, number * draws + draw, 0, PAIRS).lam)
+            batch = apply_mix(images[rows], labels[rows], plan, num_classes=len(OUTLINES))
             net.zero_grad()
-            loss_function(net(mixed), mix_targets(labels[rows], partner, lam, len(OUTLINES))).backward()
+            loss_function(net(batch.images), batch.targets).backward()
             of_set.append(torch.cat([weight.grad.flatten() for weight in net.parameters() if weight.grad is not None]))
         yield torch.stack(of_set)
 
@@ -78,11 +77,7 @@ def variances(of_sets: list[Tensor]) -> dict[str, float]:
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--sets", type=int, default=20, help="P, sets of pairs")
-    arguments.add_argument("--draws", type=int, default=6, help="W, draws of weights for each")
-    arguments.add_argument("--train-steps", type=int, default=150)
-    args = arguments.parse_args()
+    args = parser(__doc__, sets=20, draws=6, train_steps=150).parse_args()
     images, labels = shapes()
     net = trained(images, labels, args.train_steps)
     results: dict[str, dict[str, float]] = {}
@@ -95,7 +90,7 @@ def main() -> None:
     for name, found in results.items():
         print(f"{name:16} weights {found['weights'] / one['weights']:6.3f}   all {found['all'] / one['all']:6.3f}")
     print(f"at K=1 the weights alone make {one['weights'] / one['all']:.0%} of all")
-    report(__doc__.splitlines()[0], {"pairs": PAIRS, "variance": results}, args.json)
+    report(__doc__, {"pairs": PAIRS, "variance": results}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,96 +1,92 @@
 """How fast is an index built against wds2idx, on one core, and what does opening one of 1.28 million samples cost?
 
-    python bench/index.py [--shards FOLDER]
+    python bench/index.py [--shards FOLDER] [--opened 1282]
 
 Both read the same shards, in the page cache, into files of a temporary folder. Ours holds label, width, height and orientation of
-every image too. wds2idx comes with the wheel of NVIDIA DALI; with GNU tar at hand it has that read the headers.
+every image too. wds2idx comes with the wheel of NVIDIA DALI and lets GNU tar read the headers. Opening is measured in a fresh
+process for each round, of --opened shards of a thousand samples each.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
-from typing import Any
-from unittest import mock
+from typing import Any, TypeVar
 
 import numpy as np
-from data import add_shards, generated_shards
 from PIL import Image
 
-from multimix_pipe.benchmark.harness import Figures, in_turn, parser, report, seconds
-from multimix_pipe.shards import list_shards
+from data import generated_shards, kept_folder, write_tar
+from harness import Figures, in_a_new_process, in_turn, parser, peak_memory, report, resident_memory, seconds
+from multimix_pipe import open_loader
+from multimix_pipe.shards import list_shards, open_index
 from multimix_pipe.shards.index.build import build_one
-from multimix_pipe.shards.index.scan import ROW, Table, scan_shard
-from multimix_pipe.shards.index.store import VERSION, index_name, save_table
+from multimix_pipe.shards.index.scan import scan_shard
+from multimix_pipe.shards.index.store import index_name
 
-IMAGENET, SHARDS = 1_281_167, 1282
-WITH_TAR, IN_PYTHON = "wds2idx with GNU tar", "wds2idx in Python"
+T = TypeVar("T")
+
+SHARDS = 1282
+"""As many as ImageNet has at a thousand samples each."""
+OURS, PEER = "multimix-pipe index", "wds2idx with GNU tar"
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    add_shards(arguments)
-    arguments.add_argument("--samples", type=int, default=IMAGENET, help="of the index that is opened")
-    args = arguments.parse_args()
-    results: dict[str, Any] = {"missing": missing_peers()}
-    for name, reason in results["missing"].items():
+    args = parser(__doc__, shards=True, opened=SHARDS).parse_args()
+    missing = why_no_peer()
+    results: dict[str, Any] = {"missing": missing}
+    for name, reason in missing.items():
         print(f"{name}: missing: {reason}")
     sets = {"own shards": args.shards} if args.shards else {"photos": photos(), "small images": small_images()}
     for name, folder in sets.items():
         shards = list_shards(folder)
         print(f"\nbuilding: {name}, {len(shards)} shards, {sum(shard.stat().st_size for shard in shards) / 1e6:.0f} MB")
-        figures = building(shards, results["missing"], args.rounds)
+        figures = building(shards, args.rounds, with_peer=not missing)
         print(figures.table())
         results[f"building, {name}"] = figures.summary()
-    print(f"\nopening: {args.samples:,} samples in {SHARDS} shards, a fresh process each time")
-    for unit, figures in opening(large_index(args.samples), args.rounds).items():
+    print(f"\nopening: {args.opened:,} shards of a thousand samples, a fresh process each time")
+    for unit, figures in opening(large_set(args.opened), args.rounds).items():
         print(figures.table())
         results[f"opening, {unit}"] = figures.summary()
-    report((__doc__ or "").splitlines()[0], results, args.json)
+    report(__doc__, results, args.json)
 
 
-def missing_peers() -> dict[str, str]:
-    """The peers that cannot run here, and why."""
-    try:
-        import wds2idx  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError as error:
-        return dict.fromkeys((WITH_TAR, IN_PYTHON), f"{error}; it comes with nvidia-dali-cuda120 or -cuda130")
-    return {} if shutil.which("tar") else {WITH_TAR: "there is no tar on the PATH"}
+def why_no_peer() -> dict[str, str]:
+    """The peer, and why it cannot run here; empty if it can."""
+    if find_spec("wds2idx") is None:
+        return {PEER: "not installed; it comes with nvidia-dali-cuda120 or -cuda130"}
+    return {} if shutil.which("tar") else {PEER: "there is no tar on the PATH"}
 
 
-def building(shards: tuple[Path, ...], missing: dict[str, str], rounds: int) -> Figures:
-    """Samples a second on one core, everything that a contender starts on that core too."""
+def building(shards: tuple[Path, ...], rounds: int, *, with_peer: bool) -> Figures:
+    """Samples a second on one core; what a contender starts stays on that core too."""
     samples = sum(len(scan_shard(shard, "cls").rows) for shard in shards)  # brings them into the page cache too
-    work: dict[str, Callable[[Path], None]] = {"multimix-pipe index": lambda out: run_ours(shards, out)}
-    if IN_PYTHON not in missing:
-        import wds2idx
-
-        if WITH_TAR not in missing:
-            work[WITH_TAR] = lambda out: run_wds2idx(wds2idx, shards, out)
-        work[IN_PYTHON] = lambda out: run_wds2idx_in_python(wds2idx, shards, out)
+    work = {OURS: run_ours, **({PEER: run_wds2idx} if with_peer else {})}
 
     def samples_a_second(name: str) -> float:
         # a folder of its own: to replace a file takes the file system longer than to make one
         with tempfile.TemporaryDirectory(prefix="multimix_bench_") as folder:
-            taken = seconds(lambda: work[name](Path(folder)))
-            if name != "multimix-pipe index":
-                check_samples(Path(folder), samples)
+            taken = seconds(lambda: work[name](shards, Path(folder)))
+            found = sum(int(path.read_text().split(maxsplit=2)[1]) for path in Path(folder).glob("*.idx"))
+        if name == PEER and found != samples:  # it groups neighbours only, and takes samples without an image
+            print(f"wds2idx finds {found} samples, {samples} have an image: they do not do the same work")
         return samples / taken
 
-    peer = next((name for name in (WITH_TAR, IN_PYTHON) if name in work), "multimix-pipe index")
-    contenders = {name: (lambda name=name: samples_a_second(name)) for name in work}
-    with one_core():
-        return in_turn(contenders, unit="samples/s", peer=peer, rounds=rounds)
+    contenders = {name: partial(samples_a_second, name) for name in work}
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        return in_turn(contenders, unit="samples/s", peer=[*work][-1], rounds=rounds)
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def run_ours(shards: tuple[Path, ...], out: Path) -> None:
@@ -98,115 +94,92 @@ def run_ours(shards: tuple[Path, ...], out: Path) -> None:
         build_one(shard, "cls", out / index_name(shard, "cls"))
 
 
-def check_samples(out: Path, samples: int) -> None:
-    """Say so where wds2idx counts other samples: it groups neighbours only, and takes those without an image."""
-    found = sum(int(path.read_text().split(maxsplit=2)[1]) for path in out.glob("*.idx"))
-    if found != samples:
-        print(f"wds2idx finds {found} samples, {samples} have an image: they do not do the same work")
-
-
-@contextlib.contextmanager
-def one_core() -> Any:
-    """Keep this process, and those that it starts, on one core."""
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def run_wds2idx(wds2idx: ModuleType, shards: tuple[Path, ...], out: Path) -> None:
+def run_wds2idx(shards: tuple[Path, ...], out: Path) -> None:
     """As its command does, less the start of Python for each shard."""
+    import wds2idx  # type: ignore[import-untyped]
+
     for shard in shards:
         creator = wds2idx.IndexCreator(str(shard), str(out / f"{shard.stem}.idx"), verbose=False)
         creator.create_index()
         creator.close()
 
 
-def run_wds2idx_in_python(wds2idx: ModuleType, shards: tuple[Path, ...], out: Path) -> None:
-    """The same where there is no GNU tar, of which it warns."""
-    with mock.patch.object(wds2idx, "which", return_value=None), contextlib.redirect_stderr(io.StringIO()):
-        run_wds2idx(wds2idx, shards, out)
-
-
 def opening(folder: Path, rounds: int) -> dict[str, Figures]:
     """Seconds and megabytes of each part, by unit."""
     figures = {"s": Figures("s", "open_index"), "MB": Figures("MB", "kept")}
-    script = Path(__file__).with_name("index_opening.py")
     for turn in range(rounds + 1):
-        done = subprocess.run([sys.executable, script, folder], stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(done.stdout)
-        for unit, name in (("s", "seconds"), ("MB", "megabytes")):
-            for part, value in found[name].items():
+        found = in_a_new_process(open_once, folder)
+        for unit, parts in found.items():
+            for part, value in parts.items():
                 figures[unit].values.setdefault(part, [])
                 if turn:
                     figures[unit].values[part].append(value)
     return figures
 
 
-def photos(count: int = 3000, shards: int = 3) -> Path:
-    """Generated photos, each several times under another key, in shards of a thousand as ImageNet's."""
+def open_once(folder: Path) -> dict[str, dict[str, float]]:
+    """Open an index, then what a loader makes of one, each part timed; and what the index takes of memory."""
+    times: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        done = work()
+        times[name] = time.perf_counter() - start
+        return done
+
+    before = resident_memory()
+    index = timed("open_index", lambda: open_index(folder, progress=False))
+    memory = {"at the most": (peak_memory() - before) / 1e6, "kept": (resident_memory() - before) / 1e6}
+    classes = int(index.label.max()) + 1
+    del index
+    options: dict[str, Any] = {"batch_size": 256, "num_classes": classes, "backend": "torch", "device": "cpu"}
+    context = timed("open_loader, with its index", lambda: open_loader(folder, **options)).context
+    timed("order of an epoch", lambda: context.plan.order(0))
+    timed("first step", lambda: context.plan.step(0, 0, 256))
+    timed("digests for a state", lambda: (context.index.fingerprint, context.plan.samples.digest))
+    return {"s": times, "MB": memory}
+
+
+def photos() -> Path:
+    """3,000 samples of generated photos, each several times under another key, in shards of a thousand as ImageNet's."""
     images = []
     for shard in list_shards(generated_shards()):
         with tarfile.open(shard) as tar:
             images += [tar.extractfile(member).read() for member in tar if member.name.endswith(".jpg")]  # type: ignore[union-attr]
-    return repeated_images("photos", images, count, shards)
+    return kept_folder("index_photos", lambda folder: write_shards(folder, images, 1000))
 
 
-def small_images(count: int = 30_000, shards: int = 3) -> Path:
-    """JPEG images of 32x32 pixels, as CIFAR's."""
+def small_images(per_shard: int = 10_000) -> Path:
+    """Three shards of JPEG images of 32x32 pixels, as CIFAR's."""
     images = []
     for number in range(500):
         pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
         buffer = io.BytesIO()
         Image.fromarray(pixels).resize((32, 32)).save(buffer, "JPEG", quality=95)
         images.append(buffer.getvalue())
-    return repeated_images("small", images, count, shards)
+    return kept_folder(f"index_small_{per_shard}", lambda folder: write_shards(folder, images, per_shard))
 
 
-def repeated_images(name: str, images: list[bytes], count: int, shards: int) -> Path:
-    """`count` samples of `images` in turn, in a temporary folder that is kept."""
-    folder = Path(tempfile.gettempdir()) / f"multimix_bench_index_{name}_{count}"
-    if folder.exists():
-        return folder
-    partial = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
+def write_shards(folder: Path, images: list[bytes], per_shard: int, shards: int = 3) -> None:
+    """Write samples of `images` in turn."""
     for shard in range(shards):
-        with tarfile.open(partial / f"train-{shard:06}.tar", "w") as tar:
-            for number in range(shard * count // shards, (shard + 1) * count // shards):
-                key = f"n{1440764 + number % 1000:08}/n{1440764 + number % 1000:08}_{number}"
-                for extension, data in (("cls", b"%d" % (number % 1000)), ("jpg", images[number % len(images)])):
-                    info = tarfile.TarInfo(f"{key}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-    partial.rename(folder)
-    return folder
+        members = []
+        for number in range(shard * per_shard, (shard + 1) * per_shard):
+            key = f"n{1440764 + number % 1000:08}/n{1440764 + number % 1000:08}_{number}"
+            members += [(f"{key}.cls", b"%d" % (number % 1000)), (f"{key}.jpg", images[number % len(images)])]
+        write_tar(folder / f"train-{shard:06}.tar", members)
 
 
-def large_index(count: int) -> Path:
-    """An index of `count` samples as the store writes it, beside shards that have their size and no content."""
-    folder = Path(tempfile.gettempdir()) / f"multimix_bench_index_{count}_version{VERSION}"
-    if folder.exists():
-        return folder
-    partial = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
-    draw = np.random.default_rng(0)
-    for number, ids in enumerate(np.array_split(np.arange(count), SHARDS)):
-        rows = np.zeros(len(ids), ROW)
-        rows["size"], rows["label"] = draw.integers(40_000, 180_000, len(ids)), draw.integers(0, 1000, len(ids))
-        rows["offset"] = 512 + np.cumsum(rows["size"] + 2048) - rows["size"]
-        rows["width"], rows["height"], rows["orientation"] = 500, 375, 1
-        synsets = (1440764 + rows["label"]).tolist()
-        keys = [b"n%08d/n%08d_%d" % (synset, synset, i) for synset, i in zip(synsets, ids.tolist(), strict=True)]
-        rows["key_size"] = [len(key) for key in keys]
-        shard = partial / f"train-{number:06}.tar"
-        shard.touch()
-        os.truncate(shard, int(rows["offset"][-1] + rows["size"][-1]))
-        stat = shard.stat()
-        counts = {"cls": len(ids), "jpg": len(ids)}
-        table = Table(rows, b"".join(keys), stat.st_size, stat.st_mtime_ns, without_image=0, extensions=counts)
-        save_table(shard.with_name(index_name(shard, "cls")), table, "cls")
-    partial.rename(folder)
-    return folder
+def large_set(shards: int) -> Path:
+    """So many shards of a thousand small images, indexed: links to three, as only their indices are read."""
+
+    def fill(folder: Path) -> None:
+        contents = list_shards(small_images(1000))
+        for shard in range(shards):
+            (folder / f"train-{shard:06}.tar").symlink_to(contents[shard % len(contents)])
+        open_index(folder, progress=False)
+
+    return kept_folder(f"index_{shards}_shards", fill)
 
 
 if __name__ == "__main__":

@@ -9,31 +9,25 @@ indexed, the same for all. "bad": refused when it is decoded. Rows where the bac
 
 from __future__ import annotations
 
-import atexit
-import io
 import logging
-import shutil
-import tarfile
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from odd_images import odd_images
 
-from multimix_pipe import BadSampleError, TrainTransform, open_loader
-from multimix_pipe.benchmark.harness import parser, report
-from multimix_pipe.config import IMAGENET_STD
+from data import open_backend, scratch_folder, write_tar
+from harness import parser, report
+from multimix_pipe import BadSampleError, TrainTransform
+from multimix_pipe.config import IMAGENET_STD, Backend
 from multimix_pipe.loader import Loader
 from multimix_pipe.loader.backend import make_executor
-from multimix_pipe.mixing import MixPlan
-from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards import Index, open_index
 from multimix_pipe.verify import verify
+from odd_images import odd_images
 
-BACKENDS = ("torch", "dali")
+BACKENDS: tuple[Backend, ...] = ("torch", "dali")
 WINDOWS = ("whole", "top", "bottom")
 SIZE = 64
 OWN_EXTENSIONS = (".png", ".jpeg", ".webp")
@@ -45,7 +39,7 @@ class Judged:
     """What was said of one image: "ok", "index" or "bad"."""
 
     name: str
-    verify: dict[str, str]
+    verify: dict[Backend, str]
     """By the backend whose decoder judged."""
     backends: dict[str, dict[str, str]]
     """By backend, then by window."""
@@ -72,19 +66,10 @@ def judge(images: Mapping[str, bytes]) -> list[Judged]:
     bad = {backend: {found.key for found in verify(shard, backend=backend, progress=False).bad} for backend in BACKENDS}
     pixels: dict[str, dict[int, torch.Tensor]] = {backend: {} for backend in BACKENDS}
     told: dict[str, dict[int, dict[str, str]]] = {backend: {} for backend in BACKENDS}
+    transform = TrainTransform(size=SIZE, flip=0.0)
     for backend in BACKENDS:
-        loader = open_loader(
-            shard,
-            batch_size=1,
-            num_classes=1,
-            mix=None,
-            transform=TrainTransform(size=SIZE, flip=0.0),
-            backend=backend,
-            device="cpu",
-            num_threads=1,
-            prefetch=1,
-        )
-        with loader:
+        options = {"batch_size": 1, "num_classes": 1, "transform": transform, "num_threads": 1, "prefetch": 1}
+        with open_backend(backend, k=None, shards=shard, **options) as loader:
             for sample in range(len(index)):
                 told[backend][sample] = _told(loader, sample, pixels[backend])
     scale = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
@@ -98,17 +83,11 @@ def judge(images: Mapping[str, bytes]) -> list[Judged]:
 
 
 def _written(images: Mapping[str, bytes]) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="multimix_judgement_"))
-    atexit.register(shutil.rmtree, folder)
-    shard = folder / "odd.tar"
-    with tarfile.open(shard, "w") as tar:
-        for number, (name, data) in enumerate(images.items()):
-            extension = Path(name).suffix if Path(name).suffix in OWN_EXTENSIONS else ".jpg"
-            for kind, content in ((extension, data), (".cls", b"0")):
-                member = tarfile.TarInfo(f"{number:04}{kind}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    return shard
+    members = []
+    for number, (name, data) in enumerate(images.items()):
+        extension = Path(name).suffix if Path(name).suffix in OWN_EXTENSIONS else ".jpg"
+        members += [(f"{number:04}{extension}", data), (f"{number:04}.cls", b"0")]
+    return write_tar(scratch_folder() / "odd.tar", members)
 
 
 def _verified(index: Index, sample: int, bad: set[str]) -> str:
@@ -124,14 +103,8 @@ def _told(loader: Loader, sample: int, pixels: dict[int, torch.Tensor]) -> dict[
     windows = ((0, 0, height, width), (0, 0, rows, columns), (height - rows, width - columns, rows, columns))
     told = {}
     for name, window in zip(WINDOWS, windows, strict=True):
-        step = StepPlan(
-            epoch=0,
-            start=0,
-            sample=np.array([sample]),
-            window=np.array([window], dtype=np.float32),
-            flip=np.zeros(1, dtype=np.bool_),
-            attempt=np.zeros(1, dtype=np.int32),
-            mix=MixPlan.identity(1),
+        step = replace(
+            loader.context.plan.step(0, 0, 1), sample=np.array([sample]), window=np.array([window], dtype=np.float32)
         )
         executor = make_executor(loader.context)
         try:
@@ -168,11 +141,8 @@ def main() -> None:
         if row.verify[backend] == "ok" and set(row.backends[backend].values()) != {"ok"}
     ]
     print(f"found by a backend and not by verify with its decoder: {', '.join(unfound) or 'none'}")
-    report(
-        __doc__.splitlines()[0],
-        {"judged": [asdict(row) | {"differs": row.differs} for row in judged], "not_found_by_verify": unfound},
-        args.json,
-    )
+    rows = [asdict(row) | {"differs": row.differs} for row in judged]
+    report(__doc__, {"judged": rows, "not_found_by_verify": unfound}, args.json)
 
 
 if __name__ == "__main__":

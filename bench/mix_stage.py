@@ -1,147 +1,185 @@
-"""How fast is the mixing stage alone? Every route against copying what must be written.
+"""How fast is the mixing stage alone, from uint8 pixels to K rows of each pair? Every route against copying what must be written.
 
-    python bench/mix_stage.py [--device cuda] [--dtype float16] [--sweep]
+    python bench/mix_stage.py [--device cuda] [--dtype float16]
 
-On a CPU the measure is a broadcast copy of the images into kept memory; on a GPU the share of the bandwidth that a copy of the
-result has, of the bytes that a route must read and write at the least. Each route's rows are first compared with the reference.
+The measure is a broadcast copy: each normalised image written K times into memory that is kept, which is what a mixing that
+computes nothing costs. Each route's rows are first compared with the reference. Times are those of one batch, a mean over
+--repeat calls. A route that cannot run here is listed with the reason. Routes measured and not taken: bench/README.md.
 """
 
 from __future__ import annotations
 
-import statistics
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 import torch
-from mix_routes import (
-    NotAvailableError,
-    Problem,
-    Route,
-    Work,
-    blend_from_pixels,
-    blend_kept,
-    broadcast_copy,
-    copy_of_the_result,
-    triton_routes,
-)
+from torch import Tensor
 
+from harness import in_turn, parser, report, seconds
 from multimix_pipe import MultiMix
-from multimix_pipe.benchmark.harness import Figures, in_turn, parser, report, seconds
+from multimix_pipe.config import TrainTransform, usable_cores
+from multimix_pipe.mixing import MixPlan, reference
 from multimix_pipe.plan import draw_mixing
+from multimix_pipe.runtime.kernels import blend, host_kernel
+from multimix_pipe.runtime.kernels.normalize import Normalize
+from multimix_pipe.runtime.tensors import MixTensors
 
-BROADCAST, COPY = "broadcast copy", "copy of the result"
-TRITON = [(4096, 8, True)]
-SWEEP = list(product((1024, 2048, 4096, 8192), (4, 8), (True, False)))
+BROADCAST = "broadcast copy"
+NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)
 
-
-def routes(sweep: bool) -> tuple[dict[str, Route], dict[str, str]]:
-    """All routes, and why some are missing."""
-    found: dict[str, Route] = {"blend": blend_kept, "blend, from uint8": blend_from_pixels}
-    found |= triton_routes(SWEEP if sweep else TRITON)
-    try:
-        from mix_routes_dali import ROUTES
-    except ImportError as error:
-        return found, {"DALI": f"does not import: {error}"}
-    return found | ROUTES, {}
+Mix = Callable[[int], Tensor]
+"""Mixes batch i of a problem to (B, K, C, H, W), which holds until the next call."""
 
 
-def difference(problem: Problem, work: Work) -> float:
-    """The largest difference of a route's rows from the reference, over a few pairs; not a number where nothing was written."""
-    batches, pairs = len(problem.images), len(problem.lam)
-    worst = 0.0
-    for batch in range(batches):
-        rows = work.mix(batch)
-        for pair in {0, pairs // 2, pairs - 1}:
-            apart = float((rows[pair].cpu().float() - problem.oracle(batch, pair).float()).abs().max())
-            worst = float(np.maximum(worst, apart))  # unlike max(), it keeps a nan
-    return worst
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """B pairs to be mixed K ways, several batches of them: no cache holds them all."""
+
+    pixels: Sequence[Tensor]
+    """Batches (B, C, H, W) uint8."""
+    plan: MixPlan
+    dtype: torch.dtype
+    """Of the result."""
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, K, C, H, W), the result's."""
+        return (*self.plan.lam.shape, *self.pixels[0].shape[1:])
+
+    def result(self) -> Tensor:
+        """Memory for a result, kept by the route; poisoned, so that what is not written is seen."""
+        return torch.full(self.shape, torch.nan, dtype=self.dtype, device=self.device)
+
+    def difference(self, mix: Mix) -> float:
+        """The largest difference of a route's rows from the reference, over a few pairs; nan if some were not written."""
+        worst = 0.0
+        for i, batch in enumerate(self.pixels):
+            rows = mix(i)
+            for pair in {0, len(rows) // 2, len(rows) - 1}:
+                two = [pair, int(self.plan.partner[pair])]
+                images = normalised(batch[two]).cpu().numpy()
+                expected = reference.mix_images(images, MixPlan(np.array([1, 0]), self.plan.lam[two]))[: self.plan.k]
+                apart = (rows[pair].cpu().float() - torch.from_numpy(expected).to(self.dtype).float()).abs().max()
+                worst = float(np.maximum(worst, float(apart)))  # unlike max(), it keeps a nan
+        return worst
 
 
-def prepare(problem: Problem, sweep: bool) -> tuple[dict[str, Work], dict[str, float], dict[str, str]]:
-    """The work of all routes that run here, how far each is from the reference, and why the others do not run."""
-    works = {COPY: copy_of_the_result(problem), BROADCAST: broadcast_copy(problem)}
-    apart: dict[str, float] = {}
-    found, missing = routes(sweep)
-    for name, route in found.items():
-        try:
-            work = route(problem)
-            apart[name] = difference(problem, work)
-        except NotAvailableError as error:
-            missing[name] = str(error)
-        except Exception as error:  # one route that fails must not lose the others
-            missing[name] = f"failed: {type(error).__name__}: {error}"
-        else:
-            works[name] = work
-    return works, apart, missing
+def normalised(pixels: Tensor) -> Tensor:
+    mean, scale = (
+        torch.from_numpy(values).to(pixels.device)[:, None, None] for values in (NORMALIZE.mean, NORMALIZE.scale)
+    )
+    return torch.sub(pixels, mean).mul_(scale)
 
 
-def shares(problem: Problem, works: dict[str, Work], figures: Figures) -> dict[str, float]:
-    """Of each route: bytes a second, relative to a copy of the result in the same round."""
-    moved = {name: work.bytes_read + problem.bytes_written for name, work in works.items()}
-    pace = {name: [moved[name] / value for value in values] for name, values in figures.values.items()}
-    return {
-        name: statistics.median(mine / copy for mine, copy in zip(pace[name], pace[COPY], strict=True))
-        for name in works
-    }
+def copy_of_the_result(problem: Problem) -> Mix:
+    """The device's bandwidth: read as much as is written."""
+    source, out = torch.randn(problem.shape, device=problem.device).to(problem.dtype), problem.result()
+    return lambda i: out.copy_(source)
+
+
+def broadcast_copy(problem: Problem) -> Mix:
+    """What computes nothing."""
+    out, images = problem.result(), [normalised(batch) for batch in problem.pixels]
+    return lambda i: out.copy_(images[i][:, None].expand(problem.shape))
+
+
+def blend_from_pixels(problem: Problem) -> Mix:
+    """The blend behind a graph, as the loaders call it: in one pass on a CPU, in torch's operations on a GPU."""
+    out, mix, kernel = problem.result(), MixTensors.of(problem.plan, problem.device), host_kernel()
+    layout = NORMALIZE.layout(problem.pixels[0].shape)
+    if problem.device.type != "cpu" or kernel is None:
+        return lambda i: blend(normalised(problem.pixels[i]), mix, out, layout)
+    threads = ThreadPoolExecutor(min(kernel.MIXERS, usable_cores()))
+
+    def on_the_host(i: int) -> Tensor:
+        kernel.blend(problem.pixels[i], mix, out, layout, NORMALIZE, threads)
+        return out
+
+    return on_the_host
+
+
+def dali_operators(problem: Problem) -> Mix:
+    """crop_mirror_normalize, then the stage `dali.multi_mix`, all of stock operators."""
+    from nvidia.dali import Pipeline, fn, types
+
+    from multimix_pipe.dali import stage
+
+    if problem.dtype == torch.bfloat16:
+        raise ValueError("DALI has no bfloat16")
+    on_gpu = problem.device.type == "cuda"
+    handed: Iterator[Any] = cycle(problem.pixels if on_gpu else [batch.numpy() for batch in problem.pixels])
+    partner, lam = problem.plan.partner.astype(np.int32), problem.plan.lam
+    mean, std = NORMALIZE.mean.tolist(), (1 / NORMALIZE.scale).tolist()
+    pipeline = Pipeline(
+        batch_size=len(lam),
+        num_threads=torch.get_num_threads(),
+        device_id=problem.device.index or 0 if on_gpu else None,
+    )
+    with pipeline:
+        place = "gpu" if on_gpu else "cpu"
+        pixels = fn.external_source(handed, batch=True, layout="CHW", device=place, no_copy=True)
+        drawn = (fn.external_source(cycle([part]), batch=True) for part in (partner, lam))
+        images = fn.crop_mirror_normalize(pixels, mean=mean, std=std, dtype=types.FLOAT)
+        mixed = stage.mix_images(images, stage.MixNodes(*drawn))
+        pipeline.set_outputs(fn.cast(mixed, dtype=types.FLOAT16) if problem.dtype == torch.float16 else mixed)
+    pipeline.build()
+    kept: list[Any] = []
+
+    def run(_: int) -> Tensor:
+        (rows,) = pipeline.run(torch.cuda.current_stream(problem.device) if on_gpu else None)
+        kept[:] = [rows]
+        mixed: Tensor = torch.utils.dlpack.from_dlpack(rows.as_tensor())
+        return mixed
+
+    return run
+
+
+COPIES = {"copy of the result": copy_of_the_result, BROADCAST: broadcast_copy}
+ROUTES = {"blend, from uint8": blend_from_pixels, "DALI, stock operators, from uint8": dali_operators}
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--k", type=int, default=5)
-    arguments.add_argument("--size", type=int, default=224)
+    arguments = parser(__doc__, device="cpu", batch_size=64, k=5, size=224, repeat=5)
     arguments.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    arguments.add_argument("--repeat", type=int, default=5, help="calls a round")
-    arguments.add_argument("--sweep", action="store_true", help="the Triton kernel in many settings")
     args = arguments.parse_args()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    lam = draw_mixing(MultiMix(k=args.k), 0, 0, 0, args.batch_size)[1]
-    problem = Problem.random((args.batch_size, 3, args.size, args.size), lam, dtype, device)
-    works, apart, missing = prepare(problem, args.sweep)
+    generator, shape = torch.Generator(device).manual_seed(0), (args.batch_size, 3, args.size, args.size)
+    batches = 4 if device.type == "cuda" else 2
+    pixels = [
+        torch.randint(0, 256, shape, dtype=torch.uint8, device=device, generator=generator) for _ in range(batches)
+    ]
+    problem = Problem(pixels, draw_mixing(MultiMix(k=args.k), 0, 0, 0, args.batch_size), dtype, device)
+    works = {name: route(problem) for name, route in COPIES.items()}
+    apart: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for name, route in ROUTES.items():
+        try:
+            work = route(problem)
+            apart[name] = problem.difference(work)
+        except Exception as error:  # one route that does not run here must not lose the others
+            missing[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
+        else:
+            works[name] = work
 
-    def timed(work: Work) -> float:
-        return 1e3 * seconds(lambda: [work.mix(i) for i in range(args.repeat)], device) / args.repeat
+    def timed(work: Mix) -> float:
+        repeat: int = args.repeat
+        return 1e3 * seconds(lambda: [work(i % batches) for i in range(repeat)], device) / repeat
 
-    figures = in_turn(
-        {name: (lambda work=work: timed(work)) for name, work in works.items()},
-        unit="ms",
-        peer=BROADCAST,
-        rounds=args.rounds,
-    )
-    share = shares(problem, works, figures)
+    contenders = {name: (lambda work=work: timed(work)) for name, work in works.items()}
+    figures = in_turn(contenders, unit="ms", peer=BROADCAST, rounds=args.rounds)
+    written = int(np.prod(problem.shape)) * dtype.itemsize
     print(f"{args.batch_size} pairs of 3x{args.size}x{args.size}, K = {args.k}, {args.dtype}, on {device}")
-    print(f"{problem.bytes_written / 1e6:.0f} MB written")
-    print(figures.table())
-    results = _results(problem, works, apart, share)
-    width = max(map(len, works))
-    for name, row in results.items():
-        distance = f", {row['difference']:.3g} from the reference" if "difference" in row else ""
-        print(f"{name:{width}}  {row['share_of_copy']:.2f} of the copy's bandwidth{distance}")
-    for reason in dict.fromkeys(missing.values()):
-        names = [name for name, why in missing.items() if why == reason]
-        print(f"not available: {reason.strip().splitlines()[0]}: {', '.join(names[:3])}{', ...' if names[3:] else ''}")
+    print(f"{written / 1e6:.0f} MB written\n{figures.table()}")
+    for name, said in (apart | missing).items():
+        print(f"{name}: " + (f"{said:.3g} from the reference" if name in apart else f"not available: {said}"))
     settings = {"pairs": args.batch_size, "k": args.k, "size": args.size, "dtype": args.dtype, "device": str(device)}
-    report(
-        __doc__.splitlines()[0],
-        {**settings, "time": figures.summary(), "routes": results, "not_available": missing},
-        args.json,
-    )
-
-
-def _results(
-    problem: Problem, works: dict[str, Work], apart: dict[str, float], share: dict[str, float]
-) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            "bytes_read": work.bytes_read,
-            "bytes_written": problem.bytes_written,
-            "share_of_copy": share[name],
-            **({"difference": apart[name]} if name in apart else {}),
-        }
-        for name, work in works.items()
-    }
+    routes = {name: {"bytes_written": written, "difference": distance} for name, distance in apart.items()}
+    report(__doc__, {**settings, "time": figures.summary(), "routes": routes, "not_available": missing}, args.json)
 
 
 if __name__ == "__main__":

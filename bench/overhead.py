@@ -4,43 +4,36 @@
 
 Each part's functions are timed by the CPU clock of the thread that runs them; what is left of the process's CPU time is decoding
 and resizing, in DALI's threads or this package's. The first epoch, in which each image's header is checked (dali) or all of it
-decoded (torch), and later ones are measured apart. "The kernel" is what `preadv` takes: the copy out of the page cache.
+decoded (torch), and later ones are measured apart, --steps of each. "The kernel" is what `preadv` takes: the copy out of the page
+cache.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import reduce
+from importlib import import_module
 from itertools import islice
-from types import ModuleType
 from typing import Any
 
-from data import add_shards, an_epoch, chosen_shards
-
-from multimix_pipe import MultiMix, open_loader
-from multimix_pipe.benchmark.harness import forever, parser, report
-from multimix_pipe.dali.executor import DaliExecutor
-from multimix_pipe.loader import Loader
-from multimix_pipe.plan import Plan
-from multimix_pipe.runtime.kernels import fused
-from multimix_pipe.runtime.mix_stage import HostMixStage
-from multimix_pipe.runtime.prefetcher import Prefetcher
-from multimix_pipe.shards.reader import ShardReader
+from data import an_epoch, chosen_shards, open_backend
+from harness import forever, parser, report
 
 WARM_UP = 5
 
-PARTS: dict[str, list[tuple[type | ModuleType, str]]] = {
-    "plan": [(Plan, "step")],
-    "reading": [(Prefetcher, "start"), (ShardReader, "read")],
-    "reading: the kernel": [(os, "preadv")],
-    "header check": [(DaliExecutor, "_problem")],
-    "feeding DALI": [(DaliExecutor, "_feed_inputs")],
-    "targets, handing over": [(Loader, "_batch")],
-    "mixing": [(HostMixStage, "finish"), (fused, "mix_pairs")],
+PARTS = {
+    "plan": ["multimix_pipe.plan:Plan.step"],
+    "reading": ["multimix_pipe.runtime.prefetcher:Prefetcher.start", "multimix_pipe.shards.reader:ShardReader.read"],
+    "reading: the kernel": ["os:preadv"],
+    "header check": ["multimix_pipe.dali.decode_check:HeaderCheck.problem"],
+    "feeding DALI": ["multimix_pipe.dali.graph:Graph.inputs", "nvidia.dali:Pipeline.feed_input"],
+    "targets, handing over": ["multimix_pipe.loader.loader:mix_targets", "multimix_pipe.loader.loader:Batch"],
+    "mixing": ["multimix_pipe.runtime.mix_stage:HostMixStage.finish", "multimix_pipe.runtime.kernels.host:_mix_pairs"],
 }
+"""Functions by part, as "module:name" in the module that calls them; none of a part calls another one."""
 MIXING, READING, KERNEL = "mixing", "reading", "reading: the kernel"
 
 
@@ -48,11 +41,14 @@ class Clock:
     """CPU seconds by part, over all threads."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._lock = threading.Lock()
 
-    def watch(self, part: str, owner: type | ModuleType, name: str) -> None:
-        """From now on time each call of owner.name."""
+    def watch(self, part: str, place: str) -> None:
+        """From now on time each call of the function at `place`."""
+        module, path = place.split(":")
+        *owners, name = path.split(".")
+        owner = reduce(getattr, owners, import_module(module))
         function: Callable[..., Any] = getattr(owner, name)
 
         def timed(*args: Any, **named: Any) -> Any:
@@ -85,41 +81,29 @@ def show(title: str, parts: dict[str, float]) -> dict[str, object]:
     whole = sum(parts.values())
     host = whole - parts["decoding, resizing"] - parts.get(MIXING, 0.0)
     print(f"{title}: {whole:.1f} ms of CPU time a step")
-    for name, spent in sorted(parts.items(), key=lambda part: -part[1]):
-        print(f"  {name:28} {spent:8.2f} ms {100 * spent / whole:6.2f}%")
-    for name, spent in (("all but decode, crop, mix", host), ("... nor the kernel", host - parts[KERNEL])):
+    rows = sorted(parts.items(), key=lambda part: -part[1])
+    for name, spent in (*rows, ("all but decode, crop, mix", host), ("... nor the kernel", host - parts[KERNEL])):
         print(f"  {name:28} {spent:8.2f} ms {100 * spent / whole:6.2f}%")
     return {"ms_a_step": parts, "host_share": host / whole, "without_kernel": (host - parts[KERNEL]) / whole}
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    add_shards(arguments)
-    arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--steps", type=int, default=40, help="that are measured in each of two epochs")
-    args = arguments.parse_args()
+    args = parser(__doc__, shards=True, device="cpu", batch_size=64, steps=40).parse_args()
     folder, num_classes = chosen_shards(args.shards)
-    epoch = an_epoch(folder, (args.steps + 2 * WARM_UP) * args.batch_size)
+    options = an_epoch(folder, (args.steps + 2 * WARM_UP) * args.batch_size)
+    options |= {"batch_size": args.batch_size, "num_classes": max(num_classes, 1000), "device": args.device}
     clock = Clock()
-    for part, functions in PARTS.items():
-        for owner, name in functions:
-            clock.watch(part, owner, name)
+    for part, places in PARTS.items():
+        for place in places:
+            clock.watch(part, place)
     results: dict[str, dict[str, object]] = {}
     for backend in ("dali", "torch"):
-        with open_loader(
-            **epoch,
-            batch_size=args.batch_size,
-            num_classes=max(num_classes, 1000),
-            mix=MultiMix(k=5),
-            backend=backend,
-            device=args.device,
-        ) as loader:
+        with open_backend(backend, **options) as loader:
             batches = forever(loader)
             for _ in islice(batches, WARM_UP):
                 pass
             first = shares(batches, clock, args.steps)
-            for _ in islice(batches, 2 * WARM_UP):  # to the epoch's end, which those that run ahead are of, and on
+            for _ in islice(batches, 2 * WARM_UP):  # to the epoch's end, to which those that run ahead belong, and on
                 pass
             later = shares(batches, clock, args.steps)
         setting = f"{backend}, B = {args.batch_size}, K = 5, {args.device}"
@@ -127,7 +111,7 @@ def main() -> None:
             "first_epoch": show(f"{setting}, first epoch", first),
             "later": show(f"{setting}, later epochs", later),
         }
-    report(__doc__.splitlines()[0], results, args.json)
+    report(__doc__, results, args.json)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from harness import in_turn, parser, report, seconds
 from multimix_pipe import MultiMix, TrainTransform
-from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
 from multimix_pipe.config import Shuffle
 from multimix_pipe.plan import Plan, Samples
 
@@ -22,23 +22,20 @@ def make_plan(mix: MultiMix | None, shuffle: Shuffle = "global") -> Plan:
     return Plan(Samples(numbers, shard, side, side), TrainTransform(), mix, shuffle, 0, BATCH)
 
 
+def milliseconds_a_step(plan: Plan) -> float:
+    plan.order(0)
+    return 1e3 * seconds(lambda: [plan.step(0, at * BATCH, (at + 1) * BATCH) for at in range(STEPS)]) / STEPS
+
+
 def main() -> None:
     args = parser(__doc__).parse_args()
-    plans = {
-        "no mixing": make_plan(None),
-        "alpha=1, iid": make_plan(MultiMix()),
-        "alpha=1, stratified": make_plan(MultiMix(sampling="stratified")),
-        "alpha=0.2, iid": make_plan(MultiMix(alpha=0.2)),
+    mixes = {
+        "no mixing": None,
+        "alpha=1, iid": MultiMix(),
+        "alpha=1, stratified": MultiMix(sampling="stratified"),
+        "alpha=0.2, iid": MultiMix(alpha=0.2),
     }
-
-    def milliseconds_a_step(plan: Plan) -> float:
-        def steps() -> None:
-            for step in range(STEPS):
-                plan.step(0, step * BATCH, (step + 1) * BATCH)
-
-        plan.order(0)
-        return 1e3 * seconds(steps) / STEPS
-
+    plans = {name: make_plan(mix) for name, mix in mixes.items()}
     contenders = {name: (lambda plan=plan: milliseconds_a_step(plan)) for name, plan in plans.items()}
     steps = in_turn(contenders, unit="ms a step", peer="no mixing", rounds=args.rounds)
     print(steps.table())
@@ -50,7 +47,7 @@ def main() -> None:
     }
     order = in_turn(contenders, unit="s an epoch", peer="global", rounds=args.rounds)
     print(order.table())
-    report(__doc__.splitlines()[0], {"step": steps.summary(), "order": order.summary()}, args.json)
+    report(__doc__, {"step": steps.summary(), "order": order.summary()}, args.json)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python bench/reader.py [--shards FOLDER] [--delay 2]
 
 Warm: the shards are in the page cache. Cold: before each measurement the system is told to forget them (`posix_fadvise`,
-DONTNEED), so that the disk is read. Slow: each read sleeps first, as on a network share. What the delay costs a loader is what
-its read-ahead does not hide.
+DONTNEED), so that the disk is read. Slow: each read sleeps for --delay milliseconds first, as on a network share. What the delay
+costs a loader is what its read-ahead does not hide. DALI's own reader reads in the order of the files, which its buffer shuffles.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
-from data import add_shards, chosen_shards, repeated
-
-from multimix_pipe import Loader, open_loader
-from multimix_pipe.benchmark.harness import forever, in_turn, parser, rate, report, seconds
-from multimix_pipe.runtime.prefetcher import Prefetcher
+from data import chosen_shards, open_backend, repeated, webdataset_reader
+from harness import forever, in_turn, parser, rate, report, seconds
+from multimix_pipe import Loader
+from multimix_pipe.runtime.prefetcher import Memory, PendingReads, Prefetcher
 
 STEPS_AHEAD = 4
 
@@ -53,18 +53,20 @@ def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: Non
     context = loader.context
     size = context.config.batch_size
     plans = [context.plan.step(0, first, first + size) for first in range(0, steps * size, size)]
-    readers = Prefetcher(context)
+    prefetcher = Prefetcher(context)
+
+    def read_row(numbers: list[int], row: int, memory: Memory) -> object:
+        return context.reader.read(numbers[row], memory)
 
     def read() -> None:
-        ahead = deque()
+        ahead: deque[PendingReads[object]] = deque()
         for step in plans:
-            ahead.append(
-                readers.start(step, lambda row, memory, step=step: context.reader.read(int(step.sample[row]), memory))
-            )
+            numbers = step.sample.tolist()
+            ahead.append(prefetcher.start(step, partial(read_row, numbers)))
             if len(ahead) > STEPS_AHEAD:
                 ahead.popleft().rows()
-        for step in ahead:
-            step.rows()
+        for pending in ahead:
+            pending.rows()
 
     def measure() -> float:
         before()
@@ -87,54 +89,37 @@ def delayed(measure: Callable[[], float], milliseconds: float) -> Callable[[], f
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    add_shards(arguments)
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--steps", type=int, default=20)
-    arguments.add_argument("--delay", type=float, default=2.0, metavar="MS")
-    args = arguments.parse_args()
+    args = parser(__doc__, shards=True, batch_size=64, steps=20, delay=2.0).parse_args()
     folder, num_classes = chosen_shards(args.shards)
-    shards = repeated(folder, 8)
-    loaders = {
-        backend: open_loader(shards, batch_size=args.batch_size, num_classes=num_classes, backend=backend, device="cpu")
-        for backend in ("dali", "torch")
-    }
-    loader = loaders["torch"]
-    steps = min(8 * args.steps, len(loader))
-    mine = reading(loader, steps)
-    once = open_loader(str(folder), batch_size=args.batch_size, num_classes=num_classes, backend="torch", device="cpu")
+    shards, options = repeated(folder, 8), {"batch_size": args.batch_size, "num_classes": num_classes}
+    loaders = {backend: open_backend(backend, shards=shards, **options) for backend in ("dali", "torch")}
+    steps = min(8 * args.steps, len(loaders["torch"]))
+    mine = reading(loaders["torch"], steps)
+    once = open_backend("torch", shards=str(folder), **options)
+    reader = webdataset_reader(shards, ["jpg", "cls"], batch_size=args.batch_size, num_threads=2)
+    reader.run()
     alone = {
         "warm": mine,
         # of files that are read only once: what was read is in the page cache
         "cold": reading(once, len(once), before=lambda: forget(once)),
         f"slow, {args.delay:g} ms a read": delayed(mine, args.delay),
+        "readers.webdataset, warm": lambda: (
+            steps * args.batch_size / seconds(lambda: [reader.run() for _ in range(steps)])
+        ),
     }
-    try:
-        from reader_dali import samples_a_second
-
-        alone["readers.webdataset, warm"] = samples_a_second(shards, args.batch_size, steps)
-    except ImportError as error:
-        print(f"readers.webdataset: missing, DALI does not import ({error})")
     figures = in_turn(alone, unit="samples/s", peer="warm", rounds=args.rounds)
     print(figures.table())
 
-    whole = {}
-    for backend, each in loaders.items():
-        whole[f"{backend}, warm"] = loading(each, args.steps)
+    whole: dict[str, Callable[[], float]] = {}
+    for backend, loader in loaders.items():
+        whole[f"{backend}, warm"] = loading(loader, args.steps)
         whole[f"{backend}, slow"] = delayed(whole[f"{backend}, warm"], args.delay)
     loads = in_turn(whole, unit="images/s", peer="dali, warm", rounds=args.rounds)
     print(loads.table())
-    hidden = {
-        backend: sorted(
-            slow / warm
-            for slow, warm in zip(loads.values[f"{backend}, slow"], loads.values[f"{backend}, warm"], strict=True)
-        )[args.rounds // 2]
-        for backend in loaders
-    }
-    for backend, share in hidden.items():
+    kept = {backend: loads.ratio(f"{backend}, slow", f"{backend}, warm") for backend in loaders}
+    for backend, share in kept.items():
         print(f"{backend}: with {args.delay:g} ms more a read, {share:.2f} of its rate")
-    results = {"reading": figures.summary(), "loading": loads.summary(), "rate_kept_when_slow": hidden}
-    report(__doc__.splitlines()[0], results, args.json)
+    report(__doc__, {"reading": figures.summary(), "loading": loads.summary(), "rate_kept_when_slow": kept}, args.json)
 
 
 if __name__ == "__main__":

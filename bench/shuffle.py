@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-import tarfile
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,10 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
 
-from multimix_pipe import TrainTransform, open_loader
-from multimix_pipe.benchmark.chart import Bar, Group, draw_bars
-from multimix_pipe.benchmark.harness import machine_line, parser, report
-from multimix_pipe.drawing import save_picture
+from data import kept_folder, open_backend, webdataset_reader, write_tar
+from harness import Bar, draw_bars, machine_line, parser, report
+from multimix_pipe import TrainTransform
 
 CLASSES, PER_CLASS, BATCH = 20, 1000, 256
 COUNT = CLASSES * PER_CLASS
@@ -39,34 +36,31 @@ Order = NDArray[np.int64]
 """(COUNT,) of numbers in stored order."""
 
 
-def sorted_shards() -> Path:
-    """CLASSES shards in a temporary folder; a class's images are one tiny JPEG."""
-    folder = Path(tempfile.gettempdir()) / "multimix_bench_sorted"
-    folder.mkdir(exist_ok=True)
+def write_sorted_shards(folder: Path) -> None:
+    """CLASSES shards; all images of a class are the same tiny JPEG."""
     for label in range(CLASSES):
-        path = folder / f"sorted-{label:02}.tar"
-        if path.exists():
-            continue
         picture = io.BytesIO()
         Image.new("RGB", (8, 8), (12 * label, 255 - 12 * label, 128)).save(picture, "JPEG")
-        partial = path.with_suffix(".tmp")
-        with tarfile.open(partial, "w") as tar:
-            for number in range(label * PER_CLASS, (label + 1) * PER_CLASS):
-                members = ("jpg", picture.getvalue()), ("cls", b"%d" % label), (NUMBER, b"%d" % number)
-                for extension, content in members:
-                    member = tarfile.TarInfo(f"{number:05}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        partial.rename(path)
-    return folder
+        contents = {"jpg": picture.getvalue(), "cls": b"%d" % label}
+        numbers = range(label * PER_CLASS, (label + 1) * PER_CLASS)
+        write_tar(
+            folder / f"sorted-{label:02}.tar",
+            (
+                (f"{number:05}.{extension}", content)
+                for number in numbers
+                for extension, content in (*contents.items(), (NUMBER, b"%d" % number))
+            ),
+        )
+
+
+def shards_of(folder: Path) -> list[str]:
+    return sorted(map(str, folder.glob("*.tar")))
 
 
 def own_order(folder: Path, shuffle: str, seed: int) -> Order:
     """Of the keys of a loader's batches, an epoch of seed 0 for each seed."""
-    with open_loader(
-        folder, batch_size=BATCH, num_classes=CLASSES, mix=None, shuffle=shuffle, last_batch="partial",
-        transform=TrainTransform(size=8), backend="torch", device="cpu",
-    ) as loader:  # type: ignore[arg-type]  # fmt: skip
+    options = {"num_classes": CLASSES, "last_batch": "partial", "transform": TrainTransform(size=8)}
+    with open_backend("torch", k=None, shards=folder, batch_size=BATCH, shuffle=shuffle, **options) as loader:
         loader.set_epoch(seed)
         return np.array([int(key) for batch in loader for key in batch.keys])
 
@@ -75,16 +69,15 @@ def webdataset_order(folder: Path, shardshuffle: int | bool, seed: int) -> Order
     """Of webdataset with the buffer of its documentation, in one process."""
     import webdataset
 
-    shards = sorted(map(str, folder.glob("*.tar")))
-    samples = webdataset.WebDataset(shards, shardshuffle=shardshuffle, seed=seed).shuffle(1000, seed=seed)
+    samples = webdataset.WebDataset(shards_of(folder), shardshuffle=shardshuffle, seed=seed).shuffle(1000, seed=seed)
     return np.array([int(sample[NUMBER]) for sample in samples])
 
 
 def dali_order(folder: Path, seed: int) -> Order:
-    """Of DALI's reader with its default buffer."""
-    from shuffle_dali import reader_order
-
-    return reader_order(sorted(map(str, folder.glob("*.tar"))), NUMBER, COUNT, seed)
+    """Of DALI's reader with its default buffer: the first COUNT samples that it gives."""
+    reader = webdataset_reader(shards_of(folder), [NUMBER], batch_size=1000, num_threads=1, seed=seed)
+    read = [int(bytes(np.asarray(number))) for _ in range(-(-COUNT // 1000)) for number in reader.run()[0]]
+    return np.array(read[:COUNT])
 
 
 def random_order(folder: Path, seed: int) -> Order:
@@ -127,32 +120,20 @@ CONTENDERS: dict[str, Callable[[Path, int], Order]] = {
 
 
 def draw(results: dict[str, dict[str, list[float]]], random: dict[str, float], path: Path) -> None:
-    def bars(figure: str, notes: dict[str, str]) -> list[Bar]:
-        return [
-            Bar(name, [abs(value) for value in found[figure]], notes.get(name, ""), own=name.startswith("shuffle="))
-            for name, found in results.items()
-        ]
+    """Bars of both figures of each order."""
 
-    first, _, window, *_ = results
-    share = f"expected of a random permutation: {random['share']:.3f} (standard error {random['share_error']:.4f})"
-    groups = [
-        Group(
-            f"Share of a batch of {BATCH} that its two most common classes have",
-            bars("share", {first: share, window: "one shard"}),
-        ),
-        Group(
-            "Kendall's tau between the epoch's order and the stored one, without its sign",
-            bars(
-                "tau",
-                {
-                    first: f"expected: 0 (standard error {random['tau_error']:.4f})",
-                    window: "whole shards in random order",
-                },
-            ),
-        ),
-    ]
+    def bars(figure: str) -> list[Bar]:
+        own = {name: name.startswith("shuffle=") for name in results}
+        return [Bar(name, np.abs(found[figure]).tolist(), own=own[name]) for name, found in results.items()]
+
+    groups = {
+        f"Share of a batch of {BATCH} that its two most common classes have (random: {random['share']:.3f}, "
+        f"standard error {random['share_error']:.4f})": bars("share"),
+        "Kendall's tau between the epoch's order and the stored one, without its sign (random: 0, "
+        f"standard error {random['tau_error']:.4f})": bars("tau"),
+    }
     what = f"{CLASSES} shards of {PER_CLASS:,} samples, one class each. Less is better. Blue: this package"
-    save_picture(draw_bars("How well is an epoch shuffled?", [what, machine_line()], groups, "share, tau"), path)
+    draw_bars(path, "How well is an epoch shuffled?", [what, machine_line()], groups, "share, tau")
 
 
 def main() -> None:
@@ -160,21 +141,16 @@ def main() -> None:
     arguments.add_argument("--chart", type=Path, help="draw the figures there too, a PNG")
     args = arguments.parse_args()
     logging.getLogger("multimix_pipe").setLevel(logging.ERROR)
-    folder, random = sorted_shards(), expected()
+    folder, random = kept_folder("sorted", write_sorted_shards), expected()
     results: dict[str, dict[str, list[float]]] = {}
     for name, order_of in CONTENDERS.items():
         orders = [order_of(folder, seed) for seed in range(args.rounds)]
-        results[name] = {
-            "share": [two_commonest(order) for order in orders],
-            "tau": [tau(order) for order in orders],
-            "samples_shown": [len(np.unique(order)) for order in orders],
-        }
-        shown = results[name]
+        shares, taus = [two_commonest(order) for order in orders], [tau(order) for order in orders]
+        shown = [float(len(np.unique(order))) for order in orders]
+        results[name] = {"share": shares, "tau": taus, "samples_shown": shown}
         print(
-            f"{name:34} two most common classes {np.median(shown['share']):6.1%} "
-            f"({min(shown['share']):.1%} .. {max(shown['share']):.1%})   tau {np.median(shown['tau']):7.4f} "
-            f"({min(shown['tau']):.4f} .. {max(shown['tau']):.4f})   each sample once: "
-            f"{all(np.array_equal(np.sort(order), np.arange(COUNT)) for order in orders)}"
+            f"{name:34} two most common classes {np.median(shares):6.1%} ({min(shares):.1%} .. {max(shares):.1%})   "
+            f"tau {np.median(taus):7.4f} ({min(taus):.4f} .. {max(taus):.4f})   each sample once: {set(shown) == {COUNT}}"
         )
     print(
         f"a random permutation: {random['share']:.1%} +- {random['share_error']:.2%}, tau 0 +- {random['tau_error']:.4f} "
@@ -182,7 +158,7 @@ def main() -> None:
     )
     if args.chart is not None:
         draw(results, random, args.chart)
-    report(__doc__.splitlines()[0], {"expected": random, "orders": results}, args.json)
+    report(__doc__, {"expected": random, "orders": results}, args.json)
 
 
 if __name__ == "__main__":

@@ -1,96 +1,108 @@
-"""Does the loader keep a training step fed? Steps with this loader against steps on tensors that lie ready.
+"""Does the loader keep a training step fed? Steps with this loader against steps on one batch that stays on the device.
 
-    python bench/training.py [--shards FOLDER] [--device cuda]
+    python bench/training.py [--shards FOLDER] [--k 5]
+    python bench/training.py --device cuda --network torchvision.models:resnet50 --batch-size 128 [--shards FOLDER]
 
-The same model, rows and mixing in both: a loader that costs nothing has the ratio 1.
+The same model, rows and mixing in both: a loader that costs nothing has the ratio 1. --k 0 trains without mixing. A round is
+--steps training steps of a pipeline in full run; --repeat is how often an epoch reads the shards. --network is a plain
+convolutional net whose --width sets what a step costs, or a function of a library. On a GPU: bfloat16 under autocast,
+channels_last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import statistics
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from itertools import islice, repeat
-from pathlib import Path
 from typing import Any
 
 import torch
-from data import chosen_shards, repeated
 from torch import nn
 
-from multimix_pipe import MultiMix, MultiMixLoss, open_loader
-from multimix_pipe.benchmark.harness import in_turn, parser, report, seconds
+from data import chosen_shards, open_backend, repeated
+from harness import forever, in_turn, parser, report, seconds
+from multimix_pipe import MultiMixLoss, TrainTransform
+
+RESIDENT = "tensors that lie ready"
+AHEAD = 5
+"""Batches that may be ready before a measurement."""
 
 
-def conv_net(num_classes: int, width: int) -> nn.Module:
-    """A plain convolutional net; `width` sets what a step costs."""
+def make_network(name: str, num_classes: int, width: int) -> nn.Module:
+    """`name` is "plain", or "module:function" of any library, called with num_classes=."""
+    if name != "plain":
+        module, _, function = name.partition(":")
+        network: nn.Module = getattr(import_module(module), function)(num_classes=num_classes)
+        return network
     layers: list[nn.Module] = []
     for inner, outer in ((3, width), (width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)):
         layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(outer), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, num_classes))
 
 
-def steps_a_second(model: nn.Module, batches: Callable[[], Iterable[Any]], device: torch.device) -> float:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+def pace_of(network: nn.Module, steps: int, device: torch.device) -> Callable[[Iterable[Any]], Callable[[], float]]:
+    """A function that takes batches, and returns what measures the training steps a second on them."""
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     loss_function = MultiMixLoss()
 
-    def train(some: Iterator[Any]) -> int:
-        count = 0
-        for images, targets in some:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(images)
+    def train(batches: Iterable[Any]) -> None:
+        for images, targets in batches:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
+                logits = network(images)
             optimizer.zero_grad(set_to_none=True)
-            loss_function(logits, targets).backward()
+            loss = loss_function(logits, targets)
+            loss.backward()
             optimizer.step()
-            count += 1
-        return count
+        if not loss.isfinite():
+            raise RuntimeError(f"the loss is {loss}: this is no training")
 
-    iterator = iter(batches())
-    train(islice(iterator, 3))  # the first ones ran ahead, as many as will run ahead at the end
-    counts: list[int] = []
-    duration = seconds(lambda: counts.append(train(iterator)), device)
-    return counts[0] / duration
+    def pace(batches: Iterable[Any]) -> Callable[[], float]:
+        iterator = forever(batches)
+
+        def measure() -> float:
+            train(islice(iterator, AHEAD))
+            return steps / seconds(lambda: train(islice(iterator, steps)), device)
+
+        return measure
+
+    return pace
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument(
-        "--shards", type=Path, help="a folder of shards with classes.json; default: generated photos"
-    )
-    arguments.add_argument("--device", default="cpu")
-    arguments.add_argument("--batch-size", type=int, default=64)
-    arguments.add_argument("--repeat", type=int, default=4, help="times that the shards are read an epoch")
-    arguments.add_argument("--k", type=int, default=5)
-    arguments.add_argument("--width", type=int, default=None, help="of the net; default 64 on a GPU, 8 on a CPU")
-    args = arguments.parse_args()
+    args = parser(
+        __doc__, shards=True, device="cpu", network="plain", width=8, size=224, batch_size=64, k=5, steps=20, repeat=16
+    ).parse_args()
     folder, num_classes = chosen_shards(args.shards)
-    device = torch.device(args.device)
-    width = args.width or (8 if device.type == "cpu" else 64)
-    shards = repeated(folder, args.repeat)
-    model = conv_net(num_classes, width).to(device)
-
-    loaders = {
-        backend: open_loader(
-            shards,
-            batch_size=args.batch_size,
-            num_classes=num_classes,
-            mix=MultiMix(k=args.k),
-            backend=backend,
-            device=args.device,
-            last_batch="drop",
-        )
-        for backend in ("dali", "torch")
+    device, shards = torch.device(args.device), repeated(folder, args.repeat)
+    on_gpu = device.type == "cuda"
+    torch.backends.cudnn.benchmark = True
+    network: Any = make_network(args.network, num_classes, args.width).to(device)
+    pace = pace_of(network.to(memory_format=torch.channels_last) if on_gpu else network, args.steps, device)
+    options: dict[str, Any] = {
+        "shards": shards,
+        "batch_size": args.batch_size,
+        "num_classes": num_classes,
+        "device": args.device,
     }
-    steps = len(loaders["torch"])
-    images, targets = next(iter(loaders["torch"]))
-    ready = (images.clone(), targets.clone())
-    contenders: dict[str, Callable[[], float]] = {
-        "tensors that lie ready": lambda: steps_a_second(model, lambda: repeat(ready, steps), device)
-    }
-    for backend, loader in loaders.items():
-        contenders[f"multimix_pipe {backend}"] = lambda loader=loader: steps_a_second(model, lambda: loader, device)
-    figures = in_turn(contenders, unit="steps/s", peer="tensors that lie ready", rounds=args.rounds)
-    print(f"B = {args.batch_size}, K = {args.k}, net of width {width}, {device}")
+    options |= {"transform": TrainTransform(size=args.size), "channels_last": on_gpu}
+    options |= {"dtype": "bfloat16" if on_gpu else "float32"}
+    loaders = {backend: open_backend(backend, k=args.k or None, **options) for backend in ("dali", "torch")}
+    first: Any = next(iter(loaders["torch"]))
+    resident = (first.images.clone(memory_format=torch.preserve_format), first.targets.clone())
+    del first
+    contenders = {RESIDENT: pace(repeat(resident))}
+    contenders |= {f"multimix_pipe {backend}": pace(loader) for backend, loader in loaders.items()}
+    figures = in_turn(contenders, unit="steps/s", peer=RESIDENT, rounds=args.rounds)
+    rows = len(resident[0])
+    rows_a_second = rows * statistics.median(figures.values[RESIDENT])
+    print(
+        f"{args.network}, B = {args.batch_size}, K = {args.k}, {device}: {rows} rows a step, {rows_a_second:.0f} rows/s"
+    )
     print(figures.table())
-    report(__doc__.splitlines()[0], {"batch_size": args.batch_size, "k": args.k, "rate": figures.summary()}, args.json)
+    settings = {"network": args.network, "batch_size": args.batch_size, "k": args.k, "device": str(device)}
+    report(__doc__, {**settings, "rows_a_step": rows, "rate": figures.summary()}, args.json)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from braceexpand import braceexpand
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from multimix_pipe.config import Backend, usable_cores
 from multimix_pipe.errors import ShardError
@@ -26,6 +25,7 @@ from multimix_pipe.native.decode import UndecodableError, decode_indexed
 from multimix_pipe.runtime.bad_samples import Unusable, read_sample
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.listing import list_shards
+from multimix_pipe.shards.progress import Progress
 from multimix_pipe.shards.reader import ShardReader
 
 Encoded = NDArray[np.uint8]
@@ -112,7 +112,7 @@ def verify(
     threads = workers or usable_cores()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="multimix-verify")
     try:
-        with warnings.catch_warnings(), tqdm(total=count, desc="verifying", unit="image", disable=not progress) as bar:
+        with warnings.catch_warnings(), Progress("verifying", total=count, unit="image", disable=not progress) as bar:
             warnings.simplefilter("ignore")  # Pillow's, of broken metadata; threads see this filter too
             for index in indexes:
                 for sample_ids, reasons in _check_all(index, check, pool, 2 * threads):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.backends import BACKENDS, dali_missing
+from helpers.forks import Forks, fork_server
 from helpers.samples import BAD, CLASSES, TRANSFORM, folder_from_environment, sample_set, write_shards
 from multimix_pipe import Loader, open_loader
 from multimix_pipe.shards.pack import pack
@@ -26,6 +27,21 @@ def backend(request: pytest.FixtureRequest) -> str:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of four tars, 100 samples of mixed formats and sizes, 7 classes. Do not write to it: use `own_shards`."""
     return write_shards(tmp_path_factory.mktemp("shards"), sample_set())
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `shards`, of images a quarter as wide and high: for tests that decode thousands and look at decisions."""
+    return write_shards(tmp_path_factory.mktemp("small"), sample_set(4))
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs programs as forks of a server that has imported what takes seconds."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("needs /proc, and fork")
+    with fork_server(tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
 
 
 @pytest.fixture

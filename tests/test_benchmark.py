@@ -1,4 +1,4 @@
-"""Promises of the benchmark: contenders do the work that they were asked for, and whatever goes wrong is a row."""
+"""Promises of bench/: contenders of the race do the work that they were asked for, and whatever goes wrong is a row."""
 
 from __future__ import annotations
 
@@ -8,36 +8,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.backends import dali_missing
+import end_to_end
+from harness import Bar, draw_bars, in_turn
 from helpers.images import encoded, picture
 from helpers.samples import write_shards
-from multimix_pipe.benchmark import comparison, usage
-from multimix_pipe.benchmark.chart import WIDTH, Bar, Group, draw_bars
-from multimix_pipe.benchmark.contenders import CONTENDERS, load_contender
-from multimix_pipe.benchmark.contenders.crops import random_window
-from multimix_pipe.benchmark.harness import Figures, in_turn
-from multimix_pipe.benchmark.runner import Row, race
-from multimix_pipe.benchmark.setting import RATIO, SCALE, Setting
-from multimix_pipe.cli import main
+from race import comparison, usage
+from race.contenders import CONTENDERS, Contender
+from race.contenders.steps import random_window
+from race.runner import Row, race
+from race.setting import RATIO, SCALE, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 
-HEAD = "TITLE, NEEDS, MIXES = 'planted', (), None\ndef batches(setting):\n"
 PLANTED = {
-    "raises": HEAD + "    raise RuntimeError('first line\\nlast line: it is broken')",
-    "exits": HEAD + "    import os\n    print('so long', flush=True)\n    os._exit(3)",
-    "dies": HEAD + "    import os, signal\n    os.kill(os.getpid(), signal.SIGSEGV)",
-    "hangs": HEAD + "    import time\n    print('I wait', flush=True)\n    time.sleep(1000)",
-    "ends": HEAD + "    return iter(())",
-    "needs": HEAD.replace("()", "('not_on_any_machine',)", 1) + "    return iter(())",
-    "mixes_once": HEAD.replace("None", "(None, 1)", 1) + "    return iter(())",
-    "other_work": HEAD + "    import torch\n    yield torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2)",
+    "raises": "raise RuntimeError('first line\\nlast line: it is broken')",
+    "exits": "import os\n    print('so long', flush=True)\n    os._exit(3)",
+    "dies": "import os, signal\n    os.kill(os.getpid(), signal.SIGSEGV)",
+    "hangs": "import time\n    print('I wait', flush=True)\n    time.sleep(1000)",
+    "ends": "return iter(())",
+    "other_work": "import torch\n    yield torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2)",
 }
 
 
@@ -49,12 +45,16 @@ def jpegs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Contender]:
     """Contenders that go wrong, each in its way."""
     for name, code in PLANTED.items():
-        (tmp_path / f"{name}.py").write_text(code + "\n")
+        (tmp_path / f"{name}.py").write_text(f"def batches(setting):\n    {code}\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    return {name: name for name in PLANTED}
+    return {
+        **{name: Contender("planted", f"{name}:batches") for name in PLANTED},
+        "needs": Contender("planted", "ends:batches", needs=("not_on_any_machine",)),
+        "mixes_once": Contender("planted", "ends:batches", mixes=(None, 1)),
+    }
 
 
 def setting_for(shards: Path, **changes: object) -> Setting:
@@ -63,12 +63,12 @@ def setting_for(shards: Path, **changes: object) -> Setting:
 
 
 def test_contenders_that_fail_are_rows_that_say_so_and_the_others_still_come(
-    jpegs: Path, planted: dict[str, str]
+    jpegs: Path, planted: dict[str, Contender]
 ) -> None:
-    broken = {name: planted[name] for name in planted if name != "hangs"}
-    real = {name: CONTENDERS[name] for name in ("webdataset_pillow", *(() if dali_missing() else ("own_dali",)))}
-    rows = race(broken | real, [setting_for(jpegs)], seconds=0.05, rounds=2, progress=False)
-    assert [row.name for row in rows] == [*broken, *real]
+    del planted["hangs"]
+    real = {"webdataset_pillow": CONTENDERS["webdataset_pillow"]}
+    rows = race(planted | real, [setting_for(jpegs)], seconds=0.05, rounds=2)
+    assert [row.name for row in rows] == [*planted, *real]
     said = {row.name: f"{row.status}: {row.message}" for row in rows}
     assert said.pop("other_work").startswith(
         "failed: ValueError: images must be ((16, 3, 16, 16), 'float32', 'cpu'); found"
@@ -82,30 +82,30 @@ def test_contenders_that_fail_are_rows_that_say_so_and_the_others_still_come(
         "mixes_once": "cannot: it does no mixing, K = 1 only",
         **dict.fromkeys(real, "ok: "),
     }
-    for row in rows[len(broken) :]:
-        assert len(row.rates) == 2
-        assert 0 < min(row.rates) <= max(row.rates) < 1e6
-        if Path("/proc/self/smaps_rollup").exists():
-            assert len(row.cpu_seconds) == 2
-            assert row.memory > 50e6
+    assert len(rows[-1].rates) == 2
+    assert 0 < min(rows[-1].rates) <= max(rows[-1].rates) < 1e6
+    if Path("/proc/self/smaps_rollup").exists():
+        assert len(rows[-1].cpu_seconds) == 2
+        assert rows[-1].memory > 50e6
 
 
-def test_a_contender_that_hangs_is_given_up_and_the_next_one_has_its_turn(jpegs: Path, planted: dict[str, str]) -> None:
+def test_a_contender_that_hangs_is_given_up_and_the_next_one_has_its_turn(
+    jpegs: Path, planted: dict[str, Contender]
+) -> None:
     contenders = {name: planted[name] for name in ("hangs", "raises")}
-    hangs, raises = race(contenders, [setting_for(jpegs)], seconds=0.05, rounds=1, limit=3.0, progress=False)
-    assert (hangs.status, hangs.message) == ("failed", "no answer within 3 s; its last line: I wait")
+    hangs, raises = race(contenders, [setting_for(jpegs)], seconds=0.05, rounds=1, limit=2.0)
+    assert (hangs.status, hangs.message) == ("failed", "no answer within 2 s; its last line: I wait")
     assert raises.message == "last line: it is broken"
 
 
-def test_a_runner_that_is_killed_takes_its_contenders_with_it(jpegs: Path, planted: dict[str, str]) -> None:
-    if sys.platform != "linux":
-        pytest.skip("only Linux can be asked for this")
-    setting = setting_for(jpegs).to_json()
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked for this")
+def test_a_runner_that_is_killed_takes_its_contenders_with_it(jpegs: Path, planted: dict[str, Contender]) -> None:
     code = (
-        "from multimix_pipe.benchmark.runner import race\nfrom multimix_pipe.benchmark.setting import Setting\n"
-        f"race({{'hangs': 'hangs'}}, [Setting.from_json({setting!r})], seconds=1, rounds=1)"
+        "from race.contenders import Contender\nfrom race.runner import race\nfrom race.setting import Setting\n"
+        f"setting = Setting.from_json({setting_for(jpegs).to_json()!r})\n"
+        "race({'hangs': Contender('planted', 'hangs:batches')}, [setting], seconds=1, rounds=1)"
     )
-    path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "bench"), os.environ["PYTHONPATH"]])
     runner = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path})
     children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
     wait_until(lambda: bool(children.read_text().split()))
@@ -117,8 +117,7 @@ def test_a_runner_that_is_killed_takes_its_contenders_with_it(jpegs: Path, plant
     wait_until(lambda: not is_running(contender))
 
 
-def wait_until(true: object, seconds: float = 20.0) -> None:
-    assert callable(true)
+def wait_until(true: Callable[[], bool], seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -133,22 +132,16 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_each_contender_of_the_list_is_there_and_can_be_named_where_what_it_needs_is_missing(name: str) -> None:
-    contender = load_contender(CONTENDERS[name])
-    assert 0 < len(contender.TITLE) <= 40
-    assert callable(contender.batches)
-    assert contender.MIXES is None or {type(k) for k in contender.MIXES} <= {int, type(None)}
+def test_each_contender_of_the_list_names_a_function_of_a_module_that_is_there(name: str) -> None:
+    contender = CONTENDERS[name]
+    assert 0 < len(contender.title) <= 40
+    module, function = contender.batches.split(":")
+    source = (ROOT / "bench" / Path(*module.split("."))).with_suffix(".py").read_text()
+    assert f"\ndef {function}(setting: Setting)" in source
 
 
-def test_a_setting_survives_json(jpegs: Path) -> None:
-    for k in (None, 5):
-        setting = setting_for(jpegs, k=k)
-        assert Setting.from_json(json.loads(json.dumps(setting.to_json()))) == setting
-
-
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="no /proc here")
 def test_cpu_time_and_memory_of_a_group_are_those_of_its_processes() -> None:
-    if not Path("/proc/self/smaps_rollup").exists():
-        pytest.skip("no /proc here")
     code = (
         "import time; data = bytearray(50_000_000); end = time.process_time() + 0.3\n"
         "while time.process_time() < end: pass\nprint(); input()"
@@ -202,8 +195,9 @@ def test_ratios_are_within_a_round_and_each_k_has_its_own_block() -> None:
     assert to_pillow[1].splitlines()[1].split()[6] == "-"  # the peer has no figures there
 
 
-def test_the_summary_is_json_with_every_row_and_every_value(jpegs: Path) -> None:
+def test_the_summary_is_json_that_gives_every_row_and_its_setting_back(jpegs: Path) -> None:
     settings = [setting_for(jpegs, k=k) for k in (5, None)]
+    assert [Setting.from_json(json.loads(json.dumps(setting.to_json()))) for setting in settings] == settings
     found = json.loads(json.dumps(comparison.summary(rows_of_two_settings(), settings)))
     assert [(row["name"], row["k"], row["status"]) for row in found["rows"]] == [
         ("own_torch", 5, "ok"),
@@ -217,15 +211,17 @@ def test_the_summary_is_json_with_every_row_and_every_value(jpegs: Path) -> None
     assert found["setting"]["k"] == [5, None]
 
 
-def test_bars_are_as_long_as_their_medians() -> None:
+def test_bars_are_as_long_as_their_medians(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     bars = [Bar("a", [100.0], own=True), Bar("b", [25.0, 50.0, 75.0]), Bar("c", (), "missing")]
-    pixels = np.asarray(draw_bars("Which?", ["here"], [Group("K = 5", bars)], "images/s"))
-    assert pixels.shape[1] == WIDTH
+    draw_bars(tmp_path / "chart.png", "Which?", ["here"], {"K = 5": bars}, "images/s")
+    with Image.open(tmp_path / "chart.png") as chart:
+        pixels = np.asarray(chart.convert("RGB"))
     blue, orange = ((pixels == colour).all(axis=2).sum(axis=1).max() for colour in ((31, 119, 180), (230, 120, 30)))
     assert abs(orange / blue - 0.5) < 0.05
 
 
-def test_in_turn_leaves_the_first_round_out_and_tells_the_cores_in_use(tmp_path: Path) -> None:
+def test_in_turn_leaves_the_first_round_out_and_tells_the_cores_in_use() -> None:
     turns = {"a": 0, "b": 0}
 
     def work(name: str) -> float:
@@ -239,33 +235,23 @@ def test_in_turn_leaves_the_first_round_out_and_tells_the_cores_in_use(tmp_path:
     assert figures.values == {"a": [4.0, 6.0, 8.0], "b": [2.0, 3.0, 4.0]}
     assert figures.ratio("a") == 2.0
     assert all(0 < cores < 1.5 for values in figures.cores.values() for cores in values)
-    assert isinstance(figures, Figures)
-    figures.chart("Which is faster?", tmp_path / "chart.png")
-    assert picture_width(tmp_path / "chart.png") == WIDTH
 
 
-def test_the_command_prints_a_table_and_writes_figures_and_chart(
+def test_end_to_end_prints_a_table_and_writes_figures(
     jpegs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["bench", str(jpegs), "--contenders", "own_torch", "--k", "3", "--batch-size", "8", "--size", "16"]
-    argv += ["--device", "cpu", "--threads", "1", "--seconds", "0.05", "--rounds", "2"]
-    assert main([*argv, "--json", str(tmp_path / "a.json"), "--chart", str(tmp_path / "a.png")]) == 0
+    argv = ["--shards", str(jpegs), "--contenders", "own_torch", "--k", "3", "--batch-size", "8", "--size", "16"]
+    argv += ["--threads", "1", "--seconds", "0.05", "--rounds", "2", "--json", str(tmp_path / "a.json")]
+    assert end_to_end.main(argv) == 0
     printed = capsys.readouterr().out
     assert "K = 3 " in printed
     assert "multimix_pipe, torch" in printed
     found = json.loads((tmp_path / "a.json").read_text())
-    assert found["command"].startswith("multimix-pipe bench ")
+    assert found["command"].startswith("python bench/end_to_end.py --shards ")
     assert found["machine"]["cores"] >= 1
     assert "torch" in found["machine"]["versions"]
     assert [row["status"] for row in found["rows"]] == ["ok"]
     assert len(found["rows"][0]["rates"]) == 2
-    assert picture_width(tmp_path / "a.png") == WIDTH
-
-
-def picture_width(path: Path) -> int:
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return picture.width
 
 
 @pytest.mark.parametrize(
@@ -283,16 +269,11 @@ def picture_width(path: Path) -> int:
         (["--device", "abacus"], "device must be"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_one_line_before_anything_starts(
+def test_what_cannot_work_is_said_before_anything_starts(
     jpegs: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", str(jpegs), *options]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        end_to_end.main(["--shards", str(jpegs), *options])
     printed = capsys.readouterr()
     assert printed.out == ""
     assert says in printed.err
-    assert len(printed.err.splitlines()) == 1
-
-
-def test_no_shards_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(tmp_path)]) == 2
-    assert "no shards: required *.tar files" in capsys.readouterr().err

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from helpers.batches import Open
-from multimix_pipe import MultiMix
-from multimix_pipe.mixing import reference
 
 dali = pytest.importorskip("nvidia.dali", reason="DALI does not import", exc_type=ImportError)
 
@@ -75,26 +69,3 @@ def test_taking_an_output_waits_for_nothing_on_the_consumers_stream() -> None:
     waited = busy.query()
     torch.cuda.synchronize()
     assert not waited
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mix", [None, MultiMix(k=2)], ids=["plain", "mixed"])
-def test_the_kernel_behind_the_graph_gives_the_cpus_arithmetic_also_on_a_stream_that_lags_behind(
-    opened: Open, mix: MultiMix | None, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The executor that bench/gpu_rates_dali.py measures: its plain pixels are the expected ones, mixed by the reference."""
-    pytest.importorskip("triton", reason="Triton is not installed")
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "bench")
-    with_kernel = importlib.import_module("mix_in_loader_dali").with_kernel
-    settings: dict[str, object] = {"backend": "dali", "device": "cuda", "prefetch": 1}
-    plain = []
-    for batch in with_kernel(opened(mix=None, **settings)):
-        torch.cuda.synchronize()
-        plain.append(batch.images.cpu().numpy())
-    batches = iter(with_kernel(opened(mix=mix, dtype=dtype, **settings)))
-    kept = [next(batches)]
-    torch.cuda._sleep(2_000_000_000)
-    kept += list(batches)
-    for batch, pixels in zip(kept, plain, strict=True):
-        expected = pixels if mix is None else reference.mix_images(pixels, batch.plan.mix)
-        assert batch.images.cpu().equal(torch.from_numpy(expected).to(batch.images.dtype))

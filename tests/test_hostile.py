@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.forks import Forks
 from helpers.hostile import (
     extended,
     flip_anywhere,
@@ -40,7 +41,7 @@ from helpers.hostile import (
     sparse,
 )
 from helpers.images import plain_image
-from helpers.processes import ROOT, environment, program
+from helpers.processes import ROOT, environment
 from helpers.tars import BLOCK, header, plain_members, resealed, write_tar
 from multimix_pipe import BadSampleError, ConfigError, MultiMixError, ShardError, TrainTransform, open_loader
 from multimix_pipe.cli import main
@@ -51,6 +52,7 @@ from multimix_pipe.shards.index.scan import ROW, TOO_MANY_BYTES, TOO_MANY_PIXELS
 from multimix_pipe.shards.index.store import load_table, save_table
 
 MB = 2**20
+Apart = Callable[..., dict[str, Any]]
 
 TARS, PARTS = 1600, 4
 IMAGES = 1200
@@ -110,14 +112,16 @@ def run_or_refused(shard: Path, policy: str) -> bool:
     return True
 
 
-def run_apart(folder: Path, backend: str, **options: object) -> dict[str, Any]:
-    """An epoch in a process of its own, see programs/hostile_epoch.py: one that crashes fails the test, not pytest."""
-    options = {"on_bad_sample": "replace", **options}
-    command = program("hostile_epoch", str(folder), backend, json.dumps(options))
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
-    assert ended.returncode == 0, f"the run ended with {ended.returncode}: {ended.stderr[-3000:]}"
-    result: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return result
+@pytest.fixture
+def run_apart(forks: Forks) -> Apart:
+    """Runs an epoch in a process of its own, see programs/hostile_epoch.py: one that crashes fails the test, not pytest."""
+
+    def run(folder: Path, backend: str, **options: object) -> dict[str, Any]:
+        options = {"on_bad_sample": "replace", **options}
+        found: dict[str, Any] = forks.run("hostile_epoch", folder=str(folder), backend=backend, **options)
+        return found
+
+    return run
 
 
 def shard_of(path: Path, images: list[bytes]) -> Path:
@@ -227,7 +231,9 @@ def hostile_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("transform", ["train", "eval"])
-def test_mutated_images_are_replaced_and_never_end_a_run(hostile_shards: Path, backend: str, transform: str) -> None:
+def test_mutated_images_are_replaced_and_never_end_a_run(
+    hostile_shards: Path, backend: str, transform: str, run_apart: Apart
+) -> None:
     ended = run_apart(hostile_shards, backend, transform=transform, exif=transform == "train")
     assert ended["error"] is None
     assert ended["batches"] == -(-IMAGES // 32)
@@ -235,7 +241,9 @@ def test_mutated_images_are_replaced_and_never_end_a_run(hostile_shards: Path, b
     assert ended["grown"] < 700 * MB
 
 
-def test_a_bmp_in_which_dali_finds_no_channels_does_not_enter_it(tmp_path: Path, backend: str) -> None:
+def test_a_bmp_in_which_dali_finds_no_channels_does_not_enter_it(
+    tmp_path: Path, backend: str, run_apart: Apart
+) -> None:
     images = [data[:30] + b"\2" + data[31:] if data[:2] == b"BM" else data for data in sound_images() * 4]  # as if RLE4
     shard_of(tmp_path / "x.tar", images)
     ended = run_apart(tmp_path, backend)
@@ -249,7 +257,9 @@ def bombs() -> list[bytes]:
     return [resized_header(data, *size) for data in sound_images() for size in sides]
 
 
-def test_bombs_are_known_before_they_are_decoded_and_cost_no_memory(tmp_path: Path, backend: str) -> None:
+def test_bombs_are_known_before_they_are_decoded_and_cost_no_memory(
+    tmp_path: Path, backend: str, run_apart: Apart
+) -> None:
     sound, images = sound_images(), bombs()
     for folder in ("warm", "bombs"):
         (tmp_path / folder).mkdir()
@@ -263,7 +273,9 @@ def test_bombs_are_known_before_they_are_decoded_and_cost_no_memory(tmp_path: Pa
     assert ended["grown"] < 300 * MB
 
 
-def test_a_bomb_that_took_the_place_of_an_indexed_image_is_not_decoded(tmp_path: Path, backend: str) -> None:
+def test_a_bomb_that_took_the_place_of_an_indexed_image_is_not_decoded(
+    tmp_path: Path, backend: str, run_apart: Apart
+) -> None:
     sound = sound_images()
     for folder in ("warm", "late"):
         (tmp_path / folder).mkdir()
@@ -519,7 +531,7 @@ LARGEST = {"orientation": 8}
 
 @pytest.mark.parametrize("exif", [False, True], ids=["as stored", "upright"])
 def test_an_index_that_lies_gives_bad_samples_and_no_crash(
-    tmp_path: Path, hostile_shards: Path, backend: str, exif: bool
+    tmp_path: Path, hostile_shards: Path, backend: str, exif: bool, run_apart: Apart
 ) -> None:
     folder = shutil.copytree(hostile_shards, tmp_path / "forged")
     draw = generator(5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,18 @@ import pytest
 
 from helpers.backends import BACKENDS, dali_missing, needs_dali
 from helpers.batches import PLAN_COLUMNS, Open, all_same, fingerprint, resumed, same_batch, until_epoch
-from helpers.processes import environment, program
+from helpers.forks import Forks
 from helpers.samples import BAD, TINY, WHOLE, N
 from multimix_pipe import Batch, EvalTransform, Loader, MultiMix, StateMismatchError
 
 STEPS = 12
 """Of an epoch: the last batch of 9 wraps around."""
 SMALL: dict[str, Any] = {"batch_size": 9, "transform": TINY, "prefetch": 3}
+
+
+@pytest.fixture
+def shards(small_shards: Path) -> Path:
+    return small_shards
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def test_a_state_of_one_backend_continues_in_the_other_after_every_step(opened: 
 
 
 def test_a_new_process_continues_the_run_and_another_one_continues_that(
-    opened: Open, shards: Path, tmp_path: Path
+    opened: Open, shards: Path, forks: Forks
 ) -> None:
     runs, jobs = [], []
     for backend in BACKENDS if dali_missing() is None else ("torch",):
@@ -150,25 +154,11 @@ def test_a_new_process_continues_the_run_and_another_one_continues_that(
                 for done, state in (run.states[place] for place in (0, 5, STEPS)):
                     runs.append([fingerprint(batch) for batch in run.batches[done:]])
                     jobs.append({"options": options, "k": k, "state": state})
-    halfway = in_a_new_process(shards, tmp_path / "jobs", jobs, batches=2)
-    ended = in_a_new_process(
-        shards,
-        tmp_path / "jobs",
-        [context | {"state": done["state"]} for context, done in zip(jobs, halfway, strict=True)],
-    )
+    halfway = forks.run("resume", shards=str(shards), jobs=jobs, batches=2)
+    jobs = [job | {"state": done["state"]} for job, done in zip(jobs, halfway, strict=True)]
+    ended = forks.run("resume", shards=str(shards), jobs=jobs, batches=None)
     assert [first["batches"] + rest["batches"] for first, rest in zip(halfway, ended, strict=True)] == runs
     assert {len(first["batches"]) for first in halfway} == {2}
-
-
-def in_a_new_process(
-    shards: Path, file: Path, jobs: list[dict[str, Any]], batches: int | None = None
-) -> list[dict[str, Any]]:
-    file.write_text(json.dumps({"shards": str(shards), "jobs": jobs, "batches": batches}))
-    command = program("resume", str(file))
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
-    answers: list[dict[str, Any]] = json.loads(done.stdout)
-    return answers
 
 
 def test_a_state_is_a_few_numbers(opened: Open) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from helpers.backends import needs_dali
 from helpers.images import plain_image
+from helpers.processes import environment, start
 from helpers.tars import plain_members, write_tar
 from multimix_pipe import ConfigError, ShardError
 from multimix_pipe.cli import main
@@ -237,14 +238,8 @@ def test_an_interrupt_ends_it_in_a_line_after_what_was_found(tmp_path: Path) -> 
     path = write_tar(tmp_path / "a.tar", [("cut.jpg", slow[:-200]), ("cut.cls", b"0"), *members])
     out = tmp_path / "report.json"
     words = ["verify", path, "--backend", "torch", "--workers", "1", "--quiet", "--json", out]
-    with subprocess.Popen(
-        [sys.executable, "-m", "multimix_pipe", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).resolve().parents[1],
-        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
-    ) as child:
+    buffered = {name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"}
+    with start([sys.executable, "-m", "multimix_pipe", *map(str, words)], env=buffered) as child:
         assert child.stdout is not None
         assert child.stderr is not None
         assert child.stdout.readline().startswith("a.tar : cut: ")

@@ -20,6 +20,12 @@ B = 3
 LAST_BATCHES: tuple[LastBatch, ...] = ("partial", "wrap", "drop")
 SMALL: dict[str, Any] = {"backend": "torch", "batch_size": B, "transform": TINY, "mix": MultiMix(k=2), "num_threads": 1}
 
+
+@pytest.fixture
+def shards(small_shards: Path) -> Path:
+    return small_shards
+
+
 Stage = tuple[int, int | None]
 """Processes, and steps that they take; None: all that are left of the epoch."""
 

@@ -29,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leave:  # --help, --version, or a wrong argument
         return leave.code if isinstance(leave.code, int) else 2
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # keys of samples need not be UTF-8
+        # keys of samples need not be UTF-8; in a log, lines stand in their order, and an interrupt loses none
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         with _log_to_stderr(logging.DEBUG if args.verbose else logging.INFO):
             return _run(args)

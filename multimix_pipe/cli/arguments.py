@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+NO_PROGRESS = "show no progress on stderr"
+"""Help of --quiet, in every command with long work."""
+
 
 def add_shards(parser: argparse.ArgumentParser) -> None:
     """Which shards, and what of them: SHARDS, --label and --cache-dir."""

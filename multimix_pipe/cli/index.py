@@ -6,7 +6,7 @@ import argparse
 
 import numpy as np
 
-from multimix_pipe.cli.arguments import add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
 from multimix_pipe.shards.dali_index import write_dali_indexes
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 
@@ -23,7 +23,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--dali-idx", action="store_true", help="also write .idx files for DALI's readers.webdataset")
     parser.add_argument("--idx-folder", metavar="FOLDER", help="for the .idx files; default: beside the shards")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a usable core")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from multimix_pipe.cli.arguments import NO_PROGRESS
 from multimix_pipe.shards.pack import pack
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
@@ -28,7 +29,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--max-side", type=int, metavar="PIXELS", help="shrink images whose longest side is longer")
     parser.add_argument("--quality", type=int, metavar="Q", help="re-encode every image as JPEG of this quality")
     parser.add_argument("--workers", type=int, metavar="N", help="threads; default: one a usable core")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 

@@ -1,18 +1,25 @@
-"""Drawing with Pillow: the grid of interpolations, and curves over training."""
+"""Pictures: the grid of interpolations, with Pillow, and curves over training, with matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from multimix_pipe.config import Transform
-from multimix_pipe.drawing import COLOURS, FAINT, INK, PAPER, Font, line_height, shorten, sized_font, ticks
+from multimix_pipe.errors import ConfigError
 
 Bytes = NDArray[np.uint8]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+PAPER, INK = "#ffffff", "#222222"
+COLOURS = ("#1f77b4", "#e6781e")
+"""Of x and x', and of the first and the second curve."""
 
 _SIDE_COLUMN = 130
 _GAP = 10
@@ -43,14 +50,14 @@ def to_pixels(images: NDArray[np.float32], transform: Transform) -> Bytes:
 def draw_grid(rows: Sequence[Row], title: str) -> Image.Image:
     """A line for each pair: its class names at both ends, under each tile its weight as a bar and a number."""
     k, height, width = rows[0].tiles.shape[:3]
-    font = sized_font(max(11, min(16, width // 9)))
-    caption = line_height(font) + 12
-    top = line_height(font) + 2 * _GAP
+    font = _sized_font(max(11, min(16, width // 9)))
+    caption = _line_height(font) + 12
+    top = _line_height(font) + 2 * _GAP
     line = height + caption + _GAP
     page = Image.new("RGB", (2 * _SIDE_COLUMN + k * (width + _GAP) + _GAP, top + len(rows) * line + _GAP), PAPER)
     draw = ImageDraw.Draw(page)
     left, right = _SIDE_COLUMN + _GAP, _SIDE_COLUMN + k * (width + _GAP) + _GAP
-    draw.text((page.width // 2, _GAP), shorten(title, font, page.width - 2 * _GAP), INK, font, anchor="ma")
+    draw.text((page.width // 2, _GAP), _shorten(title, font, page.width - 2 * _GAP), INK, font, anchor="ma")
     for number, row in enumerate(rows):
         y = top + number * line
         for column in range(k):
@@ -76,7 +83,7 @@ def _name(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], anchor: str, symbol: str, name: str, colour: str, font: Font
 ) -> None:
     x, y = at
-    step = line_height(font) + 2
+    step = _line_height(font) + 2
     words = _wrap(name, font, _SIDE_COLUMN - _GAP)
     for number, text in enumerate([symbol, *words]):
         draw.text((x, y + round((number - (len(words) + 1) / 2) * step)), text, colour if number else INK, font, anchor)
@@ -90,50 +97,68 @@ class Panel:
     x_label: str
     curves: Mapping[str, Sequence[tuple[float, float]]]
     """Name -> (x, y) points; at most as many as COLOURS."""
+    percent: bool = False
+    """The y axis is a share, 0..1, and shown in percent."""
 
 
-def draw_panels(panels: Sequence[Panel], title: str) -> Image.Image:
-    """The panels side by side, with axes, and a legend that ends in each curve's last value."""
-    width, height = 480, 360
-    page = Image.new("RGB", (width * len(panels), height + 40), PAPER)
-    ImageDraw.Draw(page).text((page.width // 2, 12), title, INK, sized_font(17), anchor="ma")
-    for number, panel in enumerate(panels):
-        page.paste(_panel(panel, width, height), (number * width, 40))
-    return page
+def draw_panels(panels: Sequence[Panel], title: str, path: Path) -> None:
+    """Draw panels side by side into the picture `path`, with a legend that gives each curve's last value.
+
+    Raises ImportError where matplotlib is missing, ConfigError where the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(4.8 * len(panels), 4), layout="constrained")
+    figure.suptitle(title)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for (name, curve), colour in zip(panel.curves.items(), COLOURS, strict=False):
+            last = f"{curve[-1][1]:.1%}" if panel.percent else f"{curve[-1][1]:.3g}"
+            axes.plot(*zip(*curve, strict=True), color=colour, marker="o", markersize=4, label=f"{name}: {last}")
+        axes.set_title(panel.title)
+        axes.set_xlabel(panel.x_label)
+        if panel.percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.grid(color="#d8d8d8")
+        axes.legend()
+    with _writable(path):
+        figure.savefig(path, dpi=100)
 
 
-def _panel(panel: Panel, width: int, height: int) -> Image.Image:
-    image = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(image)
-    font = sized_font(13)
-    left, right, top, bottom = 58, width - 18, 62, height - 42
-    points = np.array([point for curve in panel.curves.values() for point in curve], dtype=np.float64)
-    x_ticks, y_ticks = (ticks(points[:, axis].min(), points[:, axis].max()) for axis in (0, 1))
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture; the extension of `path` chooses the format. Raises ConfigError where it cannot be written."""
+    with _writable(path):
+        image.save(path)
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + across * (right - left), bottom - up * (bottom - top)
 
-    draw.text(((left + right) // 2, 4), panel.title, INK, sized_font(15), anchor="ma")
-    draw.text(((left + right) // 2, height - 18), panel.x_label, INK, font, anchor="ma")
-    for tick in y_ticks:
-        y = place(x_ticks[0], tick)[1]
-        draw.line((left, y, right, y), FAINT)
-        draw.text((left - 6, y), f"{tick:g}", INK, font, anchor="rm")
-    for tick in x_ticks:
-        draw.text((place(tick, y_ticks[0])[0], bottom + 5), f"{tick:g}", INK, font, anchor="ma")
-    at = left
-    for (name, curve), colour in zip(panel.curves.items(), COLOURS, strict=False):
-        line = [place(x, y) for x, y in curve]
-        draw.line(line, colour, 3, joint="curve")
-        for x, y in line:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
-        label = f"{name}: {curve[-1][1]:.3g}"
-        draw.rectangle((at, 34, at + 14, 42), colour)
-        draw.text((at + 20, 38), label, INK, font, anchor="lm")
-        at += 40 + round(font.getlength(label))
-    return image
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Make the folder of a picture; what fails in it or inside is a ConfigError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: required a file to write a picture to, as grid.png: {error}") from error
+
+
+def _sized_font(size: int) -> Font:
+    """Pillow's own font, `size` pixels high."""
+    return ImageFont.load_default(size=size)
+
+
+def _line_height(font: Font) -> int:
+    """Pixels from the top of a capital to the bottom of a g."""
+    _, top, _, bottom = font.getbbox("Aglp'")
+    return round(bottom - top)
+
+
+def _shorten(text: str, font: Font, width: int) -> str:
+    """`text`, cut to `width` pixels with an ellipsis where it is longer."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
 
 
 def _wrap(name: str, font: Font, width: int, lines: int = 3) -> list[str]:
@@ -147,4 +172,4 @@ def _wrap(name: str, font: Font, width: int, lines: int = 3) -> list[str]:
             done.append(word)
     if len(done) > lines:
         done = [*done[: lines - 1], " ".join(done[lines - 1 :])]
-    return [shorten(line, font, width) for line in done]
+    return [_shorten(line, font, width) for line in done]

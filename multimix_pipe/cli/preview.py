@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from multimix_pipe.cli.arguments import add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.mixing import MultiMix, Sampling
 
@@ -36,6 +36,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--seed", type=int, default=0, help="of all draws; default: %(default)s")
     parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
+    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         label=args.label,
         cache_dir=args.cache_dir,
+        progress=not args.quiet,
     )
     print(
         f"{args.out}: {args.pairs} pairs, K = {mix.k}, weights from Beta({mix.alpha:g}, {mix.alpha:g}), {mix.sampling}"
@@ -70,17 +72,17 @@ def write_preview(
     backend: Backend,
     label: str = "cls",
     cache_dir: str | None = None,
+    progress: bool = True,
 ) -> None:
     """Draw the loader's first `pairs` pairs into the picture `out`."""
     from multimix_pipe.cli.classes import class_names
-    from multimix_pipe.cli.picture import Row, draw_grid, to_pixels
+    from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
     from multimix_pipe.config import check_int
-    from multimix_pipe.drawing import save_picture
     from multimix_pipe.loader import open_loader
     from multimix_pipe.shards.index import open_index
 
     check_int("--pairs", pairs, 1, 1000)
-    names = class_names(open_index(source, label=label, cache_dir=cache_dir))
+    names = class_names(open_index(source, label=label, cache_dir=cache_dir, progress=progress))
     with open_loader(
         source,
         batch_size=max(2, pairs),  # one alone would have nobody to be mixed with

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from multimix_pipe.cli.arguments import add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
 from multimix_pipe.errors import ConfigError, printable
 from multimix_pipe.runtime.machine import package_versions
 
@@ -45,7 +45,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--write-bad", metavar="FILE", help="write the bad samples, one a line, for open_loader(exclude=FILE)"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="threads; default: one a usable core")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
@@ -116,7 +116,6 @@ def as_json(report: VerifyReport) -> dict[str, Any]:
 
 def _tell(bad: BadSample | BadShard) -> None:
     tqdm.write(f"{printable(getattr(bad, 'name', bad.shard))}: {bad.reason}")
-    sys.stdout.flush()  # into a file or a pipe too: an interrupt must not lose it
 
 
 def _check_writable(option: str, path: Path) -> None:

@@ -69,7 +69,7 @@ def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) ->
     for name in names:
         _refuse_pipe(name, item)
     if scheme := _SCHEME.match(item):
-        return [_download(name, scheme[1].lower(), cache_dir, progress) for name in names]
+        return _download(names, scheme[1].lower(), cache_dir, progress)
     return _local(names, item)
 
 
@@ -121,9 +121,11 @@ def _folders_with_tars(folder: str) -> list[str]:
     return [path.rstrip(os.sep) for path in folders if glob(os.path.join(escape(path), "*.tar"))]
 
 
-def _download(url: str, scheme: str, cache_dir: str | PathLike[str] | None, progress: bool) -> Path:
+def _download(names: list[str], scheme: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:
     if scheme not in ("http", "https"):
-        raise ConfigError(f"{url!r}: {scheme}:// is not read; copy or mount the shards, and name the paths")
+        raise ConfigError(f"{names[0]!r}: {scheme}:// is not read; copy or mount the shards, and name the paths")
     if cache_dir is None:
-        raise ConfigError(f"{url!r}: shards from http(s) are downloaded; give cache_dir=, a folder to keep them in")
-    return fetch_remote(url, cache_dir, progress=progress)
+        raise ConfigError(
+            f"{names[0]!r}: shards from http(s) are downloaded; give cache_dir=, a folder to keep them in"
+        )
+    return fetch_remote(names, cache_dir, progress=progress)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from helpers.images import KINDS, encoded, picture
 from helpers.tars import write_tar
 from multimix_pipe import TrainTransform
 
+Sample = tuple[str, str, bytes]
+"""Key, extension, and the bytes of an image."""
 CLASSES = 7
 SIZE = 24
 TRANSFORM = TrainTransform(size=SIZE)
@@ -25,22 +29,26 @@ BAD = {"420-000", "444-010", "gray-030", "png-050"}
 ODD_SIZES = [(1, 1), (2, 3), (1, 64), (97, 2)]
 
 
-def sample_set() -> list[tuple[str, str, bytes]]:
-    """(key, extension, bytes) of 100 samples: all KINDS in sizes that differ, two CMYK, and tiny ones."""
+@cache
+def sample_set(scale: int = 1) -> tuple[Sample, ...]:
+    """100 samples: all KINDS in sizes that differ, two CMYK, and tiny ones.
+
+    Sides are 36 to 130 pixels, divided by `scale`.
+    """
     samples = []
     for number in range(94):
         kind = list(KINDS)[number % len(KINDS)]
-        image = picture(number, 40 + 13 * number % 90, 36 + 29 * number % 80)
+        image = picture(number, (40 + 13 * number % 90) // scale, (36 + 29 * number % 80) // scale)
         samples.append((f"{kind}-{number:03d}", *KINDS[kind](image)))
     for number, (width, height) in enumerate(ODD_SIZES, 94):
         samples.append((f"tiny-{number:03d}", *KINDS["444"](picture(number, width, height))))
     for number in (98, 99):
         cmyk = encoded(picture(number, 64, 48).convert("CMYK"), "JPEG", quality=95)
         samples.append((f"cmyk-{number:03d}", "jpg", cmyk))
-    return samples
+    return tuple(samples)
 
 
-def write_shards(folder: Path, samples: list[tuple[str, str, bytes]], shards: int = 4) -> Path:
+def write_shards(folder: Path, samples: Sequence[Sample], shards: int = 4) -> Path:
     """Deal `samples` to tars of webdataset's layout; sample i has the class i % CLASSES."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):

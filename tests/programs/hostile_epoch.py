@@ -1,28 +1,25 @@
-"""Runs a loader over a folder of hostile shards in a process of its own: a crash ends this one, and memory is its own.
-
-    python -m programs.hostile_epoch FOLDER BACKEND OPTIONS
-
-OPTIONS are those of open_loader, as JSON. The last line on stdout is JSON: the batches, the bad samples, the error that ended the
-run if it is one of the family, and by how many bytes the process grew.
-"""
+"""Runs a loader over a folder of hostile shards in a process of its own: a crash ends this one, and memory is its own."""
 
 from __future__ import annotations
 
-import json
-import sys
-import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from multimix_pipe import EvalTransform, MultiMixError, TrainTransform, open_loader
-from multimix_pipe.benchmark.harness import peak_memory
 
 TRANSFORMS = {"train": TrainTransform(size=16), "eval": EvalTransform(size=16, resize=18)}
 
 
-def run(folder: str, backend: str, transform: str = "train", warm: str | None = None, **options: Any) -> dict[str, Any]:
-    """One epoch over `folder`, after one over the sound shards in `warm`: what a first epoch costs is not the bombs'."""
+def main(
+    folder: str, backend: str, transform: str = "train", warm: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Run an epoch over `folder`, after one over the sound shards in `warm`: what a first epoch costs is not the bombs'.
+
+    Returns the number of batches, the bad samples, the package's error that ended the run, and by how many bytes the
+    process grew.
+    """
     settings = {
         "batch_size": 32,
         "num_classes": 10,
@@ -48,6 +45,8 @@ def run(folder: str, backend: str, transform: str = "train", warm: str | None = 
     return {"batches": batches, "bad": bad, "error": error, "grown": peak_memory() - before}
 
 
-if __name__ == "__main__":
-    warnings.simplefilter("error")
-    print(json.dumps(run(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))))
+def peak_memory() -> int:
+    """Bytes that this process held at most."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from multimix_pipe.cli.arguments import NO_PROGRESS
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
 from multimix_pipe.mixing import MultiMix, Sampling
 
@@ -68,6 +69,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--size", type=int, default=32, metavar="PIXELS", help="of an image; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of weights and loader; default: %(default)s")
     parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
+    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
@@ -82,13 +84,13 @@ def run(args: argparse.Namespace) -> int:
     from multimix_pipe.cli.demo.training import BATCH_SIZE, Recipe, epochs_within, open_evaluation, train
     from multimix_pipe.cli.preview import write_preview
 
-    data = prepare_data(args.data, args.test_data, out, SHAPES)
+    data = prepare_data(args.data, args.test_data, out, SHAPES, progress=not args.quiet)
     print(f"{data.what}: {data.train_count:,} images to train on, {data.test_count:,} to evaluate on, "
           f"{len(data.classes):,} classes")  # fmt: skip
     recipe = Recipe(mix, args.size, args.seed, args.backend)
     write_preview(
         [data.train], out / "preview.png", pairs=6, mix=mix, transform=_preview_transform(recipe),
-        seed=args.seed, backend=args.backend,
+        seed=args.seed, backend=args.backend, progress=not args.quiet,
     )  # fmt: skip
     with open_evaluation(recipe, data) as test:
         epochs = args.epochs
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             print(
                 f"{epochs:g} epochs fit {minutes:g} minutes at the rate just measured; --epochs {epochs:g} repeats this run"
             )
-        runs = [train(recipe, data, epochs, mixed, test) for mixed in (True, False)]
+        runs = [train(recipe, data, epochs, mixed, test, progress=not args.quiet) for mixed in (True, False)]
         backend, device = test.backend, str(test.device)
     settings = {
         "epochs": epochs,
@@ -112,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
         "device": device,
     }
     _write_results(out, args, data, runs, settings, time.perf_counter() - started)
-    _draw_curves(out, data, runs)
-    _tell(args, out, data, runs, epochs)
+    pictures = [out / "preview.png", *([out / "curve.png"] if _draw_curves(out / "curve.png", data, runs) else [])]
+    _tell(args, out, data, runs, epochs, pictures)
     return 0
 
 
@@ -150,19 +152,26 @@ def _write_results(
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _draw_curves(out: Path, data: DemoData, runs: list[Run]) -> None:
+def _draw_curves(path: Path, data: DemoData, runs: list[Run]) -> bool:
+    """Draw the curves; whether matplotlib is there to do it."""
     from multimix_pipe.cli.picture import Panel, draw_panels
-    from multimix_pipe.drawing import save_picture
 
+    metrics = (("test accuracy", "accuracy"), ("test loss (NLL)", "nll"), ("training loss", "train_loss"))
     panels = [
-        Panel(title, "epoch",
-              {run.name: [(at["epoch"], at[metric]) for at in run.history] for run in runs})
-        for title, metric in (("test accuracy", "accuracy"), ("test loss (NLL)", "nll"), ("training loss", "train_loss"))
+        Panel(title, "epoch", {run.name: [(at["epoch"], at[metric]) for at in run.history] for run in runs},
+              percent=metric == "accuracy")
+        for title, metric in metrics
     ]  # fmt: skip
-    save_picture(draw_panels(panels, f"{data.what}, {runs[0].steps} steps"), out / "curve.png")
+    try:
+        draw_panels(panels, f"{data.what}, {runs[0].steps} steps", path)
+    except ImportError:
+        return False
+    return True
 
 
-def _tell(args: argparse.Namespace, out: Path, data: DemoData, runs: list[Run], epochs: float) -> None:
+def _tell(
+    args: argparse.Namespace, out: Path, data: DemoData, runs: list[Run], epochs: float, pictures: list[Path]
+) -> None:
     mixed, plain = runs
     print(f"\n{'':18}{'accuracy':>9}{'NLL':>8}{'ECE':>8}{'steps':>8}{'rows':>10}{'seconds':>9}")
     for run in runs:
@@ -172,7 +181,10 @@ def _tell(args: argparse.Namespace, out: Path, data: DemoData, runs: list[Run], 
     more = 100 * (mixed.last["accuracy"] - plain.last["accuracy"])
     print(f"multi-mix: {more:+.1f} points of accuracy against no mixing, in one run of one seed, on "
           f"{data.test_count:,} images ({EQUAL})")  # fmt: skip
-    print(f"\nwritten: {out / 'results.json'}, {out / 'preview.png'}, {out / 'curve.png'}\n\nnext:")
+    print(f"\nwritten: {', '.join(map(str, [out / 'results.json', *pictures]))}")
+    if len(pictures) < 2:
+        print("no curve.png: matplotlib is not installed; pip install 'multimix-pipe[plot]' draws the curves")
+    print("\nnext:")
     grid, longer = out / "grid.png", out.with_name(out.name + "_longer")
     own = ["--data", args.data] if args.data else []
     own += ["--test-data", args.test_data] if args.test_data else []

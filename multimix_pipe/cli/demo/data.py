@@ -32,27 +32,29 @@ class DemoData:
     classes: list[str]
 
 
-def prepare_data(data: str | None, test_data: str | None, out: Path, shapes: tuple[int, int]) -> DemoData:
+def prepare_data(
+    data: str | None, test_data: str | None, out: Path, shapes: tuple[int, int], *, progress: bool = True
+) -> DemoData:
     """Make, pack or find the data. `shapes`: images of each class to train on and to evaluate on, if they are made."""
     if data is None:
         if test_data is not None:
             raise ConfigError("--test-data needs --data, the shards to train on")
-        return _made(out, *shapes)
+        return _made(out, *shapes, progress)
     source, what = Path(data), data
     if not _holds_shards(data):
-        pack(source, out / "shards")
+        pack(source, out / "shards", progress=progress)
         data = str(out / "shards")
     train, test = (data, test_data) if test_data is not None else _splits(data)
-    return _described(what, train, test)
+    return _described(what, train, test, progress)
 
 
-def _made(out: Path, train: int, test: int) -> DemoData:
+def _made(out: Path, train: int, test: int, progress: bool) -> DemoData:
     from multimix_pipe.cli.demo.shapes import write_shapes
 
     folder = out / "shapes"
-    write_shapes(folder / "images", train, test)
-    pack(folder / "images", folder / "shards")
-    return _described("generated shapes", *_splits(str(folder / "shards")))
+    write_shapes(folder / "images", train, test, progress=progress)
+    pack(folder / "images", folder / "shards", progress=progress)
+    return _described("generated shapes", *_splits(str(folder / "shards")), progress)
 
 
 def _holds_shards(data: str) -> bool:
@@ -77,11 +79,11 @@ def _splits(data: str) -> tuple[str, str | None]:
     return os.path.join(data, "train"), os.path.join(data, others[0]) if others else None
 
 
-def _described(what: str, train: str, test: str | None) -> DemoData:
-    index = open_index(train)
+def _described(what: str, train: str, test: str | None, progress: bool) -> DemoData:
+    index = open_index(train, progress=progress)
     names = class_names(index)
     if test is not None:
-        of_test = open_index(test)
+        of_test = open_index(test, progress=progress)
         names = max(names, class_names(of_test), key=len)
         return DemoData(what, train, test, None, len(index), len(of_test), names)
     held_out = _hold_out(index)

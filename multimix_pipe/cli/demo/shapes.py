@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from tqdm import tqdm
+
+from multimix_pipe.shards.progress import Progress
 
 Points = NDArray[np.float64]
 
@@ -69,7 +70,7 @@ def write_shapes(folder: Path, train: int, test: int, *, progress: bool = True) 
 
     An image is a function of (split, class, number) alone.
     """
-    with tqdm(total=(train + test) * len(OUTLINES), desc="drawing shapes", unit="image", disable=not progress) as bar:
+    with Progress("drawing shapes", total=(train + test) * len(OUTLINES), unit="image", disable=not progress) as bar:
         for split, count in enumerate((train, test)):
             for number, name in enumerate(OUTLINES):
                 place = folder / ("train", "test")[split] / name

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from multimix_pipe.batch import Batch
 from multimix_pipe.cli.demo.data import DemoData
@@ -22,6 +21,7 @@ from multimix_pipe.cli.demo.net import small_net
 from multimix_pipe.config import Backend, EvalTransform, TrainTransform
 from multimix_pipe.loader import Loader, open_loader
 from multimix_pipe.mixing import MultiMix
+from multimix_pipe.shards.progress import Progress
 from multimix_pipe.training.losses import MultiMixLoss
 
 BATCH_SIZE = 32
@@ -110,13 +110,16 @@ def open_evaluation(recipe: Recipe, data: DemoData) -> Loader:
     )
 
 
-def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Loader) -> Run:
+def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Loader, *, progress: bool = True) -> Run:
     """Train for `epochs` times the training images, and evaluate after each epoch."""
     steps = recipe.steps(epochs, data.train_count)
     name = f"multi-mix, K = {recipe.mix.k}" if mixed else "no mixing"
     run = Run(name, steps, steps * BATCH_SIZE * (recipe.mix.k if mixed else 1))
     evaluate_after = {recipe.steps(epoch, data.train_count) for epoch in range(1, int(epochs) + 1)} | {steps}
-    with open_training(recipe, data, mixed) as loader, tqdm(total=steps, desc=f"{name:16}", unit="step") as bar:
+    with (
+        open_training(recipe, data, mixed) as loader,
+        Progress(f"{name:16}", total=steps, unit="step", disable=not progress) as bar,
+    ):
         trainer = Trainer(recipe, len(data.classes), loader.device, steps)
         started, losses = time.perf_counter(), torch.zeros((), device=loader.device)
         last = 0
@@ -127,7 +130,7 @@ def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Load
                 metrics = evaluate(trainer.net, test)
                 epoch, loss = step * BATCH_SIZE / data.train_count, losses.item() / (step - last)
                 run.history.append({"step": step, "epoch": epoch, "train_loss": loss, **asdict(metrics)})
-                bar.set_postfix_str(f"loss {loss:.3f}, test accuracy {metrics.accuracy:.1%}")
+                bar.set_postfix_str(f"loss {loss:.3f}, test accuracy {metrics.accuracy:.1%}", refresh=False)
                 losses.zero_()
                 last = step
         run.seconds = time.perf_counter() - started
@@ -196,11 +199,12 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     return gap.abs().sum().item() / len(confidence)
 
 
-def epochs_within(minutes: float, recipe: Recipe, data: DemoData, test: Loader, seconds: float = 6.0) -> float:
+def epochs_within(minutes: float, recipe: Recipe, data: DemoData, test: Loader) -> float:
     """How many epochs both runs can have in `minutes`, from the rate of the first steps of each.
 
     It trains throw-away networks, and the loaders' draws depend on positions alone: measuring changes no result.
     """
+    seconds = min(6.0, 6 * minutes)  # of measuring each
     per_step = sum(_seconds_per_step(recipe, data, mixed, seconds) for mixed in (True, False))
     net = Trainer(recipe, len(data.classes), test.device, 1).net
     started, evaluated = time.perf_counter(), 0

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from multimix_pipe.config import check_int, check_label
 from multimix_pipe.errors import ShardError, printable
@@ -23,6 +22,7 @@ from multimix_pipe.shards.index.build import build_indexes
 from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS, LABEL_PROBLEMS, PROBLEMS, Table
 from multimix_pipe.shards.index.store import index_name, load_table, locked_folder
 from multimix_pipe.shards.listing import list_shards
+from multimix_pipe.shards.progress import Progress
 
 __all__ = ["LABEL_PROBLEMS", "PROBLEMS", "Index", "open_index"]
 
@@ -112,7 +112,7 @@ def open_index(
     """Return the index of the shards in `source` (see `list_shards`).
 
     The index file of a shard is used if it records the shard's current size and modification time, and built otherwise, in
-    `workers` processes (None: one per usable core), with a progress bar on stderr. Index files are next to the shards, or in
+    `workers` processes (None: one per usable core), with progress on stderr. Index files are next to the shards, or in
     `cache_dir` (None: the user's cache) if that folder is not writable. `label` is "cls", or "json:KEY" for an integer field
     of the sample's .json member. `rebuild` ignores existing index files. `keep_damaged` keeps the samples of a cut or damaged
     shard that precede the damage.
@@ -126,7 +126,7 @@ def open_index(
     shards = list_shards(source, cache_dir, progress=progress)
     tables = {shard: None if rebuild else load_table(shard, label, cache_dir) for shard in shards}
     missing = [shard for shard, table in tables.items() if table is None]
-    with _Bar(total=len(missing), desc="indexing", unit="shard", disable=not progress or not missing) as bar:
+    with Progress("indexing", total=len(missing), unit="shard", disable=not progress or not missing) as bar:
         for folder, group in groupby(sorted(missing, key=lambda shard: shard.parent), key=lambda shard: shard.parent):
             tables.update(_build_folder(folder, list(group), label, cache_dir, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
@@ -140,12 +140,6 @@ def open_index(
     return index
 
 
-class _Bar(tqdm):  # type: ignore[misc]  # untyped
-    """A bar without the thread that tqdm starts for all of them and never ends."""
-
-    monitor_interval = 0
-
-
 def _build_folder(
     folder: Path,
     shards: list[Path],
@@ -153,7 +147,7 @@ def _build_folder(
     cache_dir: str | PathLike[str] | None,
     workers: int | None,
     rebuild: bool,
-    bar: tqdm[None],
+    bar: Progress,
 ) -> dict[Path, Table]:
     with locked_folder(folder, cache_dir) as place:
         # another process may have built them while this one waited for the lock

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from multimix_pipe.config import check_int, usable_cores
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.shards.pack.encode import encode_images
 from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, open_image_folder
 from multimix_pipe.shards.pack.shard_writer import PARTIAL, ShardWriter, write_atomically
+from multimix_pipe.shards.progress import Progress
 
 CLASSES = "classes.json"
 RUN = "pack.json"
@@ -126,7 +126,7 @@ def _pack_set(
     with (
         warnings.catch_warnings(),
         ShardWriter(out, split or "shard", settings.samples_per_shard, settings.bytes_per_shard) as shards,
-        tqdm(total=len(images), desc=f"packing {split}".rstrip(), unit="image", disable=not progress) as bar,
+        Progress(f"packing {split}".rstrip(), total=len(images), unit="image", disable=not progress) as bar,
     ):
         warnings.simplefilter("ignore")  # Pillow's, of broken metadata and large images; threads see this filter too
         for image, key, (data, extension, fine) in zip(

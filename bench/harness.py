@@ -1,0 +1,343 @@
+"""What the benchmarks share: contenders measured in turn, the rate of a loader, memory, the machine, results as JSON, bar charts.
+
+Machines are noisy, so contenders run in turn, round after round, and a figure is quoted as its ratio to another one of the same
+round. Medians over the rounds are printed with the lowest and the highest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from multimix_pipe.runtime.machine import describe_machine, package_versions
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ("torchvision", "timm", "spdl", "ffcv", "opencv-python", "opencv-python-headless")
+GPU_PACKAGES = ("triton", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg")
+"""Packages whose versions matter to some figure, beside those that this one requires."""
+OWN_COLOUR, PEER_COLOUR, FAINT = "#1f77b4", "#e6781e", "#767676"
+
+
+# the machine and its memory
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, GPU and versions: what a figure must be quoted with."""
+    described = {"python": platform.python_version(), "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
+    versions = {name: version for name, version in package_versions(*PEERS, *GPU_PACKAGES).items() if version}
+    return {**describe_machine(), **described, "versions": versions}
+
+
+def machine_line() -> str:
+    """The machine in one line, for a chart's subtitle."""
+    about = describe_machine()
+    gpu = f"{about['gpu']}, " if "gpu" in about else ""
+    return f"{gpu}{about['cores']} cores of {about['cpu']}, {about['memory_gb']} GB, {time.strftime('%Y-%m-%d')}"
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now. Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held at any time."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return 1024 * int(line.split()[1])
+    # elsewhere; on Linux this one starts from what the parent held
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def in_a_new_process(function: Callable[..., T], *arguments: object) -> T:
+    """What `function`, of a module's top level, returns in a process of its own that holds nothing yet."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+# measuring
+
+
+def ratio(values: list[float], peer: list[float]) -> float:
+    """Median of the ratios within a round."""
+    return statistics.median(value / other for value, other in zip(values, peer, strict=True))
+
+
+@dataclass
+class Figures:
+    """Measurements of one question: for each contender a list of values, one a round."""
+
+    unit: str
+    peer: str
+    """The contender that ratios are to."""
+    values: dict[str, list[float]] = field(default_factory=dict)
+    cores: dict[str, list[float]] = field(default_factory=dict)
+    """CPU seconds of this process, and of its children that ended, per second of the measurement: cores kept busy."""
+
+    def ratio(self, name: str, peer: str | None = None) -> float:
+        """Median over the rounds of a contender's ratio to `peer` (default: the one of the table)."""
+        return ratio(self.values[name], self.values[peer or self.peer])
+
+    def table(self) -> str:
+        """One line a contender: median (lowest .. highest), the ratio to the peer, and the cores that it kept busy."""
+        width = max(map(len, self.values))
+        lines = []
+        for name, values in self.values.items():
+            spread = f"({min(values):.4g} .. {max(values):.4g})"
+            busy = f"{statistics.median(self.cores[name]):5.2f} cores" if name in self.cores else ""
+            lines.append(
+                f"{name:{width}}  {statistics.median(values):10.4g} {self.unit} {spread:24} "
+                f"x {self.ratio(name):.2f}  {busy}".rstrip()
+            )
+        return "\n".join([*lines, f"x: ratio to {self.peer!r} in the same round"])
+
+    def summary(self) -> dict[str, Any]:
+        """The same for JSON."""
+        return {
+            "unit": self.unit,
+            "peer": self.peer,
+            "values": self.values,
+            "cores": self.cores,
+            "median": {name: statistics.median(values) for name, values in self.values.items()},
+            "spread": {name: [min(values), max(values)] for name, values in self.values.items()},
+            "ratio_to_peer": {name: self.ratio(name) for name in self.values},
+        }
+
+
+def in_turn(contenders: Mapping[str, Callable[[], float]], *, unit: str, peer: str, rounds: int) -> Figures:
+    """Call each contender once a round, after one round that does not count; a contender returns its figure."""
+    figures = Figures(unit, peer, {name: [] for name in contenders}, {name: [] for name in contenders})
+    for turn in range(rounds + 1):
+        for name, measure in contenders.items():
+            before = os.times()
+            value = measure()
+            after = os.times()
+            if turn:
+                figures.values[name].append(value)
+                figures.cores[name].append((sum(after[:4]) - sum(before[:4])) / max(after[4] - before[4], 0.01))
+    return figures
+
+
+def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
+    """Wall time of one call; on a GPU until the device is done."""
+    on_gpu = device is not None and device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def forever(batches: Iterable[T]) -> Iterator[T]:
+    """Epoch after epoch of a loader."""
+    while True:
+        yield from batches
+
+
+def rate(
+    batches: Iterator[object], batch_size: int, steps: int, *, ahead: int = 5, device: torch.device | None = None
+) -> Callable[[], float]:
+    """Measures images/s over `steps` batches of an endless loader, after `ahead` batches, which may have been ready."""
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            next(batches)
+
+    def measure() -> float:
+        take(ahead)
+        return steps * batch_size / seconds(lambda: take(steps), device)
+
+    return measure
+
+
+# arguments and results
+
+
+def question_of(description: str | None) -> str:
+    """The question that a benchmark asks: the first line of its docstring."""
+    return (description or "").splitlines()[0]
+
+
+def parser(description: str | None, *, shards: bool = False, **defaults: Any) -> argparse.ArgumentParser:
+    """The arguments of a benchmark: --json and --rounds, --shards if asked for, and --some-name for each `some_name=default`."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--json", type=Path, help="write the figures there too")
+    made.add_argument("--rounds", type=int, default=5, help="measurements of each contender; default: %(default)s")
+    if shards:
+        made.add_argument("--shards", type=Path, help="folder of shards with classes.json; default: generated photos")
+    for name, default in defaults.items():
+        made.add_argument(
+            f"--{name.replace('_', '-')}", type=type(default), default=default, help="default: %(default)s"
+        )
+    return made
+
+
+def report(description: str | None, results: Mapping[str, Any], path: Path | None) -> None:
+    """Write results with their question, the command and the machine to `path`, if one is given."""
+    if path is None:
+        return
+    asked = {"question": question_of(description), "command": _own_command(), "peak_memory": peak_memory()}
+    write_json(path, {**asked, **results})
+
+
+def _own_command() -> str:
+    """This program's command line, less --json."""
+    options = [option for at, option in enumerate(sys.argv[1:], 1) if "--json" not in (option, sys.argv[at - 1])]
+    return shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *options])
+
+
+def write_json(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results and the machine to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**results, "machine": machine()}, indent=1) + "\n")
+
+
+# benchmarks as parts of a run
+
+Part = tuple[float | None, Callable[..., dict[str, Any]]]
+"""Most seconds, and what runs with `limit=`."""
+
+
+def run_parts(
+    parts: Mapping[str, Part], results: dict[str, Any], path: Path, *, deadline: float | None = None, least: float = 20
+) -> int:
+    """Run each part, and write `results` and what it returned to `path` after each. Returns 1 if one failed.
+
+    A part that would have less than `least` seconds until `deadline`, a time.monotonic(), is skipped.
+    """
+    results["command"] = _own_command()
+    lines, status = [], 0
+    for name, (limit, run) in parts.items():
+        start = time.monotonic()
+        if deadline is not None and deadline - start < least:
+            found: dict[str, Any] = {"skipped": f"{max(deadline - start, 0):.0f} s were left"}
+        else:
+            found = run(limit=limit if deadline is None else min(limit or deadline, deadline - start))
+            found["seconds"] = round(time.monotonic() - start, 1)
+        results[name] = found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        status |= "failed" in found
+        says = [found.get("skipped") or found.get("failed") or "done", found.get("counts"), found.get("not_passed")]
+        lines.append(f"{name:28} {found.get('seconds', 0):6.1f} s  {'  '.join(str(part) for part in says if part)}")
+    print("\n".join([f"\n== written: {path}", *lines]))
+    return status
+
+
+def run_script(script: str, *options: object, limit: float | None) -> dict[str, Any]:
+    """One benchmark of this folder, `script` by its path there: its figures, and how it failed if it did."""
+    # where files lie on this machine is of no use to a reader
+    shown = [
+        ("FOLDER" if option.is_dir() else option.name) if isinstance(option, Path) else option for option in options
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figures.json"
+        command = [str(ROOT / "bench" / script), *map(str, options), "--json", str(path)]
+        failure = run_python(command, limit)
+        figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    figures.pop("machine", None)  # the run has it once
+    return {**figures, "command": shlex.join(["python", f"bench/{script}", *map(str, shown)]), **failure}
+
+
+def run_python(arguments: list[str], limit: float | None, **options: Any) -> dict[str, str]:
+    """Run Python in the root for at most `limit` seconds: {}, or {"failed": ...}. `options` are those of subprocess.run."""
+    print(f"\n== {shlex.join(arguments)}", flush=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    try:
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout=limit, **options)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"no end after {limit:.0f} s"}
+    return {"failed": f"exit status {done.returncode}"} if done.returncode else {}
+
+
+# charts
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One contender of a bar chart."""
+
+    label: str
+    values: Sequence[float]
+    """One a round; empty if there is nothing to show but the note."""
+    note: str = ""
+    """Printed after the median; or why there is none."""
+    own: bool = False
+    """Whether it is this package."""
+
+
+def draw_bars(path: Path, title: str, subtitles: Sequence[str], groups: Mapping[str, Sequence[Bar]], unit: str) -> None:
+    """Write horizontal bars to the picture `path`: medians, and whiskers from the lowest to the highest.
+
+    Args:
+        groups: heading -> its bars, from top to bottom; a panel each, with one axis for all of them.
+        unit: label of the axis.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows = [len(bars) for bars in groups.values()]
+    header = 0.6 + 0.23 * len(subtitles)
+    height = header + 0.6 + 0.4 * len(groups) + 0.37 * sum(rows)  # inches
+    figure = Figure(
+        figsize=(12, height), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - header / height), w_pad=0.15)
+    )
+    figure.text(0.02, 1 - 0.15 / height, title, va="top", fontsize=16)
+    figure.text(0.02, 1 - 0.5 / height, "\n".join(subtitles), va="top", fontsize=10, color=FAINT, linespacing=1.4)
+    panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
+    for axes, (heading, bars) in zip(panels, groups.items(), strict=True):
+        axes.set_title(heading, loc="left", fontsize=11)
+        for row, bar in enumerate(bars):
+            _draw_bar(axes, row, bar)
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars])
+        axes.set_ylim(len(bars) - 0.5, -0.5)
+        axes.tick_params(length=0)
+        axes.grid(axis="x", color="#d8d8d8")
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+    highest = max((value for bars in groups.values() for bar in bars for value in bar.values), default=1.0)
+    panels[-1].set_xlim(0, 1.15 * highest)
+    panels[-1].xaxis.set_major_formatter("{x:,g}")
+    panels[-1].set_xlabel(unit)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
+def _draw_bar(axes: Any, row: int, bar: Bar) -> None:
+    text, at = textwrap.shorten(bar.note, 100), 0.0
+    if bar.values:
+        middle, at = statistics.median(bar.values), max(bar.values)
+        whiskers = [[middle - min(bar.values)], [at - middle]]
+        colour = OWN_COLOUR if bar.own else PEER_COLOUR
+        axes.barh(row, middle, height=0.65, color=colour, xerr=whiskers, error_kw={"capsize": 4, "ecolor": "#222222"})
+        text = f"{middle:,.0f}  {text}" if middle >= 1000 else f"{middle:.3g}  {text}"
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that the grid does not run through the text
+    axes.annotate(
+        text.rstrip(), (at, row), xytext=(10, 0), textcoords="offset points", va="center", fontsize=9, bbox=paper
+    )

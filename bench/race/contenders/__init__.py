@@ -1,0 +1,83 @@
+"""Who takes part. Each library has a module here, set up at its best as its own documentation says.
+
+A function of that module takes a `Setting` and returns an endless iterator, over epochs, of (images, targets) as `Setting`
+describes them. It runs in a process of its own and raises what goes wrong. A contender of your own is such a function and a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+
+from race.setting import Setting
+
+INSTALL = {
+    "nvidia.dali": "pip install 'multimix-pipe[dali]'",
+    "torchvision": "pip install 'multimix-pipe[bench]'",
+    "timm": "pip install 'multimix-pipe[bench]'",
+    "spdl": "pip install 'multimix-pipe[bench]'",
+    "ffcv": "see bench/README.md: it needs libraries of the system",
+}
+"""Module that a contender needs -> how to get it."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of the race."""
+
+    title: str
+    """Its name in tables, at most 40 characters."""
+    batches: str
+    """Where its batches come from: "module:function"."""
+    needs: tuple[str, ...] = ()
+    """Modules that must import; if one is missing, the row says so."""
+    mixes: tuple[int | None, ...] | None = None
+    """The `Setting.k` that it can do; None: all, and no mixing."""
+    queued: tuple[int, int] = (2, 4)
+    """(n, m): at most n * threads + m batches stand ready while nobody asks for one. They are left out of a turn."""
+
+    def load(self) -> Callable[[Setting], Iterator[object]]:
+        """Import the function that `batches` names."""
+        module, function = self.batches.split(":")
+        loaded: Callable[[Setting], Iterator[object]] = getattr(import_module(module), function)
+        return loaded
+
+
+_HERE = "race.contenders"
+_WEBDATASET = f"{_HERE}.webdataset_loaders"
+_DATALOADER = (2, 0)  # prefetch_factor of each worker, the DataLoader's own default
+
+OURS = ("own_dali", "own_torch")
+CONTENDERS = {
+    "own_dali": Contender("multimix_pipe, dali", f"{_HERE}.own:dali_batches", ("nvidia.dali",)),
+    "own_torch": Contender("multimix_pipe, torch", f"{_HERE}.own:torch_batches"),
+    # DALI's queue of 2, and the 2 batches that its iterator has already asked for
+    "dali_reader": Contender(
+        "DALI readers.webdataset, mixed in torch", f"{_HERE}.dali_reader:batches", ("nvidia.dali",), queued=(0, 4)
+    ),
+    "webdataset_tuned": Contender(
+        "DataLoader, webdataset, tuned", f"{_WEBDATASET}:tuned", ("webdataset", "torchvision"), queued=_DATALOADER
+    ),
+    "webdataset_torchvision": Contender(
+        "DataLoader, webdataset, torchvision",
+        f"{_WEBDATASET}:with_torchvision",
+        ("webdataset", "torchvision"),
+        queued=_DATALOADER,
+    ),
+    "webdataset_pillow": Contender(
+        "DataLoader, webdataset, Pillow", f"{_WEBDATASET}:with_pillow", ("webdataset",), queued=_DATALOADER
+    ),
+    # the workers' batches, and the one that timm's prefetcher holds
+    "timm_loader": Contender(
+        "timm create_loader and Mixup",
+        f"{_HERE}.timm_loader:batches",
+        ("timm", "torchvision", "webdataset"),
+        mixes=(None, 1),
+        queued=(2, 1),
+    ),
+    # the sink of 3, a batch in each stage and its queue, and decoded images that wait for their batch
+    "spdl_loader": Contender("SPDL pipeline, mixed in torch", f"{_HERE}.spdl_loader:batches", ("spdl",), queued=(0, 8)),
+    # FFCV's queue of 3, and the batch that waits to enter it
+    "ffcv_loader": Contender("FFCV, mixed in torch", f"{_HERE}.ffcv_loader:batches", ("ffcv",), queued=(0, 4)),
+}

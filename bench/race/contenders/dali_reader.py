@@ -1,0 +1,88 @@
+"""NVIDIA's way: DALI's own reader of WebDataset shards, its PyTorch iterator, and mixing in torch outside of DALI.
+
+The graph is that of NVIDIA's DeepLearningExamples (ConvNets: `image_random_crop`, `resize`, `crop_mirror_normalize`), with the
+reader of tars in place of the reader of files; mixing the batch that the iterator returns is from there too. Without index files
+the reader scans the tars once, when it starts. The iterator has no size, so the reader goes on over epochs without a pause. DALI
+decodes only the crop's window.
+
+Tried: a queue of 3 batches, and index files, made no difference to the rate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from nvidia.dali import fn as operators
+from nvidia.dali import pipeline_def, types
+from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
+from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
+from race.contenders.steps import mix
+from race.setting import RATIO, SCALE, Setting
+
+PREFETCH = 2
+
+fn: Any = operators  # its annotations know no reader with outputs
+
+
+def batches(setting: Setting) -> Iterator[object]:
+    """Endless (images, targets)."""
+    draw = np.random.default_rng(0)
+    device = torch.device(setting.device)
+    pipeline = classification(
+        setting,
+        batch_size=setting.batch_size,
+        num_threads=setting.threads,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        prefetch_queue_depth=PREFETCH,
+        seed=0,
+    )
+    iterator = DALIGenericIterator(pipeline, ["images", "labels"], size=-1, last_batch_policy=LastBatchPolicy.FILL)
+    for (batch,) in iterator:
+        labels = torch.tensor([_class_id(row, setting.label) for row in batch["labels"].numpy()])
+        yield mix(batch["images"], labels.to(batch["images"].device), setting, draw)
+
+
+@pipeline_def  # type: ignore[untyped-decorator]
+def classification(setting: Setting) -> tuple[Any, Any]:
+    """Normalised images (3, H, W), and the bytes of the label members, padded with zeros."""
+    on_gpu = setting.device != "cpu"
+    encoded, labels = fn.readers.webdataset(
+        paths=list(setting.shards),
+        ext=[";".join(IMAGE_EXTENSIONS), setting.label.partition(":")[0]],
+        random_shuffle=True,
+        name="reader",
+    )
+    images = fn.decoders.image_random_crop(
+        encoded,
+        device="mixed" if on_gpu else "cpu",
+        output_type=types.RGB,
+        random_area=SCALE,
+        random_aspect_ratio=RATIO,
+        # DeepLearningExamples' sizes: room for all of ImageNet's images without new allocations
+        **({"device_memory_padding": 211025920, "host_memory_padding": 140544512} if on_gpu else {}),
+    )
+    images = fn.resize(
+        images, size=[setting.size, setting.size], interp_type=types.INTERP_LINEAR, antialias=setting.antialias
+    )
+    images = fn.crop_mirror_normalize(
+        images,
+        dtype=types.FLOAT16 if setting.dtype == "float16" else types.FLOAT,
+        output_layout="CHW",
+        mean=[255 * value for value in IMAGENET_MEAN],
+        std=[255 * value for value in IMAGENET_STD],
+        mirror=fn.random.coin_flip(probability=0.5),
+    )
+    return images, fn.pad(labels)
+
+
+def _class_id(text: Any, label: str) -> int:
+    """The class id in the bytes of a label member, a uint8 array that may end in zeros."""
+    content = text.tobytes().rstrip(b"\0")
+    kind, _, key = label.partition(":")
+    return int(json.loads(content)[key] if kind == "json" else content)

@@ -1,0 +1,184 @@
+"""Contenders in turn, each in a process of its own that stands still while another one has its turn.
+
+A contender that is missing, fails, dies or hangs gives a row that says so, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from race.contenders import Contender
+from race.setting import Setting
+from race.usage import memory_bytes
+
+logger = logging.getLogger("multimix_pipe")
+
+PATHS = [str(parent) for parent in Path(__file__).resolve().parents[1:3]]
+"""bench/, and the root, where the package need not be installed."""
+
+
+@dataclass
+class Row:
+    """What one contender did in one setting. The lists hold a value a round."""
+
+    name: str
+    title: str
+    k: int | None
+    status: Literal["ok", "missing", "cannot", "failed"] = "ok"
+    message: str = ""
+    """Why there are no figures, or not all; empty if status is "ok"."""
+    rates: list[float] = field(default_factory=list)
+    """Decoded images a second: pairs a second."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    """CPU time of the contender's processes for 1,000 images; empty if it is not known."""
+    memory: int = 0
+    """Most bytes that its processes held at the end of a turn; 0 if it is not known."""
+
+    @property
+    def rate(self) -> float:
+        """The median over the rounds."""
+        return median(self.rates)
+
+
+def race(
+    contenders: Mapping[str, Contender],
+    settings: Sequence[Setting],
+    *,
+    seconds: float,
+    rounds: int,
+    limit: float = 120.0,
+) -> list[Row]:
+    """Run each contender in each setting, all of them in turn, round after round.
+
+    Args:
+        contenders: by name.
+        settings: the work; all of these run against each other and are in memory together.
+        seconds: length of a turn, at least.
+        rounds: turns of each, after one that does not count.
+        limit: seconds after which a contender that does not answer, beyond the length of its turn, is given up.
+
+    Returns a row for each contender and setting, by setting, in the order given.
+    """
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="multimix_bench_")))
+        total = len(settings) * len(contenders) * (rounds + 2)
+        bar = stack.enter_context(tqdm(total=total, unit="turn", disable=None, leave=False))  # none in a log
+        processes: list[_Process] = []
+        for setting in settings:
+            for name, contender in contenders.items():
+                bar.set_description(name)
+                process = _Process(Row(name, contender.title, setting.k), logs / f"{len(processes)}.log")
+                stack.callback(process.end)
+                process.ask({"contender": asdict(contender), "setting": setting.to_json()}, limit)
+                processes.append(process)
+                bar.update()
+        for turn in range(rounds + 1):
+            for process in processes:
+                bar.set_description(process.row.name)
+                process.take_turn(seconds, limit, counts=turn > 0)
+                bar.update()
+    return [process.row for process in processes]
+
+
+class _Process:
+    """A contender's process and its row."""
+
+    def __init__(self, row: Row, log: Path) -> None:
+        self.row = row
+        self._log = log
+        path = os.pathsep.join(filter(None, [*PATHS, os.environ.get("PYTHONPATH")]))
+        with log.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "race.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},  # what it leaves goes with the logs
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def take_turn(self, seconds: float, limit: float, *, counts: bool) -> None:
+        """Let the contender run for so long; nothing if it failed before."""
+        if self.row.status != "ok":
+            return
+        self._signal(signal.SIGCONT)
+        answer = self.ask({"seconds": seconds}, seconds + limit)
+        if counts and "images" in answer:
+            self.row.rates.append(answer["images"] / answer["seconds"])
+            if answer["cpu_seconds"] is not None:
+                self.row.cpu_seconds.append(1000 * answer["cpu_seconds"] / answer["images"])
+            self.row.memory = max(self.row.memory, memory_bytes(self._process.pid) or 0)
+
+    def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
+        """Send a line, return the answer, and pause. No answer, or a refusal, goes to the row, and the process ends."""
+        answer = self._exchange(json.dumps(question).encode() + b"\n", limit)
+        self._signal(signal.SIGSTOP)
+        for status in ("missing", "cannot", "failed"):
+            if status in answer:
+                self.row.status, self.row.message = status, answer[status]
+                self.end()
+                logger.debug("%s: %s\n%s", self.row.name, self.row.message, self._log.read_text(errors="replace"))
+        return answer
+
+    def end(self) -> None:
+        """End the process and all that it started."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)  # also what outlived its leader
+        except ProcessLookupError:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._stdin, self._stdout):
+            with suppress(BrokenPipeError):
+                stream.close()
+
+    def _exchange(self, question: bytes, limit: float) -> dict[str, Any]:
+        deadline = time.monotonic() + limit
+        with suppress(BrokenPipeError):  # it is dead: how it died is reported below
+            self._stdin.write(question)
+            self._stdin.flush()
+        line = b""
+        while not line.endswith(b"\n"):
+            dead = self._process.poll() is not None  # asked before reading: what it wrote last is read nevertheless
+            # processes that the dead one started may still hold the pipe: its end need not show
+            if select.select([self._stdout], [], [], 0 if dead else 0.2)[0]:
+                part = os.read(self._stdout.fileno(), 1 << 16)
+                line += part
+                dead = dead or not part
+            elif not dead and time.monotonic() > deadline:
+                return {"failed": f"no answer within {limit:g} s{self._last_line()}"}
+            if dead and not line.endswith(b"\n"):
+                status = self._process.wait()
+                how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+                return {"failed": f"ended {how}{self._last_line()}"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_line(self) -> str:
+        lines = self._log.read_text(errors="replace").split("\n")
+        said = [" ".join(line.split()) for line in lines if line.strip()]
+        return f"; its last line: {said[-1]}" if said else ""
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:  # it is not yet a group of its own
+                self._process.send_signal(number)

@@ -1,0 +1,52 @@
+"""Promises of the drawn curves: percent where a panel shows shares, and a demo that does without matplotlib."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multimix_pipe.cli.demo.command import _draw_curves
+from multimix_pipe.cli.picture import COLOURS, Panel, draw_panels
+from multimix_pipe.errors import ConfigError
+
+HISTORY = [
+    {"epoch": epoch, "accuracy": 0.1 * epoch, "nll": 2.0 / epoch, "train_loss": 1.0 / epoch} for epoch in (1, 2, 4)
+]
+RUNS = [SimpleNamespace(name=name, history=HISTORY, steps=12) for name in ("multi-mix", "no mixing")]
+
+
+def test_each_curve_is_drawn_in_its_colour(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    panels = [Panel("accuracy", "epoch", {"a": [(1, 0.1), (2, 0.9)], "b": [(1, 0.9), (2, 0.2)]}, percent=True)]
+    draw_panels(panels, "12 steps", tmp_path / "folder" / "curve.png")
+    with Image.open(tmp_path / "folder" / "curve.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    for colour in COLOURS:
+        assert (pixels == list(bytes.fromhex(colour[1:]))).all(axis=2).sum() > 100
+
+
+def test_a_panel_of_shares_counts_in_percent(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    curve = {"a": [(1.0, 0.125), (2.0, 0.5)]}
+    draw_panels([Panel("accuracy", "epoch", curve, percent=True)], "t", tmp_path / "percent.svg")
+    draw_panels([Panel("loss", "epoch", curve)], "t", tmp_path / "plain.svg")
+    percent, plain = ((tmp_path / name).read_text() for name in ("percent.svg", "plain.svg"))
+    assert "<!-- a: 50.0% -->" in percent
+    assert "<!-- a: 0.5 -->" in plain
+
+
+def test_a_picture_that_cannot_be_written_is_one_of_our_errors(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    with pytest.raises(ConfigError, match="required a file to write a picture to"):
+        draw_panels([Panel("loss", "epoch", {"a": [(1.0, 1.0)]})], "t", tmp_path / "curve.unknown")
+
+
+def test_without_matplotlib_there_are_no_curves_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as where it is not installed
+    assert not _draw_curves(tmp_path / "curve.png", SimpleNamespace(what="shapes"), RUNS)  # type: ignore[arg-type]
+    assert not (tmp_path / "curve.png").exists()
