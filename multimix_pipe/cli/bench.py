@@ -11,9 +11,10 @@ from itertools import chain, islice, repeat
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from multimix_pipe.cli.arguments import add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
 from multimix_pipe.mixing import MultiMix
+from multimix_pipe.shards.progress import Progress
 
 if TYPE_CHECKING:
     from multimix_pipe import Batch, Loader
@@ -54,7 +55,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--threads", type=int, metavar="N", help="threads that decode; default: usable cores")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each; default: %(default)s")
-    parser.add_argument("--quiet", action="store_true", help="show no progress on stderr")
+    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
@@ -97,22 +98,10 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
     if missing is not None:
         print(f"dali: not measured, DALI does not import: {missing}")
     backends: list[Backend] = ["torch"] if missing is not None or device.type == "mps" else ["dali", "torch"]
-    options: dict[str, Any] = {
-        "batch_size": args.batch_size,
-        "num_classes": max(1, int(index.label.max()) + 1),
-        "device": args.device,
-    }
-    options |= {
-        "transform": TrainTransform(size=args.size, antialias=not args.no_antialias),
-        "num_threads": args.threads,
-    }
-    options |= {
-        "on_bad_sample": "replace",
-        "label": args.label,
-        "cache_dir": args.cache_dir,
-        "rank": 0,
-        "world_size": 1,
-    }
+    options: dict[str, Any] = {"batch_size": args.batch_size, "num_classes": max(1, int(index.label.max()) + 1)}
+    options |= {"transform": TrainTransform(size=args.size, antialias=not args.no_antialias)}
+    options |= {"device": args.device, "num_threads": args.threads, "rank": 0, "world_size": 1}
+    options |= {"on_bad_sample": "replace", "label": args.label, "cache_dir": args.cache_dir}
     for backend in backends:
         for name, rows, mixing in ((f"K = {args.k}", args.k, mix), ("no mixing", 1, None)):
             loader = open_loader(args.source, mix=mixing, backend=backend, **options)
@@ -121,10 +110,8 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
 
 def _measure(contenders: list[Contender], rounds: int, seconds: float, *, quiet: bool) -> None:
     """Let the contenders take turns, round after round; the first round does not count."""
-    from tqdm import tqdm
-
     endless = [chain.from_iterable(repeat(contender.loader)) for contender in contenders]
-    with tqdm(desc="measuring", total=(rounds + 1) * len(contenders), unit="turn", disable=quiet) as bar:
+    with Progress("measuring", total=(rounds + 1) * len(contenders), unit="turn", disable=quiet) as bar:
         for turn in range(rounds + 1):
             for contender, batches in zip(contenders, endless, strict=True):
                 rate = _turn(batches, seconds)

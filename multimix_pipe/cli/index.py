@@ -7,7 +7,6 @@ import argparse
 import numpy as np
 
 from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
-from multimix_pipe.shards.dali_index import write_dali_indexes
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 
 
@@ -20,8 +19,6 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_shards(parser)
     parser.add_argument("--rebuild", action="store_true", help="build all index files anew")
-    parser.add_argument("--dali-idx", action="store_true", help="also write .idx files for DALI's readers.webdataset")
-    parser.add_argument("--idx-folder", metavar="FOLDER", help="for the .idx files; default: beside the shards")
     parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a usable core")
     parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
@@ -37,8 +34,6 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
         rebuild=args.rebuild,
     )
-    if args.dali_idx or args.idx_folder:
-        write_dali_indexes(index.shards, args.idx_folder)
     print(summary(index))
     return 0
 
