@@ -86,7 +86,7 @@ class DaliExecutor:
             half=config.dtype == "float16",
         )
         self._headers = HeaderCheck(context.index)
-        self._prefetcher = Prefetcher(context, self._checked)
+        self._prefetcher = Prefetcher(context, self._headers.checked)
         self._resizers = RowWorkers(config.num_threads, "multimix-resize")
         self._kept = KeptUntilRead(context.device)
         self._pipeline: Pipeline | None = None
@@ -130,15 +130,6 @@ class DaliExecutor:
         self._mix_stage.close()
         self._kept.close()
         self._discard_pipeline()
-
-    def _checked(self, replacements: Replacements, row: int, encoded: Encoded | Unusable) -> Encoded:
-        """A row's bytes, or those of another sample in the place of one that must not enter DALI."""
-
-        def check(row: int, encoded: Encoded) -> Encoded | Unusable:
-            problem = self._headers.problem(int(replacements.step.sample[row]), encoded)
-            return encoded if problem is None else Unusable(problem)
-
-        return replacements.use(row, encoded, check)
 
     def _feed(self, work: _Work) -> None:
         """Give a step to DALI, which starts on it."""
@@ -200,7 +191,7 @@ class DaliExecutor:
                 except RuntimeError as error:
                     row = first + undecodable_row(error)
                     work.replacements.replace(row, Unusable("DALI cannot decode this window of it"))
-                    work.encoded[row] = self._checked(work.replacements, row, work.replacements.read(row))
+                    work.encoded[row] = self._headers.checked(work.replacements, row, work.replacements.read(row))
                     pipeline = graph.build()
         return self._pixels(work.step, graph, decoded)
 
@@ -257,6 +248,7 @@ class DaliExecutor:
             images[row] = crop_and_resize(window, transform, window=None, orientation=orientation)
 
         job = RowJob[Pixels](len(windows), resize)
+        self._resizers.add(job)
         self._resizers.start(job, enumerate(windows))
         job.wait()
         return self._mix_stage.gather(images, step.flip)

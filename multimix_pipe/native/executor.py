@@ -21,7 +21,7 @@ from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
-from multimix_pipe.runtime.prefetcher import Chunk, Prefetcher, ReadStep, Row, usable
+from multimix_pipe.runtime.prefetcher import Prefetcher, ReadStep, Row, usable
 from multimix_pipe.runtime.rows import RowJob, RowWorkers
 
 
@@ -71,6 +71,7 @@ class NativeExecutor:
             reading.close()
             for unused in pending:
                 unused.cancel()
+                self._decoders.remove(unused.rows)
 
     def close(self) -> None:
         """Stop the threads, after the rows that they are at."""
@@ -90,14 +91,14 @@ class NativeExecutor:
             images[row] = replacements.use(row, usable(encoded), decode)
 
         job = RowJob[Row](len(images), work)
+        self._decoders.add(job)
         for chunk in read.chunks:
-            chunk.task.add_done_callback(partial(self._decode_chunk, job, chunk))
+            chunk.task.add_done_callback(partial(self._decode_rows, job, chunk.rows))
         return _Pending(replacements, read, job, self._finisher.submit(self._finish, replacements, job, images))
 
-    def _decode_chunk(self, job: RowJob[Row], chunk: Chunk, task: Future[list[Row]]) -> None:
-        if task.cancelled():
-            return
-        self._decoders.start(job, zip(chunk.rows, task.result(), strict=True))
+    def _decode_rows(self, job: RowJob[Row], rows: list[int], task: Future[list[Row]]) -> None:
+        if not task.cancelled():
+            self._decoders.start(job, zip(rows, task.result(), strict=True))
 
     def _decode(self, step: StepPlan, row: int, encoded: Encoded) -> Pixels | Unusable:
         transform, sample_id, window = self._context.config.transform, int(step.sample[row]), step.window[row]

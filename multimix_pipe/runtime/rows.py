@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -15,7 +15,9 @@ class RowJob(Generic[Item]):
     """The rows of one step, on which several threads work."""
 
     def __init__(self, rows: int, work: Callable[[int, Item], object]) -> None:
-        """`work(row, item)` is done for each of `rows` rows, once its item is there."""
+        """`work(row, item)` is called for each of `rows` rows, once its item is there."""
+        self.todo: deque[tuple[int, Item]] = deque()
+        """Rows whose items are there, and that no thread works on yet."""
         self._work = work
         self._left = rows
         self._errors: dict[int, BaseException] = {}
@@ -23,32 +25,28 @@ class RowJob(Generic[Item]):
         self._done = threading.Event()
         self._cancelled = False
 
-    def drain(self, items: deque[tuple[int, Item]]) -> None:
-        """Work on items until none is left: several threads may drain the same ones."""
-        finished = 0
-        while not self._cancelled:
-            try:
-                row, item = items.popleft()
-            except IndexError:
-                break
-            try:
+    def do(self, row: int, item: Item) -> bool:
+        """Work on a row, and return whether it was the last one."""
+        try:
+            if not self._cancelled:
                 self._work(row, item)
-            except BaseException as error:
-                self._errors[row] = error
-            finished += 1
-        if finished:
-            with self._lock:
-                self._left -= finished
-                if not self._left:
-                    self._done.set()
+        except BaseException as error:
+            self._errors[row] = error
+        with self._lock:
+            self._left -= 1
+            done = not self._left
+        if done:
+            self._done.set()
+        return done
 
     def cancel(self) -> None:
-        """Begin no further row; who waits is told by CancelledError."""
+        """Start no further row; waiting raises CancelledError."""
         self._cancelled = True
+        self.todo.clear()
         self._done.set()
 
     def wait(self) -> None:
-        """Wait until all rows are done; of several that failed, the first raises."""
+        """Wait until all rows are done. Raises the error of the first row that failed."""
         self._done.wait()
         if self._cancelled:
             raise CancelledError
@@ -57,18 +55,45 @@ class RowJob(Generic[Item]):
 
 
 class RowWorkers:
-    """Threads that drain jobs, in the order in which their items arrive."""
+    """Threads that work on jobs: always on the first one, in the order of `add`, of which a row can be worked on."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._jobs: list[RowJob[Any]] = []  # replaced as a whole, so that threads need no lock to go through it
+        self._lock = threading.Lock()
+
+    def add(self, job: RowJob[Item]) -> None:
+        """Take a job, behind those that were added before."""
+        with self._lock:
+            self._jobs = [*self._jobs, job]
 
     def start(self, job: RowJob[Item], items: Iterable[tuple[int, Item]]) -> None:
-        """Let threads work on some rows of a job."""
-        todo = deque(items)
-        for _ in range(min(self._count, len(todo))):
-            self._threads.submit(job.drain, todo)
+        """Let threads work on some rows of a job that was added."""
+        rows = list(items)
+        job.todo.extend(rows)
+        for _ in range(min(self._count, len(rows))):
+            self._threads.submit(self._work)
+
+    def remove(self, job: RowJob[Item]) -> None:
+        """Forget a job."""
+        with self._lock:
+            self._jobs = [other for other in self._jobs if other is not job]
 
     def close(self) -> None:
         """Stop the threads, after the rows that they are at."""
         self._threads.shutdown(cancel_futures=True)
+
+    def _work(self) -> None:
+        while (found := self._next()) is not None:
+            job, row, item = found
+            if job.do(row, item):
+                self.remove(job)
+
+    def _next(self) -> tuple[RowJob[Any], int, Any] | None:
+        for job in self._jobs:
+            try:
+                return job, *job.todo.popleft()
+            except IndexError:
+                continue
+        return None
