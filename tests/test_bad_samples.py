@@ -206,7 +206,7 @@ def test_past_max_bad_the_run_ends_at_that_step(opened: Open, tmp_path: Path, ba
     loader = open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=2, prefetch=5)
     batches, error = run_to_error(loader)
     assert len(batches) == 4
-    assert "3 bad samples met, max_bad=2 allowed; the last one: set-000.tar : s18" in str(error)
+    assert "3 bad samples found, max_bad=2 allowed; the last one: set-000.tar : s18" in str(error)
     assert run_to_error(open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=3))[1] is None
 
 
@@ -216,11 +216,12 @@ def test_max_bad_may_be_a_share_and_counts_what_indexing_finds_at_opening(
     folder = shards_with(tmp_path, {1: "zero bytes", 10: "cut at 70%", 18: "cut at 70%"})
     options: dict[str, object] = {"on_bad_sample": "replace"}
     with pytest.raises(
-        BadSampleError, match=r"^1 bad samples and damaged shards are known already, max_bad=0.04 \(0 samples\) allowed"
+        BadSampleError,
+        match=r"^1 bad samples and damaged shards were found by indexing, max_bad=0.04 \(0 samples\) allowed",
     ):
         open_in_order(opened, folder, backend, max_bad=0.04, **options)
     _, error = run_to_error(open_in_order(opened, folder, backend, max_bad=0.1, **options))
-    assert "3 bad samples met, max_bad=0.1 (2 samples) allowed; the last one: set-000.tar : s18" in str(error)
+    assert "3 bad samples found, max_bad=0.1 (2 samples) allowed; the last one: set-000.tar : s18" in str(error)
     assert run_to_error(open_in_order(opened, folder, backend, max_bad=3 / N, **options))[1] is None
     with pytest.raises(ConfigError, match=r"max_bad, as a share of the samples, must be a finite number in \[0, 1\]"):
         open_in_order(opened, folder, backend, max_bad=1.5, **options)
@@ -419,7 +420,9 @@ def test_a_damaged_shard_is_an_error_that_names_it_or_costs_what_comes_after_the
         shown = {key for batch in loader for key in batch.keys}
         assert shown == {f"s{number:02d}" for number in range(N) if number % 2 == 0 or number < 11}
         assert not loader.bad_samples
-    with pytest.raises(BadSampleError, match=r"^1 bad samples and damaged shards are known already, max_bad=0 allowed"):
+    with pytest.raises(
+        BadSampleError, match=r"^1 bad samples and damaged shards were found by indexing, max_bad=0 allowed"
+    ):
         open_in_order(opened, folder, backend, on_bad_sample="replace", max_bad=0)
 
 

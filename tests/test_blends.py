@@ -185,7 +185,7 @@ def test_boxes_lie_in_the_axes_that_are_named(shape: tuple[int, ...], axes: tupl
 
 @pytest.mark.parametrize("axes", [(0, 2), (1, 0), (3,), (-1,), (0, 1, 2)])
 def test_axes_that_are_no_neighbours_are_refused(axes: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="axes must be one axis of an image, or two neighbours"):
+    with pytest.raises(ConfigError, match="axes must be one axis of an image, or two adjacent ones"):
         Layout.of((3, 4, 5), axes)
 
 

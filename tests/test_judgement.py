@@ -215,6 +215,6 @@ def test_under_replace_the_run_ends_where_one_more_is_bad_than_allowed(
     count = len(refused(backend))
     assert len(list(in_order(opened, odd_shard, backend, max_bad=count, **options))) == 5
     with pytest.raises(
-        BadSampleError, match=f"{count} bad samples met, max_bad={count - 1} allowed; the last one: odd"
+        BadSampleError, match=f"{count} bad samples found, max_bad={count - 1} allowed; the last one: odd"
     ):
         list(in_order(opened, odd_shard, backend, max_bad=count - 1, **options))

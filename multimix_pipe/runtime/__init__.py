@@ -1,1 +1,1 @@
-"""What both executors share: their context, reading ahead, bad samples, buffers, the mix stage and its kernels."""
+"""Code that both executors share: the context, prefetching, bad samples, buffers, the mix stage and its kernels."""

@@ -1,6 +1,6 @@
-"""What happens when a sample cannot be used: an error that names it, or a replacement that is counted.
+"""Bad samples: an error that names the sample, or a replacement that is counted.
 
-An executor begins each step with a `Replacements`, asks it for usable bytes, and hands out its `step`.
+An executor creates a `Replacements` for each step, gets usable bytes from it, and returns its `step` with the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Encoded = NDArray[np.uint8]
 Used = TypeVar("Used")
 
 MAX_ATTEMPTS = 100
-"""Replacements tried for one position before the run ends: that many bad ones in a row mean a broken data set."""
+"""Bad samples in a row at one position that end the run: the data set must be broken."""
 
 
 @dataclass(frozen=True)
@@ -35,43 +35,43 @@ class Unusable:
     """A sample that cannot be used."""
 
     reason: str
-    """Why, without the sample's name."""
+    """Why it cannot be used, without the sample's name."""
 
 
 def read_sample(
-    reader: ShardReader, index: Index, sample: int, memory: Encoded | None = None, *, raises: bool
+    reader: ShardReader, index: Index, sample_id: int, memory: Encoded | None = None, *, raises: bool
 ) -> Encoded | Unusable:
-    """The encoded bytes of a sample, in `memory` if that is given (of their size), or why it cannot be used.
+    """Return the encoded bytes of a sample, read into `memory` if given (uint8, of the sample's size), or why it is unusable.
 
-    A shard that no longer holds what was indexed raises ShardError if `raises`; else that is a reason too.
+    A shard that no longer matches the index raises ShardError if `raises`; otherwise that is a reason too.
     """
-    if code := int(index.problem[sample]):
+    if code := int(index.problem[sample_id]):
         return Unusable(PROBLEMS[code])
     try:
-        return reader.read(sample, memory)
+        return reader.read(sample_id, memory)
     except ShardError as error:
         if raises:
             raise
-        return Unusable(str(error).removeprefix(f"{index.name(sample)}: "))
+        return Unusable(str(error).removeprefix(f"{index.name(sample_id)}: "))
 
 
 class BadSamples:
-    """The policy of `on_bad_sample`, and the record of what it met."""
+    """The policy of `on_bad_sample`, and a record of the bad samples found."""
 
     def __init__(
-        self, index: Index, numbers: NDArray[np.int64], policy: OnBadSample, max_bad: int | float | None
+        self, index: Index, sample_ids: NDArray[np.int64], policy: OnBadSample, max_bad: int | float | None
     ) -> None:
-        """`numbers` are the samples used. Raises BadSampleError where indexing found more bad ones than are allowed."""
+        """`sample_ids` are the samples in use. Raises BadSampleError if indexing found more bad ones than `max_bad`."""
         self._index = index
         self._policy = policy
-        self._most = math.floor(max_bad * len(numbers) + 1e-6) if isinstance(max_bad, float) else max_bad
-        self._allowed = f"max_bad={max_bad}" + (f" ({self._most} samples)" if isinstance(max_bad, float) else "")
+        self._limit = math.floor(max_bad * len(sample_ids) + 1e-6) if isinstance(max_bad, float) else max_bad
+        self._allowed = f"max_bad={max_bad}" + (f" ({self._limit} samples)" if isinstance(max_bad, float) else "")
         self._reasons: dict[int, str] = {}
-        known = np.count_nonzero(index.problem[numbers]) + len(index.damage)
-        if policy == "replace" and self._most is not None and known > self._most:
+        known = np.count_nonzero(index.problem[sample_ids]) + len(index.damage)
+        if policy == "replace" and self._limit is not None and known > self._limit:
             raise BadSampleError(
-                f"{known} bad samples and damaged shards are known already, {self._allowed} allowed; "
-                "`multimix-pipe verify` names all"
+                f"{known} bad samples and damaged shards were found by indexing, {self._allowed} allowed; "
+                "`multimix-pipe verify` lists them"
             )
 
     @property
@@ -81,37 +81,37 @@ class BadSamples:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """The bad samples replaced so far: `shard.tar : key` -> what is wrong."""
-        return {self._index.full_key(sample): reason for sample, reason in self._reasons.copy().items()}
+        """The bad samples replaced so far, as `shard.tar : key` -> reason."""
+        return {self._index.full_key(sample_id): reason for sample_id, reason in self._reasons.copy().items()}
 
-    def check_replaceable(self, sample: int, reason: str, attempt: int) -> None:
-        """Raise BadSampleError under "raise", and where a position has had MAX_ATTEMPTS bad samples in a row."""
-        name = self._index.name(sample)
+    def check_replaceable(self, sample_id: int, reason: str, attempt: int) -> None:
+        """Raise BadSampleError under "raise", or if MAX_ATTEMPTS samples in a row were bad at one position."""
+        name = self._index.name(sample_id)
         if self.raises:
             raise BadSampleError(
-                f"{name}: {reason}. Leave it out with exclude=[{self._index.full_key(sample)!r}], or train on others in the "
-                'place of bad samples with on_bad_sample="replace"'
+                f"{name}: {reason}. Leave it out with exclude=[{self._index.full_key(sample_id)!r}], or replace bad samples "
+                'with on_bad_sample="replace"'
             )
         if attempt + 1 >= MAX_ATTEMPTS:
             raise BadSampleError(f"{MAX_ATTEMPTS} samples in a row are bad; the last one: {name}: {reason}")
 
-    def record(self, sample: int, reason: str) -> None:
-        """Count a sample that was replaced. Raises BadSampleError past `max_bad` different ones.
+    def record(self, sample_id: int, reason: str) -> None:
+        """Count a replaced sample. Raises BadSampleError if more than `max_bad` different ones were replaced.
 
-        Called when its batch is handed out: what runs ahead in threads must not decide at which step a run ends.
+        Called when the batch is handed out: threads that run ahead must not decide at which step a run ends.
         """
-        name = self._index.name(sample)
-        if sample not in self._reasons:
-            self._reasons[sample] = reason
+        name = self._index.name(sample_id)
+        if sample_id not in self._reasons:
+            self._reasons[sample_id] = reason
             logger.warning("bad sample replaced: %s: %s", name, reason)
-        if self._most is not None and len(self._reasons) > self._most:
+        if self._limit is not None and len(self._reasons) > self._limit:
             raise BadSampleError(
-                f"{len(self._reasons)} bad samples met, {self._allowed} allowed; the last one: {name}: {reason}"
+                f"{len(self._reasons)} bad samples found, {self._allowed} allowed; the last one: {name}: {reason}"
             )
 
 
 class Replacements:
-    """One step on its way through an executor, in which bad samples give way to others. Each row is used by one thread."""
+    """A step being executed, in which bad samples are replaced. Only one thread at a time may work on a row."""
 
     def __init__(self, plan: Plan, index: Index, reader: ShardReader, bad_samples: BadSamples, step: StepPlan) -> None:
         self._plan = plan
@@ -119,19 +119,19 @@ class Replacements:
         self._reader = reader
         self._bad_samples = bad_samples
         self._lock = threading.Lock()
-        self._met: list[tuple[int, str]] = []
+        self._replaced: list[tuple[int, str]] = []
         self.step = step
-        """The step's plan as it now stands: a replaced row makes it a new plan."""
+        """The current plan of the step; replacing a row makes a new plan."""
 
     def read(self, row: int, memory: Encoded | None = None) -> Encoded | Unusable:
-        """The encoded bytes of a row's sample, in `memory` if that is given."""
-        sample = int(self.step.sample[row])
-        return read_sample(self._reader, self._index, sample, memory, raises=self._bad_samples.raises)
+        """Return the encoded bytes of a row's sample, read into `memory` if given, or why it is unusable."""
+        sample_id = int(self.step.sample[row])
+        return read_sample(self._reader, self._index, sample_id, memory, raises=self._bad_samples.raises)
 
     def use(self, row: int, encoded: Encoded | Unusable, use: Callable[[int, Encoded], Used | Unusable]) -> Used:
-        """What `use(row, encoded)` makes of a row's bytes, or of those of the first replacement that it can use.
+        """Return `use(row, encoded)`; while that is Unusable, replace the row's sample and try again.
 
-        `use` finds the row's sample in `step`. Raises BadSampleError where bad samples are not to be replaced.
+        `use` looks up the row's sample in `step`. Raises BadSampleError as `replace` does.
         """
         while True:
             result = encoded if isinstance(encoded, Unusable) else use(row, encoded)
@@ -141,14 +141,14 @@ class Replacements:
             encoded = self.read(row)
 
     def replace(self, row: int, bad: Unusable) -> None:
-        """Draw another sample for a row. Raises BadSampleError where that is not allowed, or has been done too often."""
-        sample = int(self.step.sample[row])
-        self._bad_samples.check_replaceable(sample, bad.reason, int(self.step.attempt[row]))
+        """Draw another sample for a row. Raises BadSampleError if that is not allowed, or was done too often."""
+        sample_id = int(self.step.sample[row])
+        self._bad_samples.check_replaceable(sample_id, bad.reason, int(self.step.attempt[row]))
         with self._lock:
-            self._met.append((sample, bad.reason))
+            self._replaced.append((sample_id, bad.reason))
             self.step = self._plan.replace_row(self.step, row)
 
     def record(self) -> None:
-        """Count the bad samples, as the step is handed out. Raises BadSampleError where they are too many."""
-        for sample, reason in sorted(self._met):
-            self._bad_samples.record(sample, reason)
+        """Count the replaced samples when the step is handed out. Raises BadSampleError if there are too many."""
+        for sample_id, reason in sorted(self._replaced):
+            self._bad_samples.record(sample_id, reason)

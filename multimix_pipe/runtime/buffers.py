@@ -1,6 +1,6 @@
-"""Host memory for batches that is reused once nobody refers to it, and never before.
+"""Host memory for batches, reused as soon as nothing refers to it, and never earlier.
 
-A batch of 64 pairs at K = 5 is 190 MB: to allocate that anew each step costs more (page faults) than to mix it.
+A batch of 64 pairs at K = 5 takes 190 MB. Allocating that at every step costs more (page faults) than mixing it.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALIGNMENT = 64
-"""Bytes: a cache line, and a multiple of any vector store."""
+"""Bytes: one cache line, and a multiple of the largest vector."""
 
 
 class _Lease:
-    """What an array handed out holds on to; its end is the end of the last array or tensor on that memory."""
+    """The base object of an array handed out. It lives as long as any array or tensor that uses the memory."""
 
     def __init__(self, memory: NDArray[np.uint8]) -> None:
-        self._memory = memory  # the interface is an address, and keeps nothing alive
+        self._memory = memory  # __array_interface__ is only an address, and keeps nothing alive
         self.__array_interface__: dict[str, Any] = memory.__array_interface__
 
 
 class _Ticket(weakref.ref[_Lease]):
-    """Memory whose lease it watches."""
+    """A weak reference to a lease, with the memory that was lent."""
 
     memory: NDArray[np.uint8]
 
 
 class BufferPool:
-    """Arrays of bytes. At most `spare` unused ones, of `spare_bytes` together, are kept. Thread-safe."""
+    """A thread-safe pool of uint8 buffers. It keeps at most `spare` unused ones, of at most `spare_bytes` in total."""
 
     def __init__(self, spare: int = 4, spare_bytes: int | None = None) -> None:
         self._spare = spare
         self._spare_bytes = spare_bytes
         self._lock = threading.Lock()
-        self._unused: list[NDArray[np.uint8]] = []  # the one that came back last at the end
+        self._unused: list[NDArray[np.uint8]] = []  # the latest one returned is last
         self._out: set[_Ticket] = set()
-        # a lease may end at any moment, while this thread holds the lock too: `append` alone is called then, which is atomic,
-        # and no Python code, in which an interrupt would be lost
+        # A lease may be freed at any moment, even while this thread holds the lock. So its callback is `append` alone, which is
+        # atomic and runs no Python code: an interrupt in a callback would be lost.
         self._returned: deque[_Ticket] = deque()
 
     def take(self, size: int) -> NDArray[np.uint8]:
-        """An uninitialised uint8 array (size,) at an address that ALIGNMENT divides, of memory that is at most twice as large.
+        """Return an uninitialised uint8 array (size,), aligned to ALIGNMENT. Its buffer is at most twice as large.
 
-        Its memory returns to the pool when it and every view of it are gone.
+        The buffer returns to the pool when the array and all its views are gone.
         """
         memory = self._find(size)
         if memory is None:
@@ -61,14 +61,14 @@ class BufferPool:
         return np.asarray(lease)[:size]
 
     def _find(self, size: int) -> NDArray[np.uint8] | None:
-        """Take the smallest unused memory that fits out of the pool."""
+        """Remove the smallest unused buffer that fits from the pool and return it, or None."""
         with self._lock:
             while self._returned:
                 ticket = self._returned.popleft()
                 self._out.discard(ticket)
                 self._unused.append(ticket.memory)
-            fitting = [place for place, memory in enumerate(self._unused) if size <= len(memory) <= 2 * size]
-            best = min(fitting, key=lambda place: len(self._unused[place]), default=None)
+            fitting = [i for i, memory in enumerate(self._unused) if size <= len(memory) <= 2 * size]
+            best = min(fitting, key=lambda i: len(self._unused[i]), default=None)
             found = None if best is None else self._unused.pop(best)
             del self._unused[: -self._spare]
             if self._spare_bytes is not None:

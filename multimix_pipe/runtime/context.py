@@ -1,4 +1,4 @@
-"""What a backend is: an executor of step plans. The two implementations are `dali.executor` and `native.executor`."""
+"""The interface of a backend, which executes step plans. It is implemented by `dali.executor` and `native.executor`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from multimix_pipe.shards.reader import ShardReader
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Every setting of `open_loader` but the shards; its docstring explains them."""
+    """All settings of `open_loader` except the shards; its docstring explains them."""
 
     batch_size: int
     num_classes: int
@@ -94,7 +94,7 @@ class LoaderConfig:
         check_label(self.label)
         if not self.expand and self.mix is None:
             raise ConfigError(
-                "expand=False hands out the mixing plan beside plain images; it needs mix=MultiMix(...), found None"
+                "expand=False returns plain images and their mixing plan; it needs mix=MultiMix(...), found None"
             )
         if self.targets == "pairs" and (self.mix is None or not self.expand):
             raise ConfigError(
@@ -105,7 +105,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True, eq=False)
 class LoaderContext:
-    """All that an executor needs to know: where the bytes are, what to do with them, and for whom."""
+    """Everything that an executor needs: where the bytes are, the plan, the settings, and the device."""
 
     index: Index
     plan: Plan
@@ -117,7 +117,7 @@ class LoaderContext:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the images handed out."""
+        """The dtype of the images of a batch."""
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         return dtype
 
@@ -127,38 +127,38 @@ class LoaderContext:
         return self.config.mix is not None and self.config.expand
 
     def tensors(self, step: StepPlan) -> StepTensors:
-        """A step's labels, and its mixing where the executor mixes, on the loader's device."""
+        """Return a step's labels, and its mixing plan if the executor mixes, on the loader's device."""
         return StepTensors.of(self.index.label[step.sample], step.mix if self.mixes else None, self.device)
 
     def replacements(self, step: StepPlan) -> Replacements:
-        """A step to be executed, with other samples in the place of bad ones."""
+        """Return the `Replacements` of a step that is about to be executed."""
         return Replacements(self.plan, self.index, self.reader, self.bad_samples, step)
 
-    def orientation(self, sample: int) -> int:
-        """The EXIF orientation to apply, 1..8: 1 (none) unless exif=True."""
-        return int(self.index.orientation[sample]) if self.config.exif else 1
+    def orientation(self, sample_id: int) -> int:
+        """Return the EXIF orientation to apply, 1..8; always 1 (none) unless exif=True."""
+        return int(self.index.orientation[sample_id]) if self.config.exif else 1
 
 
 @dataclass(frozen=True, eq=False)
 class ExecutedStep:
-    """What an executor makes of a step's plan."""
+    """The result of executing a step's plan."""
 
     step: StepPlan
-    """The plan that was executed: bad samples are replaced in it."""
+    """The plan that was executed, with bad samples replaced."""
     images: torch.Tensor
-    """(B*K, C, H, W) mixed rows, or (B, C, H, W) where nothing is mixed."""
+    """(B*K, C, H, W) mixed rows, or (B, C, H, W) without mixing."""
     tensors: StepTensors
-    """Labels and mixing on the images' device."""
+    """Labels and mixing plan on the images' device."""
 
 
 class Executor(Protocol):
-    """Executes step plans, some steps ahead of its consumer."""
+    """Executes step plans, several steps ahead of the consumer."""
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
-        """Yield each step executed, in order.
+        """Yield the executed steps in order.
 
-        The error of a step is raised at
-        that step, after the batches before it. Closing the iterator drops what ran ahead.
+        A step's error is raised when that step is due, after the batches before it. Closing the iterator discards the steps that
+        were executed ahead.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What a result was made with: versions of packages, and the machine."""
+"""The package versions and the machine that a result was made with."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 from multimix_pipe.shards.cores import usable_cores
 
 PACKAGES = ("torch", "webdataset", "numpy", "scipy", "simplejpeg", "pillow", "numba")
-"""What this package requires, and Numba, which it gains from."""
+"""The packages that this one requires, and Numba, which makes it faster."""
 DALI_PREFIX = "nvidia-dali-cuda"  # followed by the CUDA version: 130, 120
 
 
 def package_versions(*more: str) -> dict[str, str | None]:
-    """Version by distribution name, None where it is not installed; DALI under the name that it is installed by."""
+    """Return versions by distribution name, None if not installed; `more` names further distributions.
+
+    DALI is listed under the distribution that is installed.
+    """
     found: dict[str, str | None] = {}
     for name in (*PACKAGES, *more):
         try:
@@ -28,7 +31,7 @@ def package_versions(*more: str) -> dict[str, str | None]:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """CPU model, usable cores, memory and platform, and the GPU where torch sees one."""
+    """Return the CPU model, usable cores, memory in GB and platform, and the GPU's name if torch sees one."""
     import torch
 
     kernel = platform.uname()
@@ -36,7 +39,7 @@ def describe_machine() -> dict[str, str | int]:
         "cpu": _cpu_model(),
         "cores": usable_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        # without the host's own build of its kernel
+        # without the kernel's build suffix, which may name the host
         "platform": f"{kernel.system} {kernel.release.split('-')[0]} {kernel.machine}",
     }
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The mix stage behind a decoder: a batch of uint8 pixels becomes the images that are handed out, the same for both backends."""
+"""The mix stage, which turns a batch of uint8 pixels into the images of the returned batch, for both backends."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from multimix_pipe.runtime.kernels.normalize import Normalize
 
 
 class MixStage(Protocol):
-    """Normalises, mixes and rounds a batch of pixels to the loader's type."""
+    """Normalises and mixes a batch of pixels, and rounds it to the loader's dtype."""
 
     def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
-        """Copy B images, mirrored where `flip`, into one batch of pixels on the host.
+        """Copy B images, mirrored where `flip` is set, into one batch on the host.
 
-        images: contiguous uint8 (H, W, 3). The batch is uint8 (B, C, H, W), or (B, H, W, C) for channels_last.
+        images: contiguous uint8 (H, W, 3). flip: (B,). Returns uint8 (B, C, H, W), or (B, H, W, C) if channels_last.
         """
         ...
 
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
-        """Make what is handed out of a batch of pixels of that shape, contiguous, on the host or the device."""
+        """Return the executed step for `pixels`: contiguous, in the shape that `gather` returns, on the host or the device."""
         ...
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class MixStage(Protocol):
 
 
 class HostMixStage:
-    """On a CPU with Numba: one pass over memory, into buffers that are reused."""
+    """The mix stage for a CPU with Numba: one pass over memory, into reused buffers."""
 
     def __init__(self, context: LoaderContext) -> None:
         kernel = host_kernel()
@@ -78,7 +78,7 @@ class HostMixStage:
 
 
 class DeviceMixStage:
-    """On any device, in torch's operations on the consumer's stream; what is handed out is memory of torch's."""
+    """The mix stage for any device, in torch operations on the consumer's stream. Results are in memory that torch owns."""
 
     def __init__(self, context: LoaderContext) -> None:
         self._context = context
@@ -90,7 +90,7 @@ class DeviceMixStage:
         )
 
     def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
-        """See `MixStage.gather`. On CUDA the memory is pinned, and torch uses it again once copies are over."""
+        """See `MixStage.gather`. On CUDA the memory is pinned, and torch reuses it once copies from it are done."""
         shape = self._normalize.shape(len(images), *self._context.config.transform.height_width)
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._context.device.type == "cuda")
         channels_last, kernel = self._normalize.channels_last, host_kernel()
@@ -98,12 +98,12 @@ class DeviceMixStage:
             kernel.copy_rows(images, flip, pixels, channels_last)
             return pixels
         for row, image, mirrored in zip(pixels.numpy(), images, flip.tolist(), strict=True):
-            seen = image[:, ::-1] if mirrored else image
-            row[...] = seen if channels_last else seen.transpose(2, 0, 1)
+            pixel_rows = image[:, ::-1] if mirrored else image
+            row[...] = pixel_rows if channels_last else pixel_rows.transpose(2, 0, 1)
         return pixels
 
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
-        """See `MixStage.finish`: of pixels on the host or the device, and the host waits for nothing."""
+        """See `MixStage.finish`. The host does not wait for the device."""
         context = self._context
         tensors = context.tensors(step)
         on_device = pixels.to(context.device, non_blocking=pixels.is_pinned())
@@ -115,7 +115,7 @@ class DeviceMixStage:
         return ExecutedStep(step, self._normalize.channels_first(images.to(context.dtype)), tensors)
 
     def close(self) -> None:
-        """Nothing is to be freed."""
+        """Do nothing: there is nothing to free."""
 
 
 def make_mix_stage(context: LoaderContext) -> MixStage:

@@ -1,8 +1,8 @@
 """Reads the encoded bytes of steps before they are needed.
 
-A step's rows are read in chunks, in the order of the shards. A chunk is one task, which leaves the interpreter's lock once for
-all of its reads. How large chunks are, and how many are under way, follows the wait of a read as it is measured: a page cache is
-best served by a few large ones, a disk or a network share by many small ones.
+A step's rows are read in chunks, sorted by shard. A chunk is one task that releases the GIL once for all of its reads. The size
+of chunks and the number in flight follow the measured latency of a read: a few large chunks are best for a page cache, many
+small ones for a disk or a network share.
 """
 
 from __future__ import annotations
@@ -24,68 +24,68 @@ from multimix_pipe.runtime.context import LoaderContext
 from multimix_pipe.shards.cores import local_world_size
 
 MAX_READS = 128
-"""Chunks that a machine reads at once on the slowest storage; threads start as they are needed."""
+"""Chunks that a machine reads at once on the slowest storage; threads start as needed."""
 
 MIN_ROWS, FIRST_ROWS, MAX_ROWS = 4, 16, 128
-"""Rows of a chunk; FIRST_ROWS before anything has been measured."""
+"""Rows per chunk; FIRST_ROWS until a latency has been measured."""
 
 CHUNK_SECONDS = 0.008
-"""How long a chunk may wait: so many rows are read one after the other."""
+"""Target duration of a chunk, whose rows are read one after another."""
 
 READS_PER_SECOND = 40_000
-"""The rate that reading ahead aims at: as many reads are under way as wait at that rate."""
+"""Target rate of reads; together with the latency it sets how many reads are in flight."""
 
 MIN_STEPS = 4
-"""Steps that are read ahead at least."""
+"""Minimum number of steps to read ahead."""
 
 MAX_CHUNK_BYTES = 16 * 2**20
 MAX_BYTES_AHEAD = 512 * 2**20
-"""Encoded bytes read ahead, beyond MIN_STEPS steps."""
+"""Limit of the encoded bytes read ahead, beyond MIN_STEPS steps."""
 
-_SLACK = 4  # a quarter more memory than needed: it then fits most of the chunks that come after
-_SPARE_BYTES = 256 * 2**20  # of unused memory that is kept
+_SLACK = 4  # buffers are a quarter larger than needed, so that they fit most later chunks
+_SPARE_BYTES = 256 * 2**20  # unused memory that the pool keeps
 
 Row = Encoded | Exception
 
 
 def max_reads() -> int:
-    """Chunks that this process reads at once at most: its share among the local ranks, at least 16."""
+    """Return how many chunks this process may read at once: its share among the local ranks, at least 16."""
     return max(16, MAX_READS // local_world_size())
 
 
 class Pacing:
-    """How many rows a chunk has and how many are under way, from the waits that were measured."""
+    """Sets the rows per chunk and the rows in flight by the measured latency of reads."""
 
     def __init__(self) -> None:
-        self._waits: deque[float] = deque(maxlen=8)
+        self._latencies: deque[float] = deque(maxlen=8)
 
     def note(self, seconds: float, rows: int) -> None:
-        """Note how long a chunk took."""
-        self._waits.append(seconds / rows)
+        """Record that reading a chunk of `rows` rows took `seconds`."""
+        self._latencies.append(seconds / rows)
 
     @property
     def wait(self) -> float:
-        """Seconds that a read takes: the least of the last chunks, as a busy machine makes reads look slow."""
-        return min(self._waits, default=0.0)
+        """Seconds per read: the minimum over the last chunks, because a busy machine makes reads look slow."""
+        return min(self._latencies, default=0.0)
 
     @property
     def rows(self) -> int:
-        """Rows of a chunk."""
+        """Rows per chunk."""
         return FIRST_ROWS if not self.wait else min(max(int(CHUNK_SECONDS / self.wait), MIN_ROWS), MAX_ROWS)
 
     @property
     def rows_ahead(self) -> int:
-        """Rows to have under way or read."""
+        """Rows to read ahead: in flight, or read and not yet used."""
         return min(math.ceil(self.wait * READS_PER_SECOND), max_reads()) * self.rows
 
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Some rows of a step that one task reads."""
+    """Rows of a step that one task reads."""
 
     rows: list[int]
     task: Future[list[Row]]
-    """What was read for each of `rows`: bytes, or the error that reading them raised."""
+    """Its result has, for each of `rows`, the encoded bytes or the error raised by reading them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ class ReadStep:
     chunks: list[Chunk]
 
     def rows(self) -> list[Encoded]:
-        """All rows, in order; of several that failed, the first one raises."""
+        """Wait for all rows and return their bytes in order. If rows failed, raise the error of the first one."""
         read: list[Row] = [np.empty(0, dtype=np.uint8)] * len(self.replacements.step)
         for chunk in self.chunks:
             for row, found in zip(chunk.rows, chunk.task.result(), strict=True):
@@ -104,25 +104,25 @@ class ReadStep:
         return [usable(row) for row in read]
 
     def cancel(self) -> None:
-        """Do not read what has not been begun."""
+        """Cancel the chunks that have not been started."""
         for chunk in self.chunks:
             chunk.task.cancel()
 
 
 def usable(row: Row) -> Encoded:
-    """A row's bytes; raises its error."""
+    """Return a row's bytes, or raise its error."""
     if isinstance(row, Exception):
         raise row
     return row
 
 
 class Prefetcher:
-    """Threads that read the rows of steps, into memory that is reused."""
+    """Reads the rows of steps ahead in threads, into reused memory."""
 
     def __init__(
         self, context: LoaderContext, check: Callable[[Replacements, int, Encoded | Unusable], Encoded]
     ) -> None:
-        """`check(replacements, row, encoded)`: a row's bytes once they have been checked, or those of a replacement."""
+        """`check(replacements, row, encoded)` checks a row's bytes and returns them, or those of a replacement."""
         self._context = context
         self._check = check
         self._pacing = Pacing()
@@ -131,7 +131,7 @@ class Prefetcher:
         self._mean_size = float(context.index.size.mean()) if len(context.index) else 0.0
 
     def read(self, steps: Iterable[StepPlan]) -> Generator[ReadStep, None, None]:
-        """Yield each step while it is being read, with those after it under way."""
+        """Yield each step while it is being read; reads of later steps are in flight by then."""
         remaining, ahead = iter(steps), deque[ReadStep]()
         try:
             while True:
@@ -145,7 +145,7 @@ class Prefetcher:
                 unread.cancel()
 
     def close(self) -> None:
-        """Stop the threads, after the reads that they are at."""
+        """Stop the threads once their current reads are done."""
         with self._context.reader.stopping():
             self._threads.shutdown(cancel_futures=True)
 
@@ -159,12 +159,12 @@ class Prefetcher:
         order = np.argsort(step.sample, kind="stable")
         chunks = [
             Chunk(rows.tolist(), self._threads.submit(self._read_chunk, replacements, rows))
-            for rows in self._cut(order, step.sample[order])
+            for rows in self._split(order, step.sample[order])
         ]
         return ReadStep(replacements, chunks)
 
-    def _cut(self, order: NDArray[np.int64], sample: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Chunks of rows in the order of the shards."""
+    def _split(self, order: NDArray[np.int64], sample: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Split rows, sorted by shard, into chunks."""
         index, rows = self._context.index, self._pacing.rows
         size, shard = index.size[sample], index.shard[sample]
         end_of_bytes = np.cumsum(size) // MAX_CHUNK_BYTES
@@ -176,7 +176,7 @@ class Prefetcher:
     def _read_chunk(self, replacements: Replacements, rows: NDArray[np.int64]) -> list[Row]:
         try:
             return self._read_together(replacements, rows)
-        except Exception as error:  # want of memory, say
+        except Exception as error:  # out of memory, for example
             return [error] * len(rows)
 
     def _read_together(self, replacements: Replacements, rows: NDArray[np.int64]) -> list[Row]:
@@ -186,18 +186,19 @@ class Prefetcher:
         start = np.cumsum(size) - size
         needed = int(size.sum())
         memory = self._buffers.take(needed + needed // _SLACK)
-        there = np.zeros(len(rows), dtype=np.bool_)
+        complete = np.zeros(len(rows), dtype=np.bool_)
         if sound.any():
             began = time.perf_counter()
-            there[sound] = self._context.reader.read_rows(sample[sound], start[sound], memory)
+            complete[sound] = self._context.reader.read_rows(sample[sound], start[sound], memory)
             if self._context.reader.stopped:
                 raise CancelledError
             self._pacing.note(time.perf_counter() - began, int(sound.sum()))
         read: list[Row] = []
-        for row, first, length, whole in zip(rows.tolist(), start.tolist(), size.tolist(), there.tolist(), strict=True):
+        parts = zip(rows.tolist(), start.tolist(), size.tolist(), complete.tolist(), strict=True)
+        for row, first, length, is_complete in parts:
             try:
-                encoded = memory[first : first + length] if whole else replacements.read(row)
+                encoded = memory[first : first + length] if is_complete else replacements.read(row)
                 read.append(self._check(replacements, row, encoded))
-            except Exception as error:  # raised where the row is asked for
+            except Exception as error:  # raised when the row is requested
                 read.append(error)
         return read

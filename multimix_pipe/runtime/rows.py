@@ -1,4 +1,4 @@
-"""Threads that work on the rows of steps, with as little Python for each row as there can be."""
+"""Worker threads for the rows of steps, with as little Python per row as possible."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Item = TypeVar("Item")
 
 
 class RowJob(Generic[Item]):
-    """The rows of one step, on which several threads work."""
+    """The rows of one step, which several threads process."""
 
     def __init__(self, rows: int, work: Callable[[int, Item], object]) -> None:
-        """`work(row, item)` is called for each of `rows` rows, once its item is there."""
+        """`work(row, item)` is called for each of `rows` rows, once its item is available."""
         self.todo: deque[tuple[int, Item]] = deque()
-        """Rows whose items are there, and that no thread works on yet."""
+        """Rows whose items are available and that no thread has taken."""
         self._work = work
         self._left = rows
         self._errors: dict[int, BaseException] = {}
@@ -26,7 +26,7 @@ class RowJob(Generic[Item]):
         self._cancelled = False
 
     def do(self, row: int, item: Item) -> bool:
-        """Work on a row, and return whether it was the last one."""
+        """Process a row. Returns whether it was the last one to be done."""
         try:
             if not self._cancelled:
                 self._work(row, item)
@@ -40,13 +40,13 @@ class RowJob(Generic[Item]):
         return done
 
     def cancel(self) -> None:
-        """Start no further row; waiting raises CancelledError."""
+        """Start no further rows; `wait` then raises CancelledError."""
         self._cancelled = True
         self.todo.clear()
         self._done.set()
 
     def wait(self) -> None:
-        """Wait until all rows are done. Raises the error of the first row that failed."""
+        """Wait until all rows are done. Raises the error of the lowest row that failed."""
         self._done.wait()
         if self._cancelled:
             raise CancelledError
@@ -55,22 +55,22 @@ class RowJob(Generic[Item]):
 
 
 class RowWorkers:
-    """Threads that work on jobs: always on the first one, in the order of `add`, of which a row can be worked on."""
+    """Threads that process jobs: each takes a row of the first job, in the order of `add`, that has one available."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._jobs: list[RowJob[Any]] = []  # replaced as a whole, so that threads need no lock to go through it
-        self._active = 0  # threads that look for rows
+        self._jobs: list[RowJob[Any]] = []  # replaced, never modified: threads iterate without a lock
+        self._active = 0  # threads in `_work`
         self._lock = threading.Lock()
 
     def add(self, job: RowJob[Item]) -> None:
-        """Take a job, behind those that were added before."""
+        """Add a job behind the earlier ones."""
         with self._lock:
             self._jobs = [*self._jobs, job]
 
     def start(self, job: RowJob[Item], items: Iterable[tuple[int, Item]]) -> None:
-        """Let threads work on some rows of a job that was added."""
+        """Make rows of an added job available to the threads."""
         rows = list(items)
         job.todo.extend(rows)
         with self._lock:
@@ -80,19 +80,19 @@ class RowWorkers:
             self._threads.submit(self._work)
 
     def remove(self, job: RowJob[Item]) -> None:
-        """Forget a job."""
+        """Remove a job."""
         with self._lock:
             self._jobs = [other for other in self._jobs if other is not job]
 
     def close(self) -> None:
-        """Stop the threads, after the rows that they are at."""
+        """Stop the threads once their current rows are done."""
         self._threads.shutdown(cancel_futures=True)
 
     def _work(self) -> None:
         while True:
             found = self._next()
             if found is None:
-                with self._lock:  # what is started from here on gets a thread of its own
+                with self._lock:  # rows that are started from here on get a new thread
                     found = self._next()
                     if found is None:
                         self._active -= 1

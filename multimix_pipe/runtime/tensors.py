@@ -1,4 +1,4 @@
-"""A step's decisions as tensors on the loader's device, in one upload a step."""
+"""A step's labels and mixing plan as tensors on the loader's device, uploaded together."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor
 
 from multimix_pipe.mixing import MixPlan
 
-_ALIGNMENT = 16  # bytes: of any element's type, wherever it lies in an upload
+_ALIGNMENT = 16  # bytes, enough for any dtype
 
 
 @dataclass(frozen=True, eq=False)
 class MixTensors:
-    """What a blend and the targets need of a `MixPlan`."""
+    """The parts of a `MixPlan` that blending and targets need."""
 
     partner: Tensor
     """(B,) int64."""
     lam: Tensor
     """(B, K) float32."""
     boxed: Tensor | None = None
-    """(B,) bool, whether a pair's field is a box; None where no pair's is."""
+    """(B,) bool: whether a pair's weight field is a box; None if no pair's is."""
     box: Tensor | None = None
-    """(B, K, 4) int32; None where no pair has one."""
+    """(B, K, 4) int32 y0, x0, y1, x1; None if no pair has one."""
 
     def fields(self) -> tuple[Tensor, Tensor]:
-        """`boxed` and `box`, made up where no pair has one: no pair is boxed then, and nothing of its box is read."""
+        """Return `boxed` and `box`. If both are None: `boxed` all False, and a placeholder that is never read."""
         if self.boxed is None or self.box is None:
             pairs, k = self.lam.shape
             return torch.zeros(pairs, dtype=torch.bool), torch.zeros(1, 1, 4, dtype=torch.int32).expand(pairs, k, 4)
@@ -38,36 +38,38 @@ class MixTensors:
 
     @classmethod
     def of(cls, plan: MixPlan, device: torch.device) -> MixTensors:
-        """The plan on `device`."""
+        """Return the tensors of `plan` on `device`."""
         return cls(*upload(mix_arrays(plan), device))
 
 
 @dataclass(frozen=True, eq=False)
 class StepTensors:
-    """What a batch's images and targets need of its step's plan."""
+    """A step's labels and mixing plan, from which its images and targets are made."""
 
     labels: Tensor
     """(B,) int64 class ids."""
     mix: MixTensors | None
-    """None where nothing is mixed."""
+    """None without mixing."""
 
     @classmethod
     def of(cls, labels: NDArray[np.int64], plan: MixPlan | None, device: torch.device) -> StepTensors:
-        """Labels, and the plan where there is mixing to be done, on `device`."""
-        own, *mix = upload([labels, *([] if plan is None else mix_arrays(plan))], device)
-        return cls(own, MixTensors(*mix) if mix else None)
+        """Return `labels`, and `plan` unless it is None, on `device`."""
+        on_device, *mix = upload([labels, *([] if plan is None else mix_arrays(plan))], device)
+        return cls(on_device, MixTensors(*mix) if mix else None)
 
 
 class KeptUntilRead:
-    """Keeps what DALI has made on a GPU until it has been read: DALI reuses memory in the order of its own stream, which waits
-    for no other."""
+    """Keeps DALI's GPU outputs alive until they have been read.
+
+    DALI reuses their memory in the order of its own stream, which waits for no other stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._kept: deque[tuple[torch.cuda.Event, object]] = deque()
 
     def keep(self, memory: object) -> None:
-        """Keep `memory` until all that the current stream has been given so far is done."""
+        """Keep `memory` until all work queued so far on the current stream is done."""
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         self._kept.append((event, memory))
@@ -75,22 +77,21 @@ class KeptUntilRead:
             self._kept.popleft()
 
     def close(self) -> None:
-        """Wait until all has been read, and let go of it."""
+        """Wait until everything kept has been read, and release it."""
         while self._kept:
             self._kept.popleft()[0].synchronize()
 
 
 def mix_arrays(plan: MixPlan) -> list[NDArray[np.generic]]:
-    """What `MixTensors` is made of, on the host."""
+    """Return the arrays that `MixTensors` is made of."""
     arrays: list[NDArray[np.generic]] = [plan.partner, plan.lam]
     return [*arrays, plan.boxed, plan.box] if plan.boxed.any() else arrays
 
 
 def upload(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[Tensor]:
-    """Arrays as tensors on `device`; on CUDA in one copy, for which the host does not wait.
+    """Return `arrays` as tensors on `device`. For CUDA this is one copy, which the host does not wait for.
 
-    A copy from memory that is not pinned would wait for all that the device still has to do. torch keeps pinned memory, and uses
-    it again once the copy is over.
+    A copy from pageable memory would wait for all work queued on the device. torch reuses pinned memory once its copy is done.
     """
     if device.type != "cuda":
         return [torch.as_tensor(np.require(array, requirements=["C", "W"])).to(device) for array in arrays]

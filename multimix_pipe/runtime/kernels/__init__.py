@@ -1,8 +1,7 @@
-"""The blends, once each: on the host compiled by Numba (`host`), on a device in torch (`device`). DALI's is `dali.stage`.
+"""The blend kernels: `host` is compiled by Numba, `device` uses torch operations. DALI's is in `dali.stage`.
 
-All give what `mixing.reference` gives, to the bit. So products and sum are separate operations everywhere: a fused multiply-add
-rounds once, and which elements of a row a compiler fuses may depend on the row's place in the batch; then row k of K would
-differ from the same weight at K = 1.
+All compute products and sum as separate operations, as `mixing.reference` does. A fused multiply-add rounds only once, and which
+elements a compiler fuses may depend on a row's place in the batch: member k of K could then differ from the same weight at K = 1.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def blend(images: Tensor, mix: MixTensors, out: Tensor, layout: Layout) -> Tensor:
-    """Write the members of each pair into `out` and return it, by the fastest blend that there is for it.
+    """Write the K members of each pair into `out` and return it, using the fastest kernel available.
 
-    images (B, ...) float32, out (B, K, ...) contiguous and of any floating type, all on one device: sums are float32, only the
-    result is rounded.
+    images: (B, ...) float32. out: (B, K, ...) contiguous, of any floating dtype. All tensors are on one device. Arithmetic is
+    float32; only the result is rounded.
     """
     host = host_kernel() if images.device.type == "cpu" else None
     if host is not None and out.dtype in host.KINDS:
@@ -38,15 +37,15 @@ def blend(images: Tensor, mix: MixTensors, out: Tensor, layout: Layout) -> Tenso
 
 @cache
 def host_kernel() -> ModuleType | None:
-    """The module `kernels.host`, or None where Numba does not import, which is logged once."""
+    """Return the module `kernels.host`, or None if Numba cannot be imported, which is logged once."""
     try:
         from multimix_pipe.runtime.kernels import host
-    except (ImportError, SystemError, OSError) as error:  # the latter two: a Numba that was built for another NumPy
+    except (ImportError, SystemError, OSError) as error:  # the last two: Numba was built for another NumPy
         level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
         logger.log(
             level,
-            "mixing on the CPU in torch, several times slower: Numba does not import (%s). "
-            "pip install 'multimix-pipe[fast]' installs it",
+            "mixing on the CPU with torch, which is several times slower than with Numba; Numba cannot be imported (%s). "
+            "Install it with pip install 'multimix-pipe[fast]'",
             error,
         )
         return None

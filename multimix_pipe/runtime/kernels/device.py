@@ -1,4 +1,4 @@
-"""The blend in torch's operations, for any device: also for a CPU where Numba is missing."""
+"""The blend in torch operations, for any device, including a CPU without Numba."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from multimix_pipe.runtime.kernels.layout import Layout
 from multimix_pipe.runtime.tensors import MixTensors
 
 CHUNK_ELEMENTS = 2**24
-"""Elements of a product that are formed at a time: 64 MiB, of which caches hold more than of a whole batch's."""
+"""Elements blended at a time, 64 MiB of float32: caches hold a larger part of that than of a whole batch."""
 
 
 def blend(images: Tensor, mix: MixTensors, out: Tensor, layout: Layout) -> None:
     """Write w * x + (1 - w) * x' into `out`, for the weight fields w of `mix`.
 
-    images (B, ...) float32; out (B, K, ...) contiguous, of any floating type.
+    images: (B, ...) float32. out: (B, K, ...) contiguous, of any floating dtype.
     """
     pairs, k = mix.lam.shape
     images = images.reshape(pairs, *layout)
@@ -32,7 +32,7 @@ def blend(images: Tensor, mix: MixTensors, out: Tensor, layout: Layout) -> None:
 
 
 def weights(mix: MixTensors, part: slice, layout: Layout) -> Tensor:
-    """The fields w of some pairs, to be broadcast over (pairs, K, planes, height, width, inner)."""
+    """Return the weight fields of some pairs, broadcastable to (pairs, K, planes, height, width, inner)."""
     weight = mix.lam[part, :, None, None, None, None]
     if mix.box is None or mix.boxed is None:
         return weight

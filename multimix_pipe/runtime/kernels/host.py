@@ -1,8 +1,8 @@
-"""The blend on a CPU: normalise, mix and round in one pass over memory, compiled by Numba, which importing this module imports.
+"""The blend on a CPU, compiled by Numba: normalise, mix and round in one pass over memory. Importing this imports Numba.
 
-Mixing on a CPU is bound by memory: K rows are written for each image that is read. So a tile of both images is normalised
-into buffers that fit an L1 cache, mixed and rounded there, and written once, past the caches (non-temporal stores: a usual
-store first reads the line that it overwrites). bench/mix_stage.py has the figures.
+Mixing on a CPU is bound by memory bandwidth: K rows are written for each image read. So a tile of both images is normalised into
+buffers that fit into an L1 cache, mixed and rounded there, and written once with non-temporal stores, which bypass the caches
+(an ordinary store first reads the cache line that it overwrites). bench/mix_stage.py measures this.
 """
 
 from __future__ import annotations
@@ -25,30 +25,33 @@ from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.shards.compiled import jit
 
 MIXERS = 4
-"""Threads that are of use: mixing on a CPU moves memory, and a few cores move all that there is."""
+"""Maximum number of threads: mixing is bound by memory bandwidth, which a few cores saturate."""
 
 TILE = 1536
-"""Elements mixed at a time: a multiple of the 3 channels, and in every type of the 32 bytes of a store."""
+"""Elements mixed at a time: a multiple of the 3 channels and, in every dtype, of the 32 bytes of a store."""
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
-"""Types of a result, as the kernels number them."""
+"""Codes of the result's dtype in the kernels."""
 
 _STORE = 32  # bytes
-_U32 = np.uint32  # Numba makes a uint64 of the sum of two uint32, which takes twice the vector
+_U32 = np.uint32  # Numba adds two uint32 as uint64, which halves the elements per vector
 
 
 def _copying(**metadata: Any) -> Any:
-    """An intrinsic (target, source) that copies 32 bytes between addresses; the source's is a multiple of 32."""
+    """Return an intrinsic (target, source) that copies 32 bytes between addresses.
+
+    The source, and with metadata the target too, is aligned to 32 bytes.
+    """
 
     @intrinsic  # type: ignore[untyped-decorator]
     def copy(typing_context: Any, target: Any, source: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, addresses: Any) -> Any:
             vector = ir.VectorType(ir.IntType(32), _STORE // 4).as_pointer()
-            to, of = (builder.inttoptr(address, vector) for address in addresses)
-            value = builder.load(of)
+            to_pointer, from_pointer = (builder.inttoptr(address, vector) for address in addresses)
+            value = builder.load(from_pointer)
             value.align = _STORE
-            store = builder.store(value, to)
+            store = builder.store(value, to_pointer)
             store.align = _STORE if metadata else 1
             for name, flag in metadata.items():
                 store.set_metadata(name, builder.module.add_metadata([ir.Constant(ir.IntType(32), flag)]))
@@ -65,7 +68,7 @@ _copy_cached = _copying()
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _fence(typing_context: Any) -> Any:
-    """Streaming stores before it are seen before any later store, by other threads too."""
+    """Make earlier streaming stores visible before any later store, to other threads too."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.fence("seq_cst")
@@ -83,10 +86,10 @@ def _aligned(size: int) -> Any:
 
 @jit
 def _round_to_float16(values: Any, work: Any, n: int, result: Any) -> None:
-    """To the nearest float16, ties to even, as bits. values, work: float32 (>= n,); result: uint16 (>= n,)."""
+    """Round to the nearest float16, ties to even, as bits. values, work: float32 (>= n,); result: uint16 (>= n,)."""
     bits, small = values.view(np.uint32), work.view(np.uint32)
     for i in range(n):
-        work[i] = abs(values[i]) + np.float32(0.5)  # subnormal results: the adder rounds them
+        work[i] = abs(values[i]) + np.float32(0.5)  # this addition rounds subnormal results
     for i in range(n):
         magnitude = _U32(bits[i] & _U32(0x7FFFFFFF))
         odd = _U32(_U32(magnitude >> _U32(13)) & _U32(1))
@@ -100,7 +103,7 @@ def _round_to_float16(values: Any, work: Any, n: int, result: Any) -> None:
 
 @jit
 def _round_to_bfloat16(values: Any, n: int, result: Any) -> None:
-    """To the nearest bfloat16, ties to even, as bits. values: float32 (>= n,); result: uint16 (>= n,)."""
+    """Round to the nearest bfloat16, ties to even, as bits. values: float32 (>= n,); result: uint16 (>= n,)."""
     bits = values.view(np.uint32)
     for i in range(n):
         odd = _U32(_U32(bits[i] >> _U32(16)) & _U32(1))
@@ -124,22 +127,22 @@ def _weigh(own: Any, other: Any, lam: Any, n: int, result: Any) -> None:
 
 @jit
 def _write(target: Any, start: int, source: Any, n: int, streams: bool) -> None:
-    """target[start : start + n] = source[:n], of bytes."""
-    to, of = target.ctypes.data + start, source.ctypes.data
+    """Do target[start : start + n] = source[:n] on uint8 arrays."""
+    to, origin = target.ctypes.data + start, source.ctypes.data
     whole = n - n % _STORE
     if streams:
         for i in range(0, n, _STORE):
-            _copy_streaming(to + i, of + i)
+            _copy_streaming(to + i, origin + i)
     else:
         for i in range(0, whole, _STORE):
-            _copy_cached(to + i, of + i)
+            _copy_cached(to + i, origin + i)
         for i in range(whole, n):
             target[start + i] = source[i]
 
 
 @jit
 def _paste(own: Any, other: Any, box: Any, start: int, n: int, width: int, inner: int, result: Any) -> None:
-    """result[:n] = own[:n], or other's inside the box y0, x0, y1, x1. The tile starts at element `start` of its plane."""
+    """Write `own` to `result`, but `other` inside the box y0, x0, y1, x1. A tile starts at element `start` of its plane."""
     for i in range(n):
         result[i] = own[i]
     y0, x0, y1, x1 = box
@@ -153,7 +156,7 @@ def _paste(own: Any, other: Any, box: Any, start: int, n: int, width: int, inner
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(typing_context: Any, address: Any) -> Any:
-    """An address as a pointer, for `numba.carray`."""
+    """Return an address as a pointer, for `numba.carray`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
@@ -164,7 +167,7 @@ def _pointer(typing_context: Any, address: Any) -> Any:
 @jit
 def _split_line(line: Any, flip: bool, width: int, red: Any, green: Any, blue: Any) -> None:
     """Write a line of `width` RGB pixels to a line of each plane, mirrored if `flip`."""
-    # the three together, and unsigned where Python would allow for negative indices: LLVM makes shuffles of it, six times as fast
+    # All three channels in one loop, and unsigned indices, which are never negative: LLVM uses shuffles, six times as fast
     last = np.uint64(3 * (width - 1))
     if flip:
         for x in range(width):
@@ -190,7 +193,7 @@ def _copy_line(line: Any, flip: bool, width: int, to: Any) -> None:
 
 @jit
 def _copy_rows(addresses: Any, flip: Any, channels_last: bool, out: Any, first: int, stop: int) -> None:
-    """Copy the images at some addresses, each (H, W, 3) uint8, mirrored where `flip`, for first <= b < stop.
+    """Copy the images at `addresses`, each (H, W, 3) uint8, mirrored where `flip` is set, for first <= b < stop.
 
     out: (B, H, 3 * W) uint8 if channels_last, else (B, 3, H, W) reshaped to (B, 3 * H, W).
     """
@@ -221,16 +224,16 @@ def _mix_pairs(
     first: int,
     stop: int,
 ) -> None:
-    """out[b, k] = w * x[b] + (1 - w) * x[partner[b]] with x = (images - mean) * scale, for first <= b < stop.
+    """Compute out[b, k] = w * x[b] + (1 - w) * x[partner[b]], x = (images - mean) * scale, for first <= b < stop.
 
     Args:
-        images: (B, P, N) uint8 or float32: P planes of N elements an image.
-        mean, scale: (P, TILE) float32, of element i of a plane at i % TILE.
+        images: (B, P, N) uint8 or float32: P planes of N elements per image.
+        mean, scale: (P, TILE) float32; those of element i of a plane are at i % TILE.
         partner, lam: (B,) int64, (B, K) float32.
-        boxed, box: (B,) bool, (B, K, 4) int32: where boxed, w is 0 in the box and 1 outside, else lam.
-        width, inner: pixels of a line, elements of a pixel.
-        kind: FLOAT32, FLOAT16 or BFLOAT16: all arithmetic is float32, only results are rounded.
-        out: (B, K, P, N * bytes of an element) uint8, the results' bytes.
+        boxed, box: (B,) bool, (B, K, 4) int32: where boxed, w is 0 inside the box and 1 outside; elsewhere it is lam.
+        width, inner: pixels per line, elements per pixel.
+        kind: FLOAT32, FLOAT16 or BFLOAT16. Arithmetic is float32; only results are rounded.
+        out: (B, K, P, N * itemsize) uint8, the bytes of the results.
     """
     planes, elements = images.shape[1:]
     k_members = lam.shape[1]
@@ -249,7 +252,7 @@ def _mix_pairs(
                 n = min(TILE, elements - start)
                 _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
                 _normalise(images[partner[b], plane, start:], mean[plane], scale[plane], n, other)
-                for k in range(k_members):  # spelled out: what follows in a function of its own takes 1.5 times as long
+                for k in range(k_members):  # a separate function for this body takes 1.5 times as long
                     if boxed[b]:
                         _paste(own, other, box[b, k], start, n, width, inner, mixed)
                     else:
@@ -266,7 +269,7 @@ def _mix_pairs(
 
 @jit
 def _normalise_rows(images: Any, mean: Any, scale: Any, kind: int, out: Any, first: int, stop: int) -> None:
-    """out[b] = (images[b] - mean) * scale for first <= b < stop. See `_mix_pairs`; out: (B, P, N * bytes of an element)."""
+    """Compute out[b] = (images[b] - mean) * scale for first <= b < stop. out: (B, P, N * itemsize); see `_mix_pairs`."""
     planes, elements = images.shape[1:]
     flat = out.reshape(-1)
     size = 4 if kind == FLOAT32 else 2
@@ -296,9 +299,9 @@ def copy_rows(
     channels_last: bool,
     threads: ThreadPoolExecutor | None = None,
 ) -> None:
-    """Copy images, contiguous (H, W, 3) uint8, into a batch of pixels, mirrored where `flip`.
+    """Copy contiguous (H, W, 3) uint8 images into a batch, mirrored where `flip` is set.
 
-    out: (B, H, W, 3) if channels_last, else (B, 3, H, W).
+    out: uint8 (B, H, W, 3) if channels_last, else (B, 3, H, W).
     """
     addresses = np.array([image.__array_interface__["data"][0] for image in images], dtype=np.uint64)
     target = out.numpy().reshape(len(images), -1, out.shape[2] * 3 if channels_last else out.shape[3])
@@ -313,10 +316,10 @@ def blend(
     normalize: Normalize | None = None,
     threads: ThreadPoolExecutor | None = None,
 ) -> None:
-    """Write w * x + (1 - w) * x' into `out`, for the weight fields w of `mix`; where that is None, x alone.
+    """Write w * x + (1 - w) * x' into `out`, for the weight fields w of `mix`; if that is None, write x.
 
-    images (B, ...) float32, or uint8 pixels that `normalize` normalises; out (B, K, ...), or (B, ...), contiguous, of a type in
-    KINDS. The calling thread does it, or the threads of a pool.
+    images: (B, ...) float32, or uint8 pixels for `normalize`. out: contiguous (B, K, ...), or (B, ...) if `mix` is None, of a
+    dtype in KINDS. The calling thread does the work, with the threads of the pool if one is given.
     """
     if not out.numel():
         return
@@ -342,7 +345,7 @@ def blend(
 
 
 def _in_parts(rows: int, work: Callable[[int, int], None], threads: ThreadPoolExecutor | None) -> None:
-    """Do `work(first, stop)` for all rows, in the calling thread, with the help of a pool's."""
+    """Call `work(first, stop)` for all rows, in the calling thread and, if given, the threads of a pool."""
     step = rows if threads is None else max(1, -(-rows // MIXERS))
     parts = [
         threads.submit(work, first, min(first + step, rows)) for first in range(step, rows, step) if threads is not None
