@@ -1,4 +1,4 @@
-"""The DALI backend, and multi-mix as a stage for any DALI pipeline. The only folder that imports nvidia.dali.
+"""The DALI backend, and multi-mix as a stage for any DALI pipeline. Only this folder imports nvidia.dali.
 
 >>> from multimix_pipe.dali import class_id, multi_mix
 """

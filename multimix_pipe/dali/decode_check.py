@@ -1,4 +1,4 @@
-"""What DALI can decode: headers that may enter a pipeline, the row that an error names, and whole images for `verify`."""
+"""Checks of what DALI can decode: headers before they enter a pipeline, and whole images for `verify`."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from multimix_pipe.shards.index import Index
 logger = logging.getLogger("multimix_pipe")
 
 NVJPEG = (13, 2)
-"""The first nvJPEG that decodes regions with smooth upsampling of chroma."""
+"""The first nvJPEG version that decodes regions with fancy upsampling of chroma."""
 
 HEADER = 4096
-"""Bytes of an image by whose checksum a header is known again: in most images they hold it all."""
+"""Bytes of an image whose checksum identifies its header; in most images they contain all of it."""
 
 MAX_PIXELS_TOGETHER = 2**25
-"""Of images that are decoded together: 100 MB a thread."""
+"""Limit of the pixels decoded together: 100 MB per thread."""
 
 
 def header_problem(encoded: NDArray[np.uint8], height: int, width: int) -> str | None:
-    """Why these bytes, whose index says (height, width), must not enter DALI: a pipeline may not survive a wrong header."""
+    """Return why an image, indexed as (height, width), must not enter DALI, or None. A wrong header can crash a pipeline."""
     try:
         stream = CodeStream(encoded)
         found = int(stream.height), int(stream.width)
-        if not stream.num_channels:  # of a damaged BMP: what crashes on it comes after the parser
+        if not stream.num_channels:  # a damaged BMP, which the parser accepts and the decoder crashes on
             return "DALI finds no channels in its header"
-    except Exception as error:  # the parser's errors are plain RuntimeErrors and more
-        return f"no header that DALI can parse: {error}".strip()
+    except Exception as error:  # the parser raises RuntimeError and others
+        return f"DALI cannot parse its header: {error}".strip()
     if found != (height, width):
-        return f"its header says {found[1]}x{found[0]} pixels, its index {width}x{height}"
+        return f"its header says {found[1]}x{found[0]} pixels, the index {width}x{height}"
     return None
 
 
 def undecodable_row(error: RuntimeError) -> int:
-    """The row of the batch that DALI's decoder failed at; raises `error` where it is of another kind."""
-    named = re.search(r"decode sample #(\d+)", str(error))
-    if named is None:
+    """Return the row of the batch that DALI's decoder failed on. Raises `error` itself if it is of another kind."""
+    match = re.search(r"decode sample #(\d+)", str(error))
+    if match is None:
         raise error
-    return int(named[1])
+    return int(match[1])
 
 
 @cache
 def gpu_problem(device_id: int) -> str | None:
-    """Why DALI cannot run on a GPU, or None. On a driver that is too old it imports, and fails at the first batch."""
+    """Return why DALI cannot run on a GPU, or None. If the driver is too old, DALI imports but fails at the first batch."""
     try:
         pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
         with pipeline:
@@ -68,7 +68,7 @@ def gpu_problem(device_id: int) -> str | None:
 
 
 def warn_of_old_nvjpeg() -> None:
-    """Log a warning where nvJPEG cannot decode regions with smooth chroma: then each such JPEG is decoded on the CPU."""
+    """Log a warning if nvJPEG cannot decode regions with fancy upsampling: DALI then decodes those JPEGs on the CPU."""
     for package in ("nvidia-nvjpeg", "nvidia-nvjpeg-cu12"):
         with suppress(PackageNotFoundError):
             found = version(package)
@@ -82,14 +82,14 @@ def warn_of_old_nvjpeg() -> None:
 
 
 class HeaderCheck:
-    """Checks the headers of an index's samples: each is parsed once, and then known by a checksum of its bytes."""
+    """Checks the headers of samples. Each is parsed once, and afterwards recognised by a checksum of its bytes."""
 
     def __init__(self, index: Index) -> None:
         self._index = index
         self._passed = np.zeros(len(index), dtype=np.uint32)  # checksums; 0: not parsed yet
 
     def checked(self, replacements: Replacements, row: int, encoded: Encoded | Unusable) -> Encoded:
-        """A row's bytes, or another sample's in place of one that must not enter DALI."""
+        """Return a row's bytes, or those of a replacement if they must not enter DALI."""
 
         def check(row: int, encoded: Encoded) -> Encoded | Unusable:
             problem = self.problem(int(replacements.step.sample[row]), encoded)
@@ -97,25 +97,25 @@ class HeaderCheck:
 
         return replacements.use(row, encoded, check)
 
-    def problem(self, sample: int, encoded: NDArray[np.uint8]) -> str | None:
-        """Why these bytes of a sample must not enter DALI, or None."""
+    def problem(self, sample_id: int, encoded: NDArray[np.uint8]) -> str | None:
+        """Return why a sample's bytes must not enter DALI, or None."""
         checksum = crc32(encoded[:HEADER].data)
-        if checksum == self._passed[sample]:
+        if checksum == self._passed[sample_id]:
             return None
-        reason = header_problem(encoded, int(self._index.height[sample]), int(self._index.width[sample]))
-        self._passed[sample] = checksum if reason is None else 0
+        reason = header_problem(encoded, int(self._index.height[sample_id]), int(self._index.width[sample_id]))
+        self._passed[sample_id] = checksum if reason is None else 0
         return reason
 
 
 class DaliDecodeCheck:
-    """Judges images; every thread may do so at once, each has a pipeline of its own."""
+    """Checks whether DALI can decode images. Thread-safe: each thread has its own pipeline."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_images: int) -> None:
+        self._max_images = max_images
         self._threads = threading.local()
 
     def __call__(self, images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, int]]) -> list[str | None]:
-        """Why DALI cannot decode each of at most `most` encoded images of indexed (height, width); None where it can."""
+        """Return, for each of at most `max_images` images of the indexed (height, width), why DALI cannot decode it, or None."""
         reasons = [header_problem(image, *size) for image, size in zip(images, sizes, strict=True)]
         together: list[int] = []
         pixels = 0
@@ -130,7 +130,7 @@ class DaliDecodeCheck:
         return reasons
 
     def _decode(self, images: Sequence[NDArray[np.uint8]], left: list[int], reasons: list[str | None]) -> None:
-        """Note the reasons of those among the images `left` that cannot be decoded."""
+        """Decode the images with indices `left`, and set the reasons of those that cannot be decoded."""
         while left:
             pipeline = self._pipeline()
             pipeline.feed_input("encoded", [images[i] for i in left])
@@ -139,12 +139,12 @@ class DaliDecodeCheck:
                 pipeline.outputs()
                 return
             except RuntimeError as error:
-                del self._threads.pipeline  # it is lost with any error
+                del self._threads.pipeline  # any error breaks it
                 reasons[left.pop(undecodable_row(error))] = "DALI cannot decode it"
 
     def _pipeline(self) -> Pipeline:
         if not hasattr(self._threads, "pipeline"):
-            pipeline = Pipeline(batch_size=self._most, num_threads=1, device_id=None, prefetch_queue_depth=1)
+            pipeline = Pipeline(batch_size=self._max_images, num_threads=1, device_id=None, prefetch_queue_depth=1)
             with pipeline:
                 encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
                 pipeline.set_outputs(fn.decoders.image(encoded, output_type=types.RGB, adjust_orientation=False))

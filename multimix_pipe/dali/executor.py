@@ -1,12 +1,12 @@
 """Executes step plans with a DALI pipeline.
 
-Threads of the host read a step's bytes ahead of DALI, and check each header that they have not seen before with DALI's own
-parser: bytes that it might choke on never enter.
+Host threads read a step's bytes ahead of DALI and check every new header with DALI's own parser, so that bytes that could crash
+DALI never enter it.
 
-On a GPU the graph ends with the mixed batch. On a CPU it ends with decoded windows, and the host resizes and mixes: DALI's resize
-takes three to four times as long there as torch's (bench/decode.py), and its arithmetic needs several passes over memory where
-the mix stage needs one (bench/mix_stage.py). That route also serves `expand=False`, and a step whose bad rows were replaced: it
-is decoded a few rows at a time, and must be mixed as a whole.
+On a GPU the graph ends with the mixed batch. On a CPU it ends with decoded windows, and the host resizes and mixes: there DALI's
+resize takes three to four times as long as torch's (bench/decode.py), and its arithmetic needs several passes over memory, the
+mix stage only one (bench/mix_stage.py). The mix stage also serves `expand=False`, and steps in which DALI failed to decode a row:
+these are decoded a few rows at a time, but must be mixed as a whole.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from multimix_pipe.runtime.rows import RowJob, RowWorkers
 from multimix_pipe.runtime.tensors import KeptUntilRead
 
 ROWS_ALONE = 2
-"""Rows a thread that are decoded together, where one of a step cannot be decoded."""
+"""Rows per thread that are decoded together after a row of the step could not be decoded."""
 
 MIXED_QUEUE = 2
-"""Batches in the queue of a graph that mixes: at B = 256, K = 5 one is 0.8 GB in float32."""
+"""Maximum number of batches in the queue of a graph that mixes: at B = 256, K = 5 each takes 0.8 GB in float32."""
 
 HW_DECODER_LOAD = {"fast": 0.65, "exact": 0.0}
-"""By `decode=`; on an H200 21,900 and 10,600 images/s. At 1.0, which is exact too, taking a batch waits for the consumer."""
+"""By `decode=`: 21,900 and 10,600 images/s on an H200. 1.0 is exact too, but then taking a batch waits for the consumer."""
 
 TensorList = TensorListCPU | TensorListGPU
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A step on its way through DALI, with what is needed to feed it once more."""
+    """A step that was fed to DALI, with what is needed to feed it again."""
 
     replacements: Replacements
     encoded: list[Encoded]
-    """The bytes that DALI was fed with."""
+    """The encoded bytes of each row, as fed to DALI."""
 
     @property
     def step(self) -> StepPlan:
@@ -62,7 +62,7 @@ class DaliExecutor:
     """The DALI backend."""
 
     def __init__(self, context: LoaderContext, mix_stage: MixStage | None = None, ends: Ends | None = None) -> None:
-        """`ends`: how far the graph goes; None: as far as is fastest on the device."""
+        """`ends` says how far the graph goes; by default as far as is fastest on the device."""
         config = context.config
         on_gpu = context.device.type == "cuda"
         if ends is None and on_gpu:
@@ -72,7 +72,7 @@ class DaliExecutor:
         if on_gpu:
             warn_of_old_nvjpeg()
         mixes = ends == "batch" and context.mixes
-        queue = config.prefetch + 1  # the step that is asked for, and those ahead of it
+        queue = config.prefetch + 1  # the requested step, and those ahead of it
         self._context = context
         self._mix_stage = mix_stage or make_mix_stage(context)
         self._graph = Graph(
@@ -94,8 +94,8 @@ class DaliExecutor:
         self._kept = KeptUntilRead(context.device)
         self._stream = torch.cuda.Stream(context.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._pipeline: Pipeline | None = None
-        self._started = False  # the pipeline's first schedule_run has been called
-        self._in_flight: deque[_Work | None] = deque()  # fed, results not taken; None: a result that nobody wants
+        self._started = False  # whether the pipeline's first schedule_run has been called
+        self._in_flight: deque[_Work | None] = deque()  # fed, and not taken; None: its result is not wanted
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
@@ -110,7 +110,7 @@ class DaliExecutor:
                         break
                     try:
                         self._feed(_Work(read.replacements, read.rows()))
-                    except MultiMixError as error:  # raised at its step: after what is in flight
+                    except MultiMixError as error:  # raised when the step is due, after those in flight
                         failure = error
                 if not self._in_flight or self._in_flight[0] is None:
                     if failure is not None:
@@ -120,7 +120,7 @@ class DaliExecutor:
         except (GeneratorExit, MultiMixError):
             raise
         except BaseException:
-            # an interrupt, say, between taking a result and noting it: nobody knows what is in flight
+            # For example an interrupt between taking a result and recording that: what is in flight is not known.
             self._discard_pipeline()
             raise
         finally:
@@ -128,7 +128,7 @@ class DaliExecutor:
             self._in_flight = deque([None] * len(self._in_flight))
 
     def close(self) -> None:
-        """Free the pipeline and the reading threads."""
+        """Free the pipeline and the threads."""
         self._prefetcher.close()
         self._resizers.close()
         self._mix_stage.close()
@@ -136,7 +136,7 @@ class DaliExecutor:
         self._discard_pipeline()
 
     def _feed(self, work: _Work) -> None:
-        """Give a step to DALI, which starts on it."""
+        """Feed a step to DALI, which starts to work on it."""
         if self._pipeline is None:
             self._pipeline, self._started = self._graph.build(), False
         self._feed_inputs(self._pipeline, self._graph, work.step, work.encoded)
@@ -144,7 +144,7 @@ class DaliExecutor:
         if self._started:
             self._pipeline.schedule_run()
         elif len(self._in_flight) == self._graph.prefetch:
-            self._pipeline.schedule_run()  # the first one runs as often as the queue is deep
+            self._pipeline.schedule_run()  # the first call runs as many steps as the queue is deep
             self._started = True
 
     def _feed_inputs(self, pipeline: Pipeline, graph: Graph, step: StepPlan, encoded: list[Encoded]) -> None:
@@ -153,19 +153,19 @@ class DaliExecutor:
             pipeline.feed_input(name, array)
 
     def _take(self, work: _Work) -> ExecutedStep:
-        """The results of the first step in flight."""
+        """Return the result of the first step in flight."""
         assert self._pipeline is not None
-        while not self._started:  # fewer steps than the queue is deep: fill it up with what nobody wants
+        while not self._started:  # fewer steps than the queue is deep: fill it with steps whose results are not wanted
             self._feed(work)
             self._in_flight[-1] = None
         try:
             outputs = self._outputs(self._pipeline)
         except RuntimeError:
-            # the pipeline is lost, and the error may be of a later step: find out, then start again behind this one
-            behind = [later for later in list(self._in_flight)[1:] if later is not None]
+            # The pipeline is lost, and a later step may have caused the error: run this one alone, and feed the later ones again.
+            later_steps = [later for later in list(self._in_flight)[1:] if later is not None]
             self._discard_pipeline()
             pixels = self._run_alone(work)
-            for later in behind:
+            for later in later_steps:
                 self._feed(later)
         else:
             self._in_flight.popleft()
@@ -177,9 +177,9 @@ class DaliExecutor:
         return self._mix_stage.finish(work.step, pixels)
 
     def _run_alone(self, work: _Work) -> Tensor:
-        """The pixels of one step, with other samples in the place of those that DALI cannot decode.
+        """Return the pixels of one step, with the samples that DALI cannot decode replaced.
 
-        A few rows at a time, as an error takes the results of all that are decoded with it.
+        It is decoded a few rows at a time, because an error also loses the rows that are decoded together with the bad one.
         """
         ends: Ends = "window" if self._graph.ends == "window" else "pixels"
         graph, size = replace(self._graph, prefetch=1, ends=ends, mix=None), ROWS_ALONE * self._graph.num_threads
@@ -194,7 +194,7 @@ class DaliExecutor:
                     break
                 except RuntimeError as error:
                     row = first + undecodable_row(error)
-                    work.replacements.replace(row, Unusable("DALI cannot decode this window of it"))
+                    work.replacements.replace(row, Unusable("DALI cannot decode its crop window"))
                     work.encoded[row] = self._headers.checked(work.replacements, row, work.replacements.read(row))
                     pipeline = graph.build()
         return self._pixels(work.step, graph, decoded)
@@ -203,12 +203,12 @@ class DaliExecutor:
         if self._stream is None:
             outputs: TensorList = pipeline.outputs()[0]
             return outputs
-        with torch.cuda.device(self._context.device):  # DALI orders its work before the stream on the current device
+        with torch.cuda.device(self._context.device):  # DALI orders its work on the current device
             outputs = pipeline.outputs(cuda_stream=self._stream)[0]
             return outputs
 
     def _hand_over(self, step: StepPlan, outputs: TensorList) -> ExecutedStep:
-        """A finished batch, in memory of torch's."""
+        """Return the executed step of a batch that the graph has mixed, copied into torch's memory."""
         images = self._copied([outputs], self._context.dtype)
         if self._context.mixes:
             images = images.flatten(0, 1)
@@ -217,18 +217,18 @@ class DaliExecutor:
         return ExecutedStep(step, images, self._context.tensors(step))
 
     def _pixels(self, step: StepPlan, graph: Graph, decoded: list[TensorList]) -> Tensor:
-        """The batch for the mix stage, of what a graph gave for its rows: at once, or a few at a time."""
+        """Return the batch for the mix stage from a graph's outputs: one for the whole step, or one for every few rows."""
         if graph.ends == "window":
             return self._resized(step, decoded)
-        if self._stream is None and len(decoded) == 1:  # read at once, while DALI's memory is valid
+        if self._stream is None and len(decoded) == 1:  # the mix stage reads it while DALI's memory is valid
             return torch.from_numpy(np.asarray(decoded[0].as_tensor()))
         return self._copied(decoded, torch.uint8)
 
     def _copied(self, decoded: list[TensorList], dtype: torch.dtype) -> Tensor:
-        """Rows that DALI has made, together and in memory of torch's.
+        """Return DALI's outputs as one batch in torch's memory.
 
-        On a GPU they are copied on a stream of this executor's own, for which the consumer's stream waits: DALI's memory is free
-        when the copy is done, whatever the consumer has still to do. Not by DLPack, whose deleter spins a core meanwhile.
+        On a GPU they are copied on the executor's own stream, which the consumer's stream waits for: DALI's memory is free once
+        the copy is done, no matter what the consumer has queued. DLPack is avoided, as its deleter spins a core meanwhile.
         """
         if self._stream is None:
             rows = [torch.from_numpy(np.asarray(part.as_tensor())) for part in decoded]
@@ -239,7 +239,7 @@ class DaliExecutor:
             self._kept.keep(decoded)
         consumer = torch.cuda.current_stream(self._context.device)
         consumer.wait_stream(self._stream)
-        copied.record_stream(consumer)  # so that its memory is not used again while the consumer reads it
+        copied.record_stream(consumer)  # its memory must not be reused while the consumer reads it
         return copied
 
     def _resized(self, step: StepPlan, decoded: list[TensorList]) -> Tensor:
@@ -258,14 +258,14 @@ class DaliExecutor:
         return self._mix_stage.gather(images, step.flip)
 
     def _drop_unwanted(self) -> None:
-        """Take the results that an earlier iteration left behind."""
+        """Discard the results that an earlier iteration left behind."""
         try:
             while self._in_flight and self._started:
                 self._in_flight.popleft()
                 self._outputs(self._pipeline)
-        except RuntimeError:  # an error that nobody will see
+        except RuntimeError:  # the error of a step that is not wanted
             self._discard_pipeline()
-        if self._in_flight:  # fed and never started
+        if self._in_flight:  # fed, but never started
             self._discard_pipeline()
 
     def _discard_pipeline(self) -> None:

@@ -1,9 +1,9 @@
-"""The loader's DALI graph: encoded bytes and a step's plan in, images out. One definition for the CPU and the GPU.
+"""The loader's DALI graph, from encoded bytes and a step's plan to images. The CPU and the GPU share one definition.
 
-Everything random comes in through the inputs. How far the graph goes is `Graph.ends`, and the host does the rest:
+All random values come in through the inputs. `Graph.ends` says how far the graph goes; the rest is done behind it:
 
-    batch    decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast       what is handed out
-    pixels   decode -> crop -> resize -> flip                                         uint8, for a mix stage behind the graph
+    batch    decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast       the images of the batch
+    pixels   decode -> crop -> resize -> flip                                         uint8, for the mix stage
     window   decode -> crop                                                           uint8, as stored: the host resizes too
 """
 
@@ -33,28 +33,28 @@ Inputs = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Graph:
-    """What distinguishes one graph from another; `build` makes the pipeline."""
+    """The parameters of a graph; `build` makes the pipeline."""
 
     batch_size: int
     device_id: int | None
-    """A GPU's number, or None to run on the CPU alone."""
+    """The GPU, or None to run on the CPU alone."""
     num_threads: int
     prefetch: int
-    """Batches in DALI's queue: the one that is asked for, and those ahead of it."""
+    """Batches in DALI's queue: the requested one, and those ahead of it."""
     transform: Transform
     exif: bool
     channels_last: bool
     ends: Ends
-    """Outputs are (B, K, ...) or (B, ...) of `dtype`, uint8 (B, C, H, W) or (B, H, W, C), or uint8 windows of any size."""
+    """The outputs: float (B, K, ...) or (B, ...); uint8 (B, C, H, W) or (B, H, W, C); or uint8 windows of any size."""
     mix: MultiMix | None = None
-    """The mixing of a graph that ends with the batch; None: none."""
+    """The mixing of a graph that ends with the batch, or None."""
     hw_decoder_load: float = 0.65
-    """Part of a batch that a GPU's JPEG hardware decodes; the rest is decoded by kernels, which give slightly other pixels."""
+    """Share of a batch that the GPU's JPEG hardware decodes. CUDA kernels decode the rest, with slightly different pixels."""
     half: bool = False
-    """Round a batch to float16; else it is float32, as DALI has no bfloat16."""
+    """Whether the batch is float16. Otherwise it is float32, as DALI has no bfloat16."""
 
     def build(self) -> Pipeline:
-        """A built pipeline whose inputs are those of `inputs`."""
+        """Return a built pipeline, whose inputs are "encoded" and those of `inputs`."""
         pipeline = loader_graph(
             self,
             batch_size=self.batch_size,
@@ -67,12 +67,12 @@ class Graph:
         return pipeline
 
     def inputs(self, step: StepPlan, index: Index) -> Inputs:
-        """A step's values of all inputs but "encoded", arrays of B rows."""
+        """Return a step's values for all inputs except "encoded": arrays of B rows."""
         window, arrays = step.window, Inputs()
         if self.exif:
-            turned, size = index.orientation[step.sample], self.transform.height_width
-            window = stored_windows(window, turned, index.height[step.sample], index.width[step.sample])
-            arrays |= {"size": stored_sizes(turned, *size), "turn": turns(turned, *size)}
+            orientation, size = index.orientation[step.sample], self.transform.height_width
+            window = stored_windows(window, orientation, index.height[step.sample], index.width[step.sample])
+            arrays |= {"size": stored_sizes(orientation, *size), "turn": turns(orientation, *size)}
         corner, extent = window[:, :2], window[:, 2:]
         if self.transform.random:
             arrays |= {"corner": corner.astype(np.int32), "extent": extent.astype(np.int32)}
@@ -85,7 +85,7 @@ class Graph:
 
     @property
     def input_names(self) -> list[str]:
-        """Names of all inputs but "encoded"."""
+        """Names of all inputs except "encoded"."""
         names = ["corner", "extent" if self.transform.random else "end"]
         if self.ends != "window":
             names += ["size", "turn"] if self.exif else []
@@ -98,20 +98,20 @@ class Graph:
 @pipeline_def  # type: ignore[untyped-decorator]
 def loader_graph(graph: Graph) -> DataNode:
     """decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast, as far as `graph.ends` says."""
-    trains, (height, width) = graph.transform.random, graph.transform.height_width
+    training, (height, width) = graph.transform.random, graph.transform.height_width
     layout: Literal["CHW", "HWC"] = "HWC" if graph.channels_last else "CHW"
     decoding: dict[str, Any] = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
     if graph.device_id is not None:
-        # chroma as on the CPU
+        # upsample chroma as on the CPU
         decoding |= {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": graph.hw_decoder_load}
 
-    # DALI refers to these arrays, and so keeps them, until it has decoded them
+    # no_copy: DALI keeps references to the arrays until it has decoded them
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
     region: dict[str, DataNode] = {}
-    if trains:
+    if training:
         start, shape = _input("corner", types.INT32, 1), _input("extent", types.INT32, 1)
         images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **decoding)
-    else:  # a window that cuts through pixels is the resampler's to take: a decoder's would be rounded
+    else:  # the window may end within a pixel, so the resampler crops: a decoder would round it
         images = fn.decoders.image(encoded, **decoding)
         region = {"roi_start": _input("corner", types.FLOAT, 1), "roi_end": _input("end", types.FLOAT, 1)}
     if graph.ends == "window":
@@ -121,12 +121,12 @@ def loader_graph(graph: Graph) -> DataNode:
     images = fn.resize(
         images, size=size, interp_type=types.INTERP_LINEAR, antialias=graph.transform.antialias, **region
     )
-    if graph.exif:  # mirrors and swaps of axes take whole pixels to whole pixels: the nearest one is exact
+    if graph.exif:  # flips and transpositions map pixels to pixels, so nearest-neighbour is exact
         turn = _input("turn", types.FLOAT, 2)
         images = fn.warp_affine(
             images, turn, size=[float(height), float(width)], inverse_map=True, interp_type=types.INTERP_NN
         )
-    mirror = _input("flip", types.INT32, 0) if trains else 0
+    mirror = _input("flip", types.INT32, 0) if training else 0
     if graph.ends == "pixels":
         return fn.crop_mirror_normalize(images, mirror=mirror, output_layout=layout, dtype=types.UINT8)
 
@@ -148,9 +148,9 @@ _built: WeakSet[Pipeline] = WeakSet()
 
 
 def _abandon() -> None:
-    """In a forked child: never end the parent's pipelines. DALI would wait for threads that are not there, and die of it.
+    """In a forked child, keep DALI from ending the parent's pipelines: it would wait for threads that do not exist, and crash.
 
-    DALI ends all pipelines at exit, and has no public way to let go of one.
+    DALI ends all pipelines at exit, and has no public way to release one without ending it.
     """
     for pipeline in _built:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(pipeline._pipe))  # its destructor, too, must not run

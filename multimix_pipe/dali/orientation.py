@@ -1,8 +1,8 @@
-"""EXIF orientation, applied by what the index says.
+"""EXIF orientation, applied as the index records it.
 
-DALI can turn images itself, but its parser and Pillow's read malformed EXIF differently (two Exif segments, a wrong type or
-count, PNG text profiles), and a window drawn for the one is outside the other's image. So DALI always decodes images as they are
-stored, and the graph turns them: a stored image's rows and columns are mirrored, then, from orientation 5 on, its axes swapped.
+DALI can apply the orientation itself, but its parser and Pillow's read malformed EXIF differently (two Exif segments, a wrong
+type or count, PNG text profiles), and a window drawn for one may lie outside the other's image. So DALI always decodes images
+as stored, and the graph orients them: it mirrors rows and columns, and then swaps the axes for orientations 5 to 8.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def stored_windows(
     height: NDArray[np.int32],
     width: NDArray[np.int32],
 ) -> NDArray[np.float32]:
-    """Windows (B, 4) of upright images, as (y, x, height, width) in images of the given stored sizes."""
+    """Map windows (B, 4), given as (y, x, height, width) in the oriented images, to the images as stored.
+
+    height, width: (B,), of the images as stored.
+    """
     transposed = (orientation >= 5)[:, None]
     rows, columns, extent_rows, extent_columns = np.where(transposed, window[:, [1, 0, 3, 2]], window).T
     rows = np.where(_FLIPS_ROWS[orientation], height - rows - extent_rows, rows)
@@ -29,12 +32,12 @@ def stored_windows(
 
 
 def stored_sizes(orientation: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    """(B, 2) height and width before the turn of images that are (height, width) after it."""
+    """Return (B, 2): height and width, before orienting, of images that are (height, width) afterwards."""
     return np.where((orientation >= 5)[:, None], [width, height], [height, width]).astype(np.float32)
 
 
 def turns(orientation: NDArray[np.uint8], height: int, width: int) -> NDArray[np.float32]:
-    """(B, 2, 3) the map from (x, y) of the upright image, (height, width), to (x, y) of the image before the turn."""
+    """Return (B, 2, 3): maps from (x, y) in an oriented (height, width) image to (x, y) in the image before orienting."""
     matrix = np.zeros((len(orientation), 2, 3), dtype=np.float32)
     transposed = orientation >= 5
     stored = stored_sizes(orientation, height, width)

@@ -1,8 +1,8 @@
-"""Multi-mix as a stage of a DALI graph, in stock operators, the same on the CPU and the GPU.
+"""Multi-mix as a stage of a DALI graph, made of stock operators, the same on the CPU and the GPU.
 
-The loader's own graph (`dali.graph`) and `multi_mix`, for pipelines of one's own, end in the same `mix_images`. The batch stays a
-batch of B: each DALI sample becomes its K members, stacked. So outputs are (B, K, ...), and `images.flatten(0, 1)` gives the B*K
-rows of a model's batch.
+The loader's graph (`dali.graph`) and `multi_mix`, which is for your own pipelines, share `mix_images`. The batch size stays B:
+each DALI sample becomes its K members, stacked. So outputs are (B, K, ...), and `images.flatten(0, 1)` gives the B*K rows for a
+model.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ ImageLayout = Literal["CHW", "HWC"]
 
 
 class MixNodes(NamedTuple):
-    """A batch's `MixPlan` in a graph: on the CPU, one value a sample."""
+    """A batch's `MixPlan` as nodes of a graph: on the CPU, one value per sample."""
 
     partner: DataNode
-    """Row of the batch, int32 scalar."""
+    """int32 scalar, a row of the batch."""
     lam: DataNode
     """float32 (K,)."""
     boxed: DataNode | None = None
-    """1 where the pair's field is a box, else 0, float32 scalar; None where no method of the graph has boxes."""
+    """float32 scalar: 1 if the pair's weight field is a box, else 0. None if no method of the graph has boxes."""
     box: DataNode | None = None
-    """int32 (K, 4)."""
+    """int32 (K, 4) y0, x0, y1, x1."""
 
 
 TYPES = {"partner": (types.INT32, 0), "lam": (types.FLOAT, 1), "boxed": (types.FLOAT, 0), "box": (types.INT32, 2)}
-"""Type and number of dimensions of the inputs that a plan comes in through."""
+"""dtype and number of dimensions of the inputs for a plan."""
 
 
 def input_names(mix: MultiMix) -> list[str]:
-    """The inputs that plans of `mix` need: names of TYPES."""
+    """Return the names (keys of TYPES) of the inputs that plans of `mix` need."""
     return list(TYPES)[: 4 if METHODS[mix.method].field is Field.BOX else 2]
 
 
 def input_arrays(plan: MixPlan) -> dict[str, NDArray[np.generic]]:
-    """A plan's values of all inputs, arrays of B rows."""
+    """Return a plan's values for all inputs: arrays of B rows."""
     return {
         "partner": plan.partner.astype(np.int32),
         "lam": plan.lam,
@@ -59,9 +59,9 @@ def input_arrays(plan: MixPlan) -> dict[str, NDArray[np.generic]]:
 def mix_images(
     images: DataNode, mix: MixNodes, size: Size | None = None, layout: ImageLayout | None = None
 ) -> DataNode:
-    """w_k * x + (1 - w_k) * x' for the weight fields of `mix`: float32 (K, *shape) for each image.
+    """Return w_k * x + (1 - w_k) * x' for the weight fields of `mix`: float32 (K, *shape) for each image.
 
-    images: float32 of three dimensions; `size` and `layout` are theirs, and needed where `mix` has boxes.
+    images: float32 with three dimensions. `size` and `layout` describe them, and are required if `mix` has boxes.
     """
     weight = fn.reshape(_on(images, mix.lam), shape=[-1, 1, 1, 1])
     if mix.box is not None:
@@ -71,7 +71,10 @@ def mix_images(
 
 
 def mix_targets(labels: DataNode, mix: MixNodes, num_classes: int) -> DataNode:
-    """lam_k * y + (1 - lam_k) * y' for one-hot y: float32 (K, num_classes) for each class id, an int scalar or (1,)."""
+    """Return lam_k * y + (1 - lam_k) * y' for one-hot y: float32 (K, num_classes) for each label.
+
+    labels: class ids, int scalars or (1,).
+    """
     one_hot = fn.one_hot(fn.reshape(labels, shape=[]), num_classes=num_classes, dtype=types.FLOAT)
     return _blend(one_hot, mix.partner, fn.reshape(_on(one_hot, mix.lam), shape=[-1, 1]))
 
@@ -86,7 +89,7 @@ def _blend(samples: DataNode, partner: DataNode, weight: DataNode) -> DataNode:
 
 
 def _outside(box: DataNode, size: Size | None, layout: ImageLayout | None, device: str) -> DataNode:
-    """1 outside of each member's box and 0 inside, float32 (K, ...) with axes of one element but for height and width."""
+    """Return 1 outside each member's box and 0 inside: float32 (K, ...), all other axes but height and width of length 1."""
     assert size is not None
     y_axis = 2 if layout == "CHW" else 1
     y, x = (_positions(side, axis, device) for side, axis in zip(size, (y_axis, y_axis + 1), strict=True))
@@ -118,20 +121,21 @@ def multi_mix(
     rank: int = 0,
     world_size: int = 1,
 ) -> tuple[DataNode, DataNode]:
-    """K ordered interpolations of each sample pair of the batch, inside any `@pipeline_def`.
+    """Return K ordered interpolations of each pair of samples in the batch, inside any `@pipeline_def`.
 
     Args:
-        images: samples of 3 dimensions and one shape for the whole batch (HWC or CHW, any numeric type), on the CPU or the GPU.
-        labels: class ids, int scalars or (1,), in [0, num_classes). From `readers.webdataset`, see `class_id`.
+        images: 3-dimensional samples (HWC or CHW, any numeric dtype), of one shape in the whole batch, on the CPU or the GPU.
+        labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`.
         k, alpha, method, sampling, lam_per, pairing, prob: as in `MultiMix`.
-        size, layout: (height, width) of the images, and "CHW" or "HWC": required for every method but "mixup".
+        size, layout: (height, width) of the images, and "CHW" or "HWC"; required for every method except "mixup".
         seed, rank, world_size: the draws are keyed by (seed, the pipeline's epoch, iteration * world_size + rank).
 
     Returns:
         images: samples (K, *shape) float32, on the images' device;
         targets: samples (K, num_classes) float32 whose rows sum to 1, on the labels' device.
 
-    Every batch must be full (`max_batch_size` samples), as DALI's readers make them.
+    Raises ConfigError for an invalid argument, or outside a pipeline definition. Every batch must have `max_batch_size` samples,
+    as those of DALI's readers have.
 
     >>> @pipeline_def(batch_size=64, num_threads=4, device_id=0)
     ... def training():
@@ -164,7 +168,7 @@ def multi_mix(
         ndim=[TYPES[name][1] for name in names],
     )
     nodes = MixNodes(*drawn)
-    # DALI's arithmetic knows no float16 on a CPU, and float64 would stay float64
+    # DALI has no float16 arithmetic on a CPU, and float64 would stay float64
     images = fn.cast(images, dtype=types.FLOAT)
     return mix_images(images, nodes, size, layout), mix_targets(labels, nodes, num_classes)
 
@@ -181,9 +185,9 @@ def _draws(
 
 
 def class_id(cls: DataNode) -> DataNode:
-    """The number in a WebDataset `cls` member: its ASCII bytes, uint8 (n,), as an int32 scalar.
+    """Return the number in a WebDataset `cls` member, ASCII bytes (n,) uint8, as an int32 scalar.
 
-    At most nine digits; white space may follow them.
+    It may have up to nine digits, and white space may follow them.
     """
     count = fn.reductions.sum(fn.cast(cls >= ord("0"), dtype=types.INT32), dtype=types.INT32)
     digits = fn.slice(cls, start=0, shape=count, axes=[0])

@@ -1,1 +1,1 @@
-"""The torch-native backend: decodes with libjpeg-turbo in threads, needs no DALI and imports none."""
+"""The torch-native backend: decodes with libjpeg-turbo in threads, and does not need DALI."""

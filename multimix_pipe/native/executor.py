@@ -1,8 +1,8 @@
 """Executes step plans with threads and torch: decode, crop and resize on the host, normalise and mix on the device.
 
-A step's rows are decoded as the chunks of bytes arrive that they are read in. On a CPU another thread finishes the step, so that
-batches are ready before they are asked for. For an accelerator that thread copies the pixels into pinned memory; they cross when
-the step is asked for, and the device does the rest on the consumer's stream.
+A step's rows are decoded as soon as their chunk of bytes has been read. On a CPU another thread then runs the mix stage, so that
+batches are ready before they are requested. For an accelerator that thread copies the pixels into pinned memory; they are
+uploaded when the step is requested, and the device does the rest on the consumer's stream.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class _Pending:
     replacements: Replacements
     read: ReadStep
     rows: RowJob[Row]
-    finished: Future[Tensor | ExecutedStep]
-    """The step on a CPU, else its pixels in pinned memory."""
+    future: Future[Tensor | ExecutedStep]
+    """Its result is the executed step on a CPU; otherwise the step's pixels, in pinned memory."""
 
     def cancel(self) -> None:
-        self.finished.cancel()
+        self.future.cancel()
         self.rows.cancel()
         self.read.cancel()
 
@@ -49,7 +49,7 @@ class NativeExecutor:
         self._prefetcher = Prefetcher(context, _accept)
         self._decoder = Decoder(context.index)
         self._decoders = RowWorkers(context.config.num_threads, "multimix-decode")
-        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="multimix-finish")
+        self._mix_thread = ThreadPoolExecutor(1, thread_name_prefix="multimix-mix-stage")
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
@@ -61,12 +61,12 @@ class NativeExecutor:
                     pending.append(self._start(read))
                 if not pending:
                     return
-                finished = pending[0].finished.result()
+                result = pending[0].future.result()
                 replacements = pending.popleft().replacements
-                if isinstance(finished, Tensor):  # here, as this thread is on the consumer's stream
-                    finished = self._mix_stage.finish(replacements.step, finished)
+                if isinstance(result, Tensor):  # finished here, because this thread uses the consumer's stream
+                    result = self._mix_stage.finish(replacements.step, result)
                 replacements.record()
-                yield finished
+                yield result
         finally:
             reading.close()
             for unused in pending:
@@ -74,10 +74,10 @@ class NativeExecutor:
                 self._decoders.remove(unused.rows)
 
     def close(self) -> None:
-        """Stop the threads, after the rows that they are at."""
+        """Stop the threads once their current rows are done."""
         self._prefetcher.close()
         self._decoders.close()
-        self._finisher.shutdown(cancel_futures=True)
+        self._mix_thread.shutdown(cancel_futures=True)
         self._mix_stage.close()
 
     def _start(self, read: ReadStep) -> _Pending:
@@ -94,7 +94,7 @@ class NativeExecutor:
         self._decoders.add(job)
         for chunk in read.chunks:
             chunk.task.add_done_callback(partial(self._decode_rows, job, chunk.rows))
-        return _Pending(replacements, read, job, self._finisher.submit(self._finish, replacements, job, images))
+        return _Pending(replacements, read, job, self._mix_thread.submit(self._finish, replacements, job, images))
 
     def _decode_rows(self, job: RowJob[Row], rows: list[int], task: Future[list[Row]]) -> None:
         if not task.cancelled():
@@ -120,5 +120,5 @@ class NativeExecutor:
 
 
 def _accept(replacements: Replacements, row: int, encoded: Encoded | Unusable) -> Encoded:
-    """Take any bytes: decoding them shows whether they are good."""
+    """Accept all bytes: decoding shows whether they are valid."""
     return replacements.use(row, encoded, lambda row, encoded: encoded)

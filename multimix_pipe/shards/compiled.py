@@ -1,4 +1,4 @@
-"""The loop that reads many samples from many files, compiled by Numba: it leaves the interpreter's lock once for all of them.
+"""The loop that reads many samples from many files, compiled by Numba: it releases the GIL once for all of them.
 
 Importing this module imports Numba.
 """
@@ -15,15 +15,15 @@ from numba.core import types
 from numba.extending import intrinsic
 
 AVAILABLE = hasattr(ctypes.CDLL(None), "statx")
-"""Whether `read_rows` can run: it needs the statx of Linux (glibc 2.28, musl 1.2.5 or newer)."""
+"""Whether `read_rows` can run: it needs the Linux call statx (glibc 2.28, musl 1.2.5, or newer)."""
 
 
 def jit(function: Any) -> Any:
-    """Compile without fused multiply-adds and without the interpreter's lock; keep the machine code where that can be kept."""
+    """Compile without fused multiply-adds, to run without the GIL; cache the machine code if the folder is writable."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that can be written to
+    except RuntimeError:  # no writable folder for the cache
         return numba.njit(**options)(function)
 
 
@@ -36,7 +36,7 @@ _usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _load(typing_context: Any, address: Any) -> Any:
-    """The byte at an address, loaded anew each time: another thread may have changed it."""
+    """Load the byte at an address atomically, as another thread may change it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()), "monotonic", 1)
@@ -62,17 +62,18 @@ def read_rows(
     got: Any,
     stamp: Any,
 ) -> None:
-    """Read rows into `memory`, then take size and time of their files.
+    """Read rows into `memory`, then get the size and modification time of their files.
 
     Args:
-        files: (F,) int32, descriptors.
-        file_of: (n,) int64, the file of each row.
-        offset, size: (n,) int64, where a row's bytes are in its file, and how many.
-        start: (n,) int64, where they go in `memory`, uint8.
-        pause_us: microseconds to wait before each read: benchmarks simulate slow storage with it.
-        stop: (1,) uint8; where it becomes 1, the rows that remain are not read.
-        got: (n,) int64, out: bytes read of each row.
-        stamp: (F, 2) int64, out: bytes and modification time in ns of each file; -1 where it cannot be asked.
+        files: (F,) int32, file descriptors.
+        file_of: (n,) int64, the index in `files` of each row.
+        offset, size: (n,) int64, where a row's bytes start in its file, and their number.
+        start: (n,) int64, where they start in `memory`.
+        memory: (N,) uint8, output.
+        pause_us: microseconds to sleep before each read, with which benchmarks simulate slow storage.
+        stop: (1,) uint8; once it is 1, the remaining rows are not read.
+        got: (n,) int64, output: bytes read for each row.
+        stamp: (F, 2) int64, output: size in bytes and modification time in ns of each file; the size is -1 on an error.
     """
     address = memory.ctypes.data
     for i in range(len(file_of)):
@@ -88,7 +89,7 @@ def read_rows(
                 np.uint64(size[i] - got[i]),
                 offset[i] + got[i],
             )
-            if n <= 0:  # an error, an interrupt, the file's end: whoever reads this row again finds out
+            if n <= 0:  # error, interrupt or end of file: reading the row again shows which
                 break
             got[i] += n
     status = np.zeros(_STATX_BYTES, dtype=np.uint8)

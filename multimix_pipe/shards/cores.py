@@ -14,8 +14,8 @@ from multimix_pipe.errors import ConfigError
 def usable_cores(root: Path = Path("/")) -> int:
     """Return the number of cores that this process may use, at least 1: the default number of threads and workers.
 
-    It is the size of the affinity mask, or the CPU quota of its cgroup (version 1 or 2, the least over all ancestors, rounded
-    up) if that is less. `root` is where /proc and /sys are looked for.
+    It is the size of the affinity mask or, if less, the CPU quota of its cgroup (version 1 or 2; the minimum over all ancestors,
+    rounded up). `root` is the folder with proc/ and sys/.
     """
     cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     return max(1, math.ceil(min([cores, *_quotas(root)])))
@@ -24,8 +24,8 @@ def usable_cores(root: Path = Path("/")) -> int:
 def share_of_cores() -> int:
     """Return this process's share of the usable cores, at least 1: they are divided by LOCAL_WORLD_SIZE.
 
-    A launcher may have given each process cores of its own; then the affinity mask, which is smaller than the parent's, already
-    is the share.
+    If a launcher has bound each process to its own cores, the affinity mask is smaller than the parent's and already is the
+    share.
     """
     cores, ranks = usable_cores(), local_world_size()
     return cores if ranks == 1 or _bound_by_launcher() else max(1, cores // ranks)
@@ -47,7 +47,7 @@ def _bound_by_launcher() -> bool:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """The quotas, in cores, of the cgroups that this process is in, and of their ancestors."""
+    """Yield the quotas, in cores, of this process's cgroups and of their ancestors."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -62,7 +62,7 @@ def _quotas(root: Path) -> Iterator[float]:
             continue
         folder = mount / path.lstrip("/")
         for place in (folder, *folder.parents):
-            with suppress(OSError, ValueError, ZeroDivisionError):  # no limit is set here
+            with suppress(OSError, ValueError, ZeroDivisionError):  # no limit at this level
                 yield quota(place)
             if place == mount:
                 break
@@ -70,7 +70,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 def _quota_v2(folder: Path) -> float:
     quota, period = (folder / "cpu.max").read_text().split()
-    return int(quota) / int(period)  # "max" is no number
+    return int(quota) / int(period)  # ValueError for "max": no limit
 
 
 def _quota_v1(folder: Path) -> float:

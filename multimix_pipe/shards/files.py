@@ -1,4 +1,4 @@
-"""Open files: one descriptor for each shard, shared by all threads that read, within a limit; and reading from them."""
+"""Open files: one descriptor per shard, shared by all reading threads, within a limit; and reads from them."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_OPEN = 1024
-"""Descriptors kept open where the process may have many."""
+"""Upper limit of the descriptors for shards, even if the process may have many more."""
 
 
 class SlowStorage:
-    """A wait before each read and each opening of a file: benchmarks simulate slow storage with it."""
+    """A delay before each read and each opening of a file, with which benchmarks simulate slow storage."""
 
     seconds = 0.0
 
     @classmethod
     def wait(cls) -> None:
-        """Wait, where storage is to be slow."""
+        """Wait, if slow storage is simulated."""
         if cls.seconds:
             time.sleep(cls.seconds)
 
 
 def descriptor_limit() -> int:
-    """Descriptors that shards may take: half of what this process may open, at most MAX_OPEN."""
+    """Return how many descriptors shards may use: half of those that this process may open, at most MAX_OPEN."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_OPEN if soft == resource.RLIM_INFINITY else max(1, min(soft // 2, MAX_OPEN))
 
 
 def read_fully(descriptor: int, into: memoryview, offset: int) -> int:
-    """Fill `into` with the bytes of a file at `offset`; return their number, which is smaller only at the file's end."""
+    """Fill `into` with the bytes of a file at `offset`. Returns the bytes read, fewer only at the end of the file."""
     SlowStorage.wait()
     done = os.preadv(descriptor, [into], offset)
     if done == len(into):
@@ -49,56 +49,56 @@ def read_fully(descriptor: int, into: memoryview, offset: int) -> int:
 class _Entry:
     holders: int = 0
     descriptor: int | None = None
-    """None while it is being opened, -1 where it could not be."""
+    """None while the shard is being opened, -1 if that failed."""
 
 
 class Descriptors:
-    """Descriptors by shard. A shard is open while somebody holds it, and afterwards until its place is needed."""
+    """File descriptors by shard. A shard is open while it is held, and afterwards until its descriptor is needed."""
 
     def __init__(self, paths: Sequence[Path], limit: int | None = None) -> None:
         self._paths = paths
         self.limit = descriptor_limit() if limit is None else limit
-        """Shards that can be held at once."""
+        """Shards that can be open at once."""
         self._pid = os.getpid()
         self._shards: OrderedDict[int, _Entry] = OrderedDict()  # in the order of their last use
         self._changed = threading.Condition()
 
     @contextmanager
     def held(self, shards: Sequence[int]) -> Iterator[list[int]]:
-        """Hold different shards, at most `limit`, and yield their descriptors; -1 for one that cannot be opened.
+        """Hold distinct shards, at most `limit`, and yield their descriptors; -1 for a shard that cannot be opened.
 
-        Whoever waits for room holds nothing meanwhile, and whoever waits for a shard that another thread opens has none left to
-        open: so nobody waits for ever.
+        A thread that waits for room holds nothing, and a thread that waits for a shard that another thread opens has none left
+        to open itself. So there is no deadlock.
         """
         with self._changed:
             while not self._make_room(shards):
                 self._changed.wait()
-            mine = [shard for shard in shards if shard not in self._shards]
-            found = [self._hold(shard) for shard in shards]
+            to_open = [shard for shard in shards if shard not in self._shards]
+            entries = [self._hold(shard) for shard in shards]
         try:
-            for shard in mine:
+            for shard in to_open:
                 self._shards[shard].descriptor = self._try_open(shard)
             with self._changed:
-                if mine:
+                if to_open:
                     self._changed.notify_all()
-                while any(entry.descriptor is None for entry in found):
+                while any(entry.descriptor is None for entry in entries):
                     self._changed.wait()
-            yield [-1 if entry.descriptor is None else entry.descriptor for entry in found]
+            yield [-1 if entry.descriptor is None else entry.descriptor for entry in entries]
         finally:
             with self._changed:
-                for shard, entry in zip(shards, found, strict=True):
+                for shard, entry in zip(shards, entries, strict=True):
                     entry.holders -= 1
-                    if entry.descriptor is None and shard in mine:  # interrupted
+                    if entry.descriptor is None and shard in to_open:  # interrupted
                         entry.descriptor = -1
-                    if entry.descriptor == -1 and not entry.holders:  # whoever comes next tries again
+                    if entry.descriptor == -1 and not entry.holders:  # the next thread tries again
                         del self._shards[shard]
                 self._changed.notify_all()
 
     def _hold(self, shard: int) -> _Entry:
-        found = self._shards.setdefault(shard, _Entry())
-        found.holders += 1
+        entry = self._shards.setdefault(shard, _Entry())
+        entry.holders += 1
         self._shards.move_to_end(shard)
-        return found
+        return entry
 
     def _try_open(self, shard: int) -> int:
         SlowStorage.wait()
@@ -108,22 +108,22 @@ class Descriptors:
             return -1
 
     def _make_room(self, shards: Sequence[int]) -> bool:
-        """Close what nobody holds until `shards` fit; False where too much is held."""
+        """Close idle shards until `shards` fit. Returns False if too many are held."""
         surplus = len(self._shards) + sum(shard not in self._shards for shard in shards) - self.limit
         if surplus <= 0:
             return True
         wanted = set(shards)
-        idle = [number for number, shard in self._shards.items() if not shard.holders and number not in wanted]
-        for number in idle[:surplus]:
-            self._close(number)
+        idle = [shard for shard, entry in self._shards.items() if not entry.holders and shard not in wanted]
+        for shard in idle[:surplus]:
+            self._close(shard)
         return len(idle) >= surplus
 
     def close(self) -> None:
-        """Close what nobody holds. In a forked child nothing: its parent's threads may hold the lock for ever."""
+        """Close idle shards. Does nothing in a forked child, where a thread of the parent may hold the lock forever."""
         if os.getpid() != self._pid:
             return
         with self._changed:
-            for shard in [shard for shard, found in self._shards.items() if not found.holders]:
+            for shard in [shard for shard, entry in self._shards.items() if not entry.holders]:
                 self._close(shard)
 
     def _close(self, shard: int) -> None:

@@ -112,7 +112,7 @@ def _matches(pattern: str, item: str) -> list[Path]:
                 f"{', '.join(map(repr, folders))}; give one of these"
             )
         others = glob(os.path.join(escape(item), "*"))
-    found = f"found {len(others)} other files, like {min(others)}" if others else "found nothing"
+    found = f"found {len(others)} other files, such as {min(others)}" if others else "found nothing"
     raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}")
 
 
@@ -123,9 +123,7 @@ def _folders_with_tars(folder: str) -> list[str]:
 
 def _download(names: list[str], scheme: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:
     if scheme not in ("http", "https"):
-        raise ConfigError(f"{names[0]!r}: {scheme}:// is not read; copy or mount the shards, and name the paths")
+        raise ConfigError(f"{names[0]!r}: {scheme}:// is not supported; copy or mount the shards and give their paths")
     if cache_dir is None:
-        raise ConfigError(
-            f"{names[0]!r}: shards from http(s) are downloaded; give cache_dir=, a folder to keep them in"
-        )
+        raise ConfigError(f"{names[0]!r}: http(s) shards are downloaded; set cache_dir= to a folder for them")
     return fetch_remote(names, cache_dir, progress=progress)

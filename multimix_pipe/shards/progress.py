@@ -9,14 +9,14 @@ from typing import Any
 from tqdm import tqdm
 
 FIRST_LINE = 10.0
-"""Seconds before a log's first line, and at least between two lines."""
+"""Seconds before the first line of a log, and the minimum between two lines."""
 
 
 class Progress(tqdm):  # type: ignore[misc]  # untyped
     """A tqdm bar if stderr is a terminal; otherwise a line every 10 seconds, later less often, and one at the end.
 
-    After a minute each line comes a quarter later than the one before: a minute has 6 lines, an hour 25, a day 39. Every
-    update checks the clock, so that slow bars do not need tqdm's monitor thread, which would never end.
+    After the first minute, the time from the start grows by a quarter from line to line: a minute has 6 lines, an hour 25, a day
+    39. Every update checks the clock, so that slow bars do not need tqdm's monitor thread, which would never end.
     """
 
     monitor_interval = 0
@@ -28,25 +28,25 @@ class Progress(tqdm):  # type: ignore[misc]  # untyped
         terminal = getattr(sys.stderr, "isatty", bool)()  # an object that replaces stderr may lack it
         self._lines = not disable and not terminal
         self._style = {"prefix": desc, "unit": unit, "unit_scale": unit_scale, "ncols": 0}
-        self._started = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         super().__init__(
             desc=desc, total=total, unit=unit, unit_scale=unit_scale, disable=disable or self._lines, miniters=1
         )
-        self.postfix = None  # a disabled bar of tqdm has none
+        self.postfix = None  # a disabled tqdm bar has none
 
     def update(self, n: int = 1) -> Any:
-        """Count `n` more."""
+        """Advance by `n`."""
         if not self._lines:
             return super().update(n)
         self.n += n
         now = time.monotonic()
-        if now - self._told >= max(FIRST_LINE, (now - self._started) / 5):
-            self._told = now
+        if now - self._last_line >= max(FIRST_LINE, (now - self._started) / 5):
+            self._last_line = now
             self._write_line(now)
         return None
 
     def close(self) -> None:
-        """End the phase; a log gets its last line."""
+        """Close the bar; in a log, write the last line."""
         if self._lines:
             self._lines = False
             self._write_line(time.monotonic())

@@ -1,6 +1,6 @@
-"""Reads the encoded bytes of samples by position, from shards that stay open.
+"""Reads the encoded bytes of samples by `sample_id`, from shards that stay open.
 
-Shards are not memory-mapped: a mapped file that shrinks kills the process that reads it, here it raises an error.
+Shards are not memory-mapped: a mapped file that shrinks kills the process that reads it. Here that raises an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ShardReader:
     """Reads the encoded samples of an index. Thread-safe: threads read in parallel."""
 
     def __init__(self, index: Index, open_files: int | None = None) -> None:
-        """`open_files`: shards that may be open at once; None: half of the descriptors that this process may have."""
+        """`open_files` limits the shards open at once; by default half of the descriptors that this process may have."""
         self._index = index
         self._descriptors = Descriptors(index.shards, open_files)
         self._stamps = np.array(index.stamps, dtype=np.int64).reshape(-1, 2)
@@ -39,7 +39,7 @@ class ShardReader:
 
     @property
     def max_shards(self) -> int:
-        """Different shards that one call of `read_rows` may read: so that four may run at once."""
+        """Maximum number of different shards in one call of `read_rows`, so that four calls may run at once."""
         return max(1, self._descriptors.limit // 4)
 
     def read(self, sample_id: int, memory: Memory | None = None) -> Memory:
@@ -53,9 +53,9 @@ class ShardReader:
         shard, offset = int(index.shard[sample_id]), int(index.offset[sample_id])
         try:
             with self._descriptors.held([shard]) as (descriptor,):
-                if descriptor < 0:  # once more, for the error
+                if descriptor < 0:  # open it again, to raise the error
                     os.close(os.open(index.shards[shard], os.O_RDONLY | os.O_CLOEXEC))
-                    raise OSError(errno.EAGAIN, "it could not be opened, and now can; try again")
+                    raise OSError(errno.EAGAIN, "it could not be opened at first; try again")
                 got = read_fully(descriptor, data.data, offset)
                 status = os.fstat(descriptor)
         except OSError as error:
@@ -75,10 +75,10 @@ class ShardReader:
         return data
 
     def read_rows(self, sample_ids: NDArray[np.int64], start: NDArray[np.int64], memory: Memory) -> NDArray[np.bool_]:
-        """Read several samples, sample i to `memory[start[i]:]`, and return which of them are there.
+        """Read several samples, sample i to `memory[start[i]:]`. Returns which of them were read completely, (n,) bool.
 
-        Their shards, at most `max_shards`, are asked for size and time after the reads, and bytes count only where both are as
-        indexed. Never raises for a sample: `read` says what is wrong with one that is not there.
+        They may be in at most `max_shards` shards. Size and modification time of these are checked after the reads; samples
+        count only if both are as indexed. Never raises for a sample: `read` raises what is wrong with a missing one.
         """
         index = self._index
         shards, file_of = np.unique(index.shard[sample_ids], return_inverse=True)
@@ -91,17 +91,17 @@ class ShardReader:
             files = np.array(descriptors, dtype=np.int32)
             read(files, file_of, offset, size, start, memory, int(1e6 * SlowStorage.seconds), self._stop, got, stamp)
         unchanged = (stamp == self._stamps[shards]).all(axis=1)
-        there: NDArray[np.bool_] = (got == size) & unchanged[file_of]
-        return there
+        complete: NDArray[np.bool_] = (got == size) & unchanged[file_of]
+        return complete
 
     @property
     def stopped(self) -> bool:
-        """Whether reads are to end: what is not there yet will not come."""
+        """Whether reads were asked to stop: rows that are missing now will not be read."""
         return bool(self._stop[0])
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
-        """Meanwhile let each `read_rows` end after the read that it is at."""
+        """Inside this context, make each `read_rows` stop after its current read."""
         self._stop[0] = 1
         try:
             yield
@@ -109,17 +109,17 @@ class ShardReader:
             self._stop[0] = 0
 
     def close(self) -> None:
-        """Close all files that nobody reads. Reading opens them again."""
+        """Close all files that are not being read. Reading opens them again."""
         self._descriptors.close()
 
 
 @cache
 def _compiled() -> ModuleType | None:
-    """The module `shards.compiled`, or None where it cannot run."""
+    """Return the module `shards.compiled`, or None if it cannot run."""
     try:
         from multimix_pipe.shards import compiled
-    except (ImportError, SystemError, OSError) as error:  # the latter two: a Numba that was built for another NumPy
-        logger.info("reading in Python: Numba does not import (%s)", error)
+    except (ImportError, SystemError, OSError) as error:  # the last two: Numba was built for another NumPy
+        logger.info("reading in Python: Numba cannot be imported (%s)", error)
         return None
     return compiled if compiled.AVAILABLE else None
 
@@ -136,7 +136,7 @@ def _read_rows_in_python(
     got: NDArray[np.int64],
     stamp: NDArray[np.int64],
 ) -> None:
-    """As `compiled.read_rows`, in Python."""
+    """Do the same as `compiled.read_rows`, in Python."""
     got[:] = 0
     descriptors = files.tolist()
     rows = zip(file_of.tolist(), offset.tolist(), size.tolist(), start.tolist(), strict=True)
@@ -146,7 +146,7 @@ def _read_rows_in_python(
         try:
             got[i] = read_fully(descriptors[file], memory.data[to : to + length], at)
         except OSError:
-            continue  # whoever reads this row again finds out
+            continue  # reading the row again shows the error
     for f, descriptor in enumerate(descriptors):
         try:
             status = os.fstat(descriptor)

@@ -29,8 +29,8 @@ def fetch_remote(urls: Sequence[str], cache_dir: str | PathLike[str], *, progres
     missing = [(url, target) for url, target in zip(urls, targets, strict=True) if not target.is_file()]
     show = progress and bool(missing)
     with Progress("downloading", total=None, unit="B", unit_scale=True, disable=not show) as bar:
-        for number, (url, target) in enumerate(missing, start=1):
-            bar.set_postfix_str(f"{target.name}, {number:,} of {len(missing):,}", refresh=False)
+        for position, (url, target) in enumerate(missing, start=1):
+            bar.set_postfix_str(f"{target.name}, {position:,} of {len(missing):,}", refresh=False)
             _fetch(url, target, bar, alone=len(missing) == 1)
     return targets
 
@@ -54,11 +54,11 @@ def _fetch(url: str, target: Path, bar: Progress, alone: bool) -> None:
 
 def _download(url: str, target: Path, bar: Progress, alone: bool) -> None:
     partial = target.with_name(target.name + ".part")
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, open(partial, "wb") as file:
-        expected = answer.length  # of the Content-Length; None where there is none that can be read
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(partial, "wb") as file:
+        expected = response.length  # Content-Length; None if missing or invalid
         if alone:
             bar.total = expected
-        while chunk := answer.read(_CHUNK):
+        while chunk := response.read(_CHUNK):
             file.write(chunk)
             bar.update(len(chunk))
         found = file.tell()
