@@ -1,4 +1,4 @@
-"""The reference says what a mixing plan means, and the blends, compiled for the host or in torch, give its bits."""
+"""The reference implements the equation pixel by pixel, and both blends, by Numba and by torch, equal it to the bit."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
         monkeypatch.setattr(kernels, "host_kernel", lambda: None)
-        monkeypatch.setattr(device, "CHUNK_ELEMENTS", 4000)  # so that small batches are cut too
+        monkeypatch.setattr(device, "CHUNK_ELEMENTS", 4000)  # so that small batches are split too
     elif importlib.util.find_spec("numba") is None:
         pytest.skip("numba is not installed")
     return str(request.param)
@@ -40,7 +40,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 
 @pytest.fixture(params=["mixup", "split"], autouse=True)
 def method(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A method whose field is a constant, and one whose field is a box."""
+    """A method with a constant weight field, and one with a box."""
     with registered("split"):
         yield str(request.param)
 
@@ -204,7 +204,7 @@ def test_a_pair_of_one_class_keeps_it_and_a_batch_of_one_repeats_its_image(metho
     assert np.array_equal(blended(images, plan).numpy(), np.repeat(images, 5, axis=0))
 
 
-# 224x224 is written past the caches, 15x17 in whole vectors and a rest; 40x40 has several tiles or one
+# 40x40 is written past the caches, 15x17 in whole vectors and a remainder, 1x1 in a remainder alone
 @pytest.mark.parametrize("side", [(15, 17), (40, 40), (1, 1)])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -212,7 +212,7 @@ def test_pixels_are_normalised_mixed_and_rounded_as_one_after_the_other(
     kernel: str, method: str, side: tuple[int, int], channels_last: bool, dtype: torch.dtype
 ) -> None:
     if kernel == "torch":
-        pytest.skip("the device blend is given normalised images")
+        pytest.skip("the device blend takes normalised images")
     from multimix_pipe.runtime.kernels import host
 
     shape = (*side, 3) if channels_last else (3, *side)

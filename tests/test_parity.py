@@ -1,4 +1,4 @@
-"""Oracle = torch = DALI: the same plan gives the same batch, to the bit where it is arithmetic, closely where it is pixels."""
+"""The reference and both backends give the same batch for a plan: equal arithmetic, and pixels within stated bounds."""
 
 from __future__ import annotations
 
@@ -24,25 +24,28 @@ from multimix_pipe.plan import draw_mixing
 
 ROWS, K = 6, 5
 GENERATED_BOUND = 0.3
-"""Mean absolute difference of an image's 0..255 values between the backends, formats but CMYK; about 0.2 is measured."""
+"""Bound of the mean absolute difference of an image between the backends, on the scale 0..255, for all formats except CMYK.
+
+About 0.2 was measured.
+"""
 CMYK_BOUND = 1.3
-"""CMYK to RGB is a formula; the backends' round differently."""
+"""The same for CMYK: the backends round differently when they convert it to RGB."""
 
 
 def pixels(images: Tensor, transform: Transform) -> Tensor:
-    """Normalised images back to 0..255."""
+    """Return normalised images as values on the scale 0..255."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
     return (images.float() * std + mean) * 255
 
 
 def a_batch() -> tuple[np.ndarray, np.ndarray]:
-    """Images (ROWS, 3, 9, 10) and labels."""
+    """Return images (ROWS, 3, 9, 10) and labels (ROWS,)."""
     rng = np.random.default_rng(7)
     return rng.standard_normal((ROWS, 3, 9, 10), dtype=np.float32), rng.integers(0, 7, ROWS)
 
 
 def ulps(a: Tensor, b: Tensor) -> int:
-    """The largest distance of two 16-bit float tensors, in representable numbers."""
+    """Return the largest distance between two 16-bit float tensors, counted in representable numbers."""
 
     def ordered(x: Tensor) -> Tensor:
         bits = x.contiguous().view(torch.int16).int()
@@ -140,7 +143,7 @@ TRANSFORMS = {
 
 
 def differences(open_: Open, transform: Transform, source: Path | None = None, **options: object) -> dict[str, float]:
-    """Mean absolute difference of 0..255 values between the backends, for each key."""
+    """Return the mean absolute difference between the backends for each key, on the scale 0..255."""
     settings = {"transform": transform, "mix": None, "last_batch": "partial", "num_classes": 1000, **options}
     loaders = [
         open_(*([] if source is None else [source]), backend=name, batch_size=20, **settings)
@@ -176,7 +179,7 @@ def test_backends_agree_on_photos(opened: Open, photos: Path, transform: Transfo
 
 
 def upright_reference(data: bytes) -> np.ndarray:
-    """What Pillow shows of an image whose EXIF it honours."""
+    """Return the image as Pillow decodes and orients it."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(np.float32)
 
@@ -258,7 +261,7 @@ def test_lam_one_gives_the_plain_sample(opened: Open, backend: str) -> None:
 def test_the_whole_graph_is_the_reference_of_its_pixels(
     opened: Open, transform: Transform, name: str | None, dtype: str, channels_last: bool
 ) -> None:
-    """decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast, as on a GPU, here run on the CPU."""
+    """The graph that runs on a GPU, decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast, runs on the CPU here."""
     from multimix_pipe.dali.executor import DaliExecutor
 
     with registered("split"):
@@ -281,7 +284,7 @@ def test_the_whole_graph_is_the_reference_of_its_pixels(
         expected = torch.from_numpy(images if mix is None else reference.mix_images(images, batch.plan.mix))
         if dtype == "float32":
             assert torch.allclose(batch.images, expected, rtol=0, atol=1e-6)
-        else:  # values that lie between two of the type may be rounded either way
+        else:  # float32 values that differ slightly may be rounded to adjacent values
             assert ulps(batch.images, expected.to(batch.images.dtype)) <= 1
 
 
@@ -297,7 +300,7 @@ def test_a_batch_of_the_whole_graph_stays_valid_while_others_follow(opened: Open
 
 @needs_dali
 def test_bad_rows_of_the_whole_graph_are_replaced_and_mixed_with_the_whole_step(opened: Open, bad_shards: Path) -> None:
-    """Rows are decoded again a few at a time, but partners are those of the whole batch."""
+    """Rows are decoded again a few at a time, but each is mixed with its partner from the whole batch."""
     from multimix_pipe.dali.executor import DaliExecutor
 
     settings: dict[str, Any] = {"backend": "dali", "on_bad_sample": "replace", "transform": WHOLE, "batch_size": 32}
@@ -319,7 +322,7 @@ def test_bad_rows_of_the_whole_graph_are_replaced_and_mixed_with_the_whole_step(
 def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_the_host(
     opened: Open, antialias: bool, exif: bool
 ) -> None:
-    """On a GPU the graph resizes, turns and mirrors; on a CPU the host does. Here the GPU's graph runs on the CPU."""
+    """On a GPU the graph resizes, orients and mirrors; on a CPU the host does. Here the GPU's graph runs on the CPU."""
     from multimix_pipe.dali.executor import DaliExecutor
 
     settings: dict[str, Any] = {"transform": TrainTransform(size=24, antialias=antialias), "exif": exif, "mix": None}

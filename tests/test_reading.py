@@ -1,4 +1,4 @@
-"""Reading ahead: each row gets its sample's bytes, in chunks that follow the storage's wait, and errors stay in their rows."""
+"""Prefetching: each row gets its sample's bytes, chunks follow the storage's latency, and errors stay in their rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from multimix_pipe.shards.reader import ShardReader
 
 @pytest.fixture(params=["compiled", "python"], autouse=True)
 def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The compiled loop, and the one in Python that stands in for it."""
+    """Run each test with the compiled loop and with the fallback in Python."""
     if request.param == "python":
         monkeypatch.setattr(reader, "_compiled", lambda: None)
     elif reader._compiled() is None:
@@ -36,7 +36,7 @@ def loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 @pytest.fixture
 def slow() -> Iterator[Callable[[float], None]]:
-    """Make each read and each opening wait so many seconds."""
+    """Return a function that sets the seconds by which each read and each opening of a file is delayed."""
 
     def wait(seconds: float) -> None:
         SlowStorage.seconds = seconds
@@ -103,14 +103,14 @@ def test_chunks_are_large_and_few_without_a_wait_and_small_and_many_with_one() -
     assert disk.rows_ahead == 40 * 8
     assert (network.rows, network.rows_ahead) == (MIN_ROWS, MAX_READS * MIN_ROWS)
     network.note(10e-6, 1)  # one read that was cached
-    assert network.wait < 20e-3, "the least counts, as a busy machine makes reads look slow"
+    assert network.wait < 20e-3, "the minimum counts, because a busy machine makes reads look slow"
     for _ in range(8):
         network.note(20e-3, 1)
     assert network.rows == MIN_ROWS
 
 
 def test_many_reads_wait_at_once_where_storage_is_slow(opened: Open, slow: Callable[[float], None]) -> None:
-    """One after the other 960 reads of 10 ms would take 10 s."""
+    """One after another, 960 reads of 10 ms would take 10 s."""
     context = opened(batch_size=32, backend="torch").context
     slow(0.01)
     ahead = Prefetcher(context, accept)
@@ -177,7 +177,7 @@ def test_bytes_count_only_if_their_shard_is_unchanged_after_the_read(own_shards:
 def test_a_row_that_was_not_read_whole_is_read_again_alone(
     opened: Open, monkeypatch: pytest.MonkeyPatch, loop: str
 ) -> None:
-    """As after an interrupted system call."""
+    """As happens after an interrupted system call."""
     context = opened(batch_size=16, backend="torch").context
     real = ShardReader.read_rows
 
@@ -247,7 +247,7 @@ def test_no_more_shards_are_open_than_the_limit_and_nobody_waits_for_ever(shards
     for thread in threads:
         thread.join(timeout=60)
         assert not thread.is_alive()
-    assert max(most) <= 5 + len(threads), "one more for each thread that lists them"
+    assert max(most) <= 5 + len(threads), "listing them takes one more for each thread"
     files.close()
 
 

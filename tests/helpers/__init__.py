@@ -1,1 +1,1 @@
-"""What several test files and the programs that they start share."""
+"""Helpers for test files and for the programs that tests start."""

@@ -10,7 +10,7 @@ BACKENDS = ("torch", "dali")
 
 
 def dali_missing() -> str | None:
-    """Why DALI cannot be used here, None where it can."""
+    """Return why DALI cannot be used here, or None."""
     error = dali_import_error()
     return None if error is None else f"DALI does not import: {error}"
 

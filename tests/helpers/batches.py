@@ -1,4 +1,4 @@
-"""What tests do with loaders and compare of their batches."""
+"""Helpers to open loaders and to compare their batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAN_COLUMNS = ("sample", "window", "flip", "partner", "lam")
 
 
 def same_batch(a: Batch, b: Batch) -> bool:
-    """Whether two batches are equal to the bit: samples, decisions, images, targets."""
+    """Return whether two batches are equal to the bit: samples, plans, images and targets."""
     plans = (a.plan.epoch, a.plan.start) == (b.plan.epoch, b.plan.start)
     plans &= all(np.array_equal(getattr(a.plan, name), getattr(b.plan, name)) for name in PLAN_COLUMNS)
     tensors = a.images.equal(b.images) and a.labels.equal(b.labels)
@@ -26,7 +26,7 @@ def same_batch(a: Batch, b: Batch) -> bool:
 
 
 def fingerprint(batch: Batch) -> list[Any]:
-    """What `same_batch` compares, as a short JSON value: epoch, first position, keys, and a digest of all numbers."""
+    """Return what `same_batch` compares as a short JSON value: epoch, first position, keys, and a digest of all numbers."""
     targets = batch.targets if isinstance(batch.targets, tuple) else (batch.targets,)
     arrays = [getattr(batch.plan, name) for name in PLAN_COLUMNS]
     arrays += [tensor.numpy() for tensor in (batch.images, batch.labels, *targets)]
@@ -35,17 +35,17 @@ def fingerprint(batch: Batch) -> list[Any]:
 
 
 def all_same(first: list[Batch], second: list[Batch]) -> bool:
-    """Whether two runs of batches are equal to the bit."""
+    """Return whether two lists of batches are equal to the bit."""
     return len(first) == len(second) and all(map(same_batch, first, second))
 
 
 def keys(loader: Loader) -> list[str]:
-    """All keys of one epoch."""
+    """Return all keys of one epoch."""
     return [key for batch in loader for key in batch.keys]
 
 
 def until_epoch(loader: Loader, epoch: int) -> list[Batch]:
-    """What is left of the epochs before `epoch`; a loader at the very end of one has nothing left of that."""
+    """Return the remaining batches of the epochs before `epoch`. At the end of an epoch, none of that epoch remain."""
     batches: list[Batch] = []
     while loader.state_dict()["epoch"] < epoch:
         batches += loader
@@ -53,7 +53,7 @@ def until_epoch(loader: Loader, epoch: int) -> list[Batch]:
 
 
 def resumed(opened: Open, state: dict[str, Any], **options: object) -> Loader:
-    """A loader that continues from a state, which is written and read as JSON on the way."""
+    """Return a loader that resumes from `state`, after a round trip of the state through JSON."""
     loader = opened(**options)
     loader.load_state_dict(json.loads(json.dumps(state)))
     return loader

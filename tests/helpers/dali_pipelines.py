@@ -1,4 +1,4 @@
-"""Small DALI pipelines for tests; import it only where DALI imports."""
+"""Small DALI pipelines for tests. Import this only if DALI can be imported."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from multimix_pipe.dali import multi_mix
 
 
 def run(pipeline: Pipeline) -> list[torch.Tensor]:
-    """A pipeline's next outputs, copied."""
+    """Return copies of a pipeline's next outputs."""
     return [torch.from_dlpack(output.as_tensor()).clone() for output in pipeline.run()]
 
 
 def stage_on(
     images: np.ndarray, labels: np.ndarray, /, input_layout: str = "CHW", device: str = "cpu", **options: object
 ) -> Iterator[list[torch.Tensor]]:
-    """`multi_mix` on the same batch again and again: images (B, K, ...), targets (B, K, num_classes)."""
+    """Yield `multi_mix` of the same batch again and again: images (B, K, ...) and targets (B, K, num_classes)."""
 
     @pipeline_def(batch_size=len(images), num_threads=1, device_id=None if device == "cpu" else 0)
     def pipeline() -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""Programs in processes of their own that start at once: a server that has imported what they need forks them."""
+"""Runs programs in separate processes without start-up time: they are forked from a server that has done their imports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Forks:
         self._server = server
         self._out = folder / "result"
         self.errors = folder / "stderr"
-        """All that the server and its children have written to stderr."""
+        """Everything that the server and its children have written to stderr."""
 
     def run(self, name: str, **arguments: object) -> Any:
-        """Return what `programs.name.main(**arguments)` returns; fail if the process ends otherwise."""
+        """Return what `programs.name.main(**arguments)` returns. Fails if the process ends in another way."""
         before = len(self.errors.read_bytes())
         code = self.exit_code(name, **arguments)
         assert code == 0, f"{name} ended with {code}: {self.errors.read_bytes()[before:][-3000:].decode()}"
@@ -31,7 +31,7 @@ class Forks:
     def exit_code(
         self, name: str, *, meanwhile: Callable[[int], object] = lambda pid: None, **arguments: object
     ) -> int:
-        """Return the exit code of a program; `meanwhile` is called with its process id."""
+        """Return the exit code of a program. `meanwhile` is called with its process id."""
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps([name, arguments, str(self._out)]) + "\n")
         self._server.stdin.flush()
@@ -47,8 +47,8 @@ class Forks:
 
 @contextmanager
 def fork_server(folder: Path) -> Iterator[Forks]:
-    """A server whose stderr is a file in `folder`."""
-    # libraries that start threads when they are imported do not
+    """Start a server whose stderr is a file in `folder`."""
+    # no library may start threads when it is imported
     variables = environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": variables}
     with open(folder / "stderr", "w") as stderr, subprocess.Popen(program("server"), stderr=stderr, **pipes) as server:

@@ -1,4 +1,4 @@
-"""A seeded corpus of hostile shards and images: what is sound, mutated, and often sealed again so that checksums hold."""
+"""A seeded corpus of hostile shards and images: valid ones, mutated, and often with the checksums corrected afterwards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Mutation = Callable[[Draw, bytearray], bytearray]
 
 
 def generator(*key: int) -> Draw:
-    """Draws of one case: a function of its numbers alone."""
+    """Return the random generator of one case, which depends only on `key`."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
@@ -39,7 +39,7 @@ def padded(data: bytes) -> bytes:
 
 
 def records(*pairs: tuple[bytes, bytes]) -> bytes:
-    """Pax records whose lengths are right."""
+    """Return pax records with correct lengths."""
     text = b""
     for key, value in pairs:
         rest = b" " + key + b"=" + value + b"\n"
@@ -51,12 +51,12 @@ def records(*pairs: tuple[bytes, bytes]) -> bytes:
 
 
 def extended(kind: bytes, body: bytes) -> bytes:
-    """A header with a body that says something of the next member: pax (x, g), GNU's long name (L) or link (K)."""
+    """Return a header with a body that describes the next member: pax (x, g), or a GNU long name (L) or link (K)."""
     return header(b"././@Extended", len(body), kind) + padded(body)
 
 
 def sparse(size: int) -> bytes:
-    """A GNU sparse file whose map goes on for `size` bytes, in blocks of which each says that another follows."""
+    """Return a GNU sparse file with a map of `size` bytes, in which each block says that another one follows."""
     start = bytearray(header(b"s.jpg", 0, b"S"))
     start[482] = 1
     return sealed(start) + (b"00000000001\0" * 42 + b"\1" + bytes(7)) * (size // BLOCK)
@@ -75,7 +75,7 @@ def _members(draw: Draw, longest: int) -> list[tuple[str, bytes]]:
 
 
 def sound_tar(draw: Draw, path: Path) -> bytearray:
-    """A small tar by one of several writers, with members that are no files among the others."""
+    """Return a small valid tar by one of several writers, in which some members are not files."""
     format = pick(draw, [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, None])
     if format is None:
         with TarWriter(str(path), mtime=pick(draw, [0, 1700000000.25])) as writer:
@@ -104,7 +104,7 @@ def sound_tar(draw: Draw, path: Path) -> bytearray:
 
 
 def hostile_names(outside: Path) -> list[bytes]:
-    """Names that lead elsewhere if anybody takes them for paths."""
+    """Return names that would lead out of the folder if they were used as paths."""
     names = [
         b"../escaped.jpg",
         b"../../outside/escaped.jpg",
@@ -170,7 +170,7 @@ NUMBERED = [b"size", b"mtime", b"uid", *SPARSE]
 
 
 def _headers(data: bytearray) -> list[int]:
-    """Where the blocks start whose checksum is that of a header."""
+    """Return the offsets of the blocks that have the checksum of a header."""
     starts = range(0, len(data) - BLOCK + 1, BLOCK)
     return [
         at for at in starts if data[at] and sealed(data[at : at + BLOCK])[148:154] == data[at + 148 : at + 154]
@@ -260,7 +260,7 @@ def junk(draw: Draw, data: bytearray) -> bytearray:
 
 
 def hostile_tar(draw: Draw, path: Path, outside: Path) -> None:
-    """Write a sound tar with one to three mutations to `path`."""
+    """Write a valid tar with one to three mutations to `path`."""
     data = sound_tar(draw, path)
     mutations = _tar_mutations(hostile_names(outside))
     for _ in range(draw.integers(1, 4)):
@@ -279,7 +279,7 @@ def _animated() -> bytes:
 
 
 def sound_images() -> list[bytes]:
-    """Small images of all formats and of many kinds of each."""
+    """Return small valid images of all formats, and many kinds of each."""
     noise = np.random.Generator(np.random.Philox(0)).integers(0, 256, (8, 10, 3), dtype=np.uint8)
     image = Image.fromarray(noise).resize((32, 24), Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -311,7 +311,7 @@ SIDES = [0, 1, 23, 24, 25, 33, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1]
 
 
 def resized_header(data: bytes, width: int, height: int) -> bytes:
-    """The image with other sides written into its header: its checksum is right, its pixels are not there."""
+    """Return the image with another size in its header; the checksum is correct, but the pixels do not exist."""
     image = bytearray(data)
     if data[:2] == b"\xff\xd8":
         for code in (0xC0, 0xC1, 0xC2):
@@ -358,7 +358,7 @@ def _splice(draw: Draw, data: bytearray) -> bytearray:
 
 
 def hostile_image(draw: Draw, data: bytes) -> bytes:
-    """The image with one or two mutations."""
+    """Return the image with one or two mutations."""
     mutations: list[Mutation] = [
         _resize,
         _overwrite_header,

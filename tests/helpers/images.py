@@ -1,4 +1,4 @@
-"""Images of many kinds, and the bytes of their files."""
+"""Images of many kinds, and their encoded bytes."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from PIL import Image
 
 
 def plain_image(size: tuple[int, int] = (12, 8), *, colour: int = 100, kind: str = "JPEG", **options: object) -> bytes:
-    """An image of one colour, `size` as (width, height)."""
+    """Return an encoded image of one colour. `size` is (width, height)."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (colour, colour // 2, 255 - colour)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def picture(number: int, width: int, height: int) -> Image.Image:
-    """A smooth random image: decoders and resamplers differ least where neighbours are alike, as in photos."""
+    """Return a smooth random image: as for photos, decoders and resamplers differ little if adjacent pixels are similar."""
     rng = np.random.default_rng(number)
     coarse = rng.integers(0, 256, (max(2, height // 12), max(2, width // 12), 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """The bytes of `image` in a format of Pillow's."""
+    """Return `image` encoded by Pillow in the format `kind`."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def with_orientation(image: Image.Image, orientation: int) -> bytes:
-    """A JPEG whose EXIF asks for `orientation`."""
+    """Return a JPEG with an EXIF orientation, 1..8."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(image, "JPEG", quality=95, subsampling=0, exif=exif)

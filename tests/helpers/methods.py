@@ -1,4 +1,4 @@
-"""A mixing method that is no part of the package: what somebody would write to try an idea."""
+"""A mixing method outside the package, as a user would write it to try an idea."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multimix_pipe.mixing import METHODS, Field
 
 
 class VerticalSplit:
-    """x on one side of a vertical line and x' on the other; which side is drawn for each pair."""
+    """x on one side of a vertical line and x' on the other. The side is drawn for each pair."""
 
     field: ClassVar[Field] = Field.BOX
     uniforms: ClassVar[int] = 1
@@ -32,7 +32,7 @@ class VerticalSplit:
 
 @contextmanager
 def registered(name: str = "split") -> Iterator[str]:
-    """The method under a name of its own: one line in the registry."""
+    """Register the method under `name` inside this context."""
     METHODS[name] = VerticalSplit()
     try:
         yield name

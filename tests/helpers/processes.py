@@ -1,4 +1,4 @@
-"""How tests start other processes: with this checkout's package and `helpers` to import, and as a shell does."""
+"""Starts other processes, in which this checkout's package and the test helpers can be imported."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment, in which `multimix_pipe`, `helpers` and `programs` are importable."""
+    """Return this process's environment, changed so that `multimix_pipe`, `helpers` and `programs` can be imported."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, **variables}
 
 
 def program(name: str, *arguments: str) -> list[str]:
-    """The command that runs `programs.name`, with warnings as errors."""
+    """Return the command that runs `programs.name`, with warnings as errors."""
     return [sys.executable, "-W", "error", "-m", f"programs.{name}", *arguments]
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
-    """Start `command` with pipes, as a shell does: Ctrl-C reaches it even where these tests ignore it, as under nohup.
+    """Start `command` with pipes. SIGINT has its default action in it, even if these tests ignore it, as under nohup.
 
-    A signal that is ignored stays ignored in a new program; one that has a handler is at its default there.
+    A new program inherits ignored signals, while signals with a handler are reset to their default.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

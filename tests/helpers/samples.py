@@ -1,4 +1,4 @@
-"""The generated set of samples that most tests read, and its shards."""
+"""The generated samples that most tests read, and their shards."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ CLASSES = 7
 SIZE = 24
 TRANSFORM = TrainTransform(size=SIZE)
 TINY = TrainTransform(size=8)
-"""For tests that look at decisions, not at pixels."""
+"""For tests that check plans, not pixels."""
 N = 100
-"""Samples of the generated set."""
+"""Number of generated samples."""
 WHOLE = TrainTransform(size=8, scale=(1.0, 1.0), ratio=(0.1, 10.0))
-"""Windows that reach to the last line of an image, so that a cut one cannot be decoded by any backend."""
+"""Windows reach the last row of the image, so that no backend can decode a truncated one."""
 BAD = {"420-000", "444-010", "gray-030", "png-050"}
-"""Keys of the samples that are damaged where a test asks for it."""
+"""Keys of the samples that are damaged in the fixture `bad_shards`."""
 ODD_SIZES = [(1, 1), (2, 3), (1, 64), (97, 2)]
 
 
 @cache
 def sample_set(scale: int = 1) -> tuple[Sample, ...]:
-    """100 samples: all KINDS in sizes that differ, two CMYK, and tiny ones.
+    """Return 100 samples: all KINDS in different sizes, two CMYK images, and tiny ones.
 
     Sides are 36 to 130 pixels, divided by `scale`.
     """
@@ -49,7 +49,7 @@ def sample_set(scale: int = 1) -> tuple[Sample, ...]:
 
 
 def write_shards(folder: Path, samples: Sequence[Sample], shards: int = 4) -> Path:
-    """Deal `samples` to tars of webdataset's layout; sample i has the class i % CLASSES."""
+    """Write `samples` to WebDataset shards in turn; sample i has the class i % CLASSES. Returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(shards):
         members = []
@@ -61,7 +61,7 @@ def write_shards(folder: Path, samples: Sequence[Sample], shards: int = 4) -> Pa
 
 
 def folder_from_environment(name: str, what: str) -> Path:
-    """The folder that an environment variable names; skips the test where it is unset."""
+    """Return the folder that an environment variable names. Skips the test if it is unset."""
     if name not in os.environ:
         pytest.skip(f"{name} is not set; it names {what}")
     return Path(os.environ[name])
