@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps between checkpoints")
-    parser.add_argument("--max-steps", type=int, default=None, help="stop this call after that many steps")
+    parser.add_argument("--max-steps", type=int, default=None, help="stop after this many steps")
     parser.add_argument("--resume", type=Path, help="checkpoint of this recipe to continue from")
     return parser.parse_args()
 
