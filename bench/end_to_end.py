@@ -23,7 +23,8 @@ from harness import machine, machine_line, question_of, write_json
 from multimix_pipe import MultiMixError
 from multimix_pipe.config import check_int, check_number
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.loader.rank import choose_device, default_threads
+from multimix_pipe.loader.rank import choose_device
+from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import open_index
 from race import comparison
 from race.contenders import CONTENDERS
@@ -76,7 +77,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
     check_int("--rounds", args.rounds, 1)
     check_int("--batch-size", args.batch_size, 1)
     check_int("--size", args.size, 1, 16384)
-    threads = default_threads() if args.threads is None else args.threads
+    threads = share_of_cores() if args.threads is None else args.threads
     check_int("--threads", threads, 1, 1024)
     for k in args.k:
         if k is not None:

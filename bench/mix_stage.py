@@ -21,12 +21,13 @@ from torch import Tensor
 
 from harness import in_turn, parser, report, seconds
 from multimix_pipe import MultiMix
-from multimix_pipe.config import TrainTransform, usable_cores
+from multimix_pipe.config import TrainTransform
 from multimix_pipe.mixing import MixPlan, reference
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.runtime.kernels import blend, host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
 from multimix_pipe.runtime.tensors import MixTensors
+from multimix_pipe.shards.cores import usable_cores
 
 BROADCAST = "broadcast copy"
 NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)

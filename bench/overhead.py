@@ -4,7 +4,7 @@
 
 Each part's functions are timed by the CPU clock of the thread that runs them; what is left of the process's CPU time is decoding
 and resizing, in DALI's threads or this package's. The first epoch, in which each image's header is checked (dali) or all of it
-decoded (torch), and later ones are measured apart, --steps of each. "The kernel" is what `preadv` takes: the copy out of the page
+decoded (torch), and later ones are measured apart, --steps of each. "The kernel" is the loop of reads: the copy out of the page
 cache.
 """
 
@@ -26,15 +26,19 @@ WARM_UP = 5
 
 PARTS = {
     "plan": ["multimix_pipe.plan:Plan.step"],
-    "reading": ["multimix_pipe.runtime.prefetcher:Prefetcher.start", "multimix_pipe.shards.reader:ShardReader.read"],
-    "reading: the kernel": ["os:preadv"],
+    "reading": [
+        "multimix_pipe.runtime.prefetcher:Prefetcher._start",
+        "multimix_pipe.runtime.prefetcher:Prefetcher._read_chunk",
+    ],
+    "reading: the kernel": ["multimix_pipe.shards.compiled:read_rows"],
     "header check": ["multimix_pipe.dali.decode_check:HeaderCheck.problem"],
     "feeding DALI": ["multimix_pipe.dali.graph:Graph.inputs", "nvidia.dali:Pipeline.feed_input"],
     "targets, handing over": ["multimix_pipe.loader.loader:mix_targets", "multimix_pipe.loader.loader:Batch"],
     "mixing": ["multimix_pipe.runtime.mix_stage:HostMixStage.finish", "multimix_pipe.runtime.kernels.host:_mix_pairs"],
 }
-"""Functions by part, as "module:name" in the module that calls them; none of a part calls another one."""
-MIXING, READING, KERNEL = "mixing", "reading", "reading: the kernel"
+"""Functions by part, as "module:name" in the module that calls them. Reading calls the kernel and the header check; no other part
+calls another one."""
+MIXING, READING, KERNEL, HEADERS = "mixing", "reading", "reading: the kernel", "header check"
 
 
 class Clock:
@@ -71,7 +75,7 @@ def shares(batches: Iterator[object], clock: Clock, steps: int) -> dict[str, flo
         pass
     whole = time.process_time() - start
     parts = {name: clock.seconds[name] for name in PARTS if clock.seconds[name]}
-    parts[READING] -= parts[KERNEL]
+    parts[READING] -= parts[KERNEL] + parts.get(HEADERS, 0.0)
     parts["decoding, resizing"] = whole - sum(parts.values())
     return {name: 1e3 * spent / steps for name, spent in parts.items()}
 

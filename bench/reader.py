@@ -10,34 +10,24 @@ costs a loader is what its read-ahead does not hide. DALI's own reader reads in 
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from data import chosen_shards, open_backend, repeated, webdataset_reader
 from harness import forever, in_turn, parser, rate, report, seconds
 from multimix_pipe import Loader
-from multimix_pipe.runtime.prefetcher import Memory, PendingReads, Prefetcher
-
-STEPS_AHEAD = 4
+from multimix_pipe.runtime.prefetcher import Prefetcher
+from multimix_pipe.shards.files import SlowStorage
 
 
 @contextmanager
 def slow_reads(milliseconds: float) -> Iterator[None]:
     """Each read takes so much longer."""
-    preadv = os.preadv
-
-    def slow(*args: object) -> int:
-        time.sleep(milliseconds / 1e3)
-        return preadv(*args)  # type: ignore[arg-type]
-
-    os.preadv = slow
+    SlowStorage.seconds = milliseconds / 1e3
     try:
         yield
     finally:
-        os.preadv = preadv
+        SlowStorage.seconds = 0.0
 
 
 def forget(loader: Loader) -> None:
@@ -53,20 +43,13 @@ def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: Non
     context = loader.context
     size = context.config.batch_size
     plans = [context.plan.step(0, first, first + size) for first in range(0, steps * size, size)]
-    prefetcher = Prefetcher(context)
-
-    def read_row(numbers: list[int], row: int, memory: Memory) -> object:
-        return context.reader.read(numbers[row], memory)
+    prefetcher = Prefetcher(
+        context, lambda replacements, row, encoded: replacements.use(row, encoded, lambda _, read: read)
+    )
 
     def read() -> None:
-        ahead: deque[PendingReads[object]] = deque()
-        for step in plans:
-            numbers = step.sample.tolist()
-            ahead.append(prefetcher.start(step, partial(read_row, numbers)))
-            if len(ahead) > STEPS_AHEAD:
-                ahead.popleft().rows()
-        for pending in ahead:
-            pending.rows()
+        for step in prefetcher.read(plans):
+            step.rows()
 
     def measure() -> float:
         before()

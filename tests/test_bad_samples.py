@@ -361,7 +361,7 @@ def test_a_process_without_descriptors_does_not_replace_samples(
     def no_descriptor_left(path: str, flags: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr("multimix_pipe.shards.reader.os.open", no_descriptor_left)
+    monkeypatch.setattr("multimix_pipe.shards.files.os.open", no_descriptor_left)
     with pytest.raises(MultiMixError, match=r"no sample can be read: .*Too many open files; raise the limit"):
         next(iter(loader))
     assert not loader.bad_samples

@@ -1,4 +1,4 @@
-"""Augmentations on the host: orients, crops, resizes and mirrors a decoded image into its row of a batch."""
+"""Augmentations on the host: orients, crops and resizes a decoded image."""
 
 from __future__ import annotations
 
@@ -26,26 +26,16 @@ _TRANSPOSED: dict[int, Callable[[Pixels], Pixels]] = {
 }
 
 
-def write_row(
-    row: NDArray[np.uint8],
-    image: Pixels,
-    transform: Transform,
-    *,
-    window: NDArray[np.float32] | None,
-    orientation: int,
-    flip: bool,
-    channels_last: bool,
-) -> None:
-    """Augment a decoded image and write it into a row of a batch.
+def crop_and_resize(
+    image: Pixels, transform: Transform, *, window: NDArray[np.float32] | None, orientation: int
+) -> Pixels:
+    """Crop and resize a decoded image to contiguous uint8 (height, width, 3) of the transform's size.
 
     Args:
-        row: where to write, uint8 (height, width, 3) if `channels_last`, else (3, height, width).
         image: the decoded image, as stored.
         transform: output size and antialiasing.
         window: (y, x, height, width) of the crop, in pixels after `orientation` is applied. None: `image` is cropped already.
         orientation: EXIF orientation to apply to `image`, 1..8; 1 applies none.
-        flip: mirror left to right, after the crop.
-        channels_last: see `row`.
     """
     image, size = apply_orientation(image, orientation), transform.height_width
     if window is None:
@@ -54,8 +44,7 @@ def write_row(
         image = resize(crop_whole(image, window), *size, transform.antialias)
     else:
         image = resize_window(image, window, *size, transform.antialias)
-    image = image[:, ::-1] if flip else image
-    row[...] = image if channels_last else image.transpose(2, 0, 1)
+    return np.ascontiguousarray(image)
 
 
 def apply_orientation(image: Pixels, orientation: int) -> Pixels:

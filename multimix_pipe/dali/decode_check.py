@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.nvimgcodec import CodeStream
 
+from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.shards.index import Index
 
 logger = logging.getLogger("multimix_pipe")
@@ -86,6 +87,15 @@ class HeaderCheck:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._passed = np.zeros(len(index), dtype=np.uint32)  # checksums; 0: not parsed yet
+
+    def checked(self, replacements: Replacements, row: int, encoded: Encoded | Unusable) -> Encoded:
+        """A row's bytes, or another sample's in place of one that must not enter DALI."""
+
+        def check(row: int, encoded: Encoded) -> Encoded | Unusable:
+            problem = self.problem(int(replacements.step.sample[row]), encoded)
+            return encoded if problem is None else Unusable(problem)
+
+        return replacements.use(row, encoded, check)
 
     def problem(self, sample: int, encoded: NDArray[np.uint8]) -> str | None:
         """Why these bytes of a sample must not enter DALI, or None."""

@@ -32,10 +32,11 @@ class _Ticket(weakref.ref[_Lease]):
 
 
 class BufferPool:
-    """Arrays of bytes. At most `spare` unused ones are kept. Thread-safe."""
+    """Arrays of bytes. At most `spare` unused ones, of `spare_bytes` together, are kept. Thread-safe."""
 
-    def __init__(self, spare: int = 4) -> None:
+    def __init__(self, spare: int = 4, spare_bytes: int | None = None) -> None:
         self._spare = spare
+        self._spare_bytes = spare_bytes
         self._lock = threading.Lock()
         self._unused: list[NDArray[np.uint8]] = []  # the one that came back last at the end
         self._out: set[_Ticket] = set()
@@ -70,4 +71,8 @@ class BufferPool:
             best = min(fitting, key=lambda place: len(self._unused[place]), default=None)
             found = None if best is None else self._unused.pop(best)
             del self._unused[: -self._spare]
+            if self._spare_bytes is not None:
+                surplus = sum(map(len, self._unused)) - self._spare_bytes
+                while surplus > 0:
+                    surplus -= len(self._unused.pop(0))
             return found

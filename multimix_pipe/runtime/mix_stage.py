@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from multimix_pipe.augment.host import Pixels
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.buffers import BufferPool
 from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.kernels import device, host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
-from multimix_pipe.runtime.tensors import KeptUntilRead
 
 
 class MixStage(Protocol):
     """Normalises, mixes and rounds a batch of pixels to the loader's type."""
 
-    def pixels(self, rows: int) -> Tensor:
-        """Memory for the pixels of a batch on the host: uint8 (rows, C, H, W), or (rows, H, W, C) for channels_last."""
+    def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
+        """Copy B images, mirrored where `flip`, into one batch of pixels on the host.
+
+        images: contiguous uint8 (H, W, 3). The batch is uint8 (B, C, H, W), or (B, H, W, C) for channels_last.
+        """
         ...
 
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
-        """Make what is handed out of cropped and mirrored pixels: contiguous, of the shape that `pixels(B)` has."""
+        """Make what is handed out of a batch of pixels of that shape, contiguous, on the host or the device."""
         ...
 
     def close(self) -> None:
@@ -46,9 +51,12 @@ class HostMixStage:
         threads = min(kernel.MIXERS, context.config.num_threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="multimix-mix")
 
-    def pixels(self, rows: int) -> Tensor:
-        """See `MixStage.pixels`."""
-        return self._memory(self._normalize.shape(rows, *self._context.config.transform.height_width), torch.uint8)
+    def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
+        """See `MixStage.gather`."""
+        shape = self._normalize.shape(len(images), *self._context.config.transform.height_width)
+        pixels = self._memory(shape, torch.uint8)
+        self._kernel.copy_rows(images, flip, pixels, self._normalize.channels_last, self._threads)
+        return pixels
 
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
         """See `MixStage.finish`."""
@@ -80,12 +88,19 @@ class DeviceMixStage:
             torch.from_numpy(values).reshape(shape).to(context.device)
             for values in (self._normalize.mean, self._normalize.scale)
         )
-        self._kept = KeptUntilRead(context.device)
 
-    def pixels(self, rows: int) -> Tensor:
-        """See `MixStage.pixels`. On CUDA the memory is pinned, and torch uses it again once copies are over."""
-        shape = self._normalize.shape(rows, *self._context.config.transform.height_width)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=self._context.device.type == "cuda")
+    def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
+        """See `MixStage.gather`. On CUDA the memory is pinned, and torch uses it again once copies are over."""
+        shape = self._normalize.shape(len(images), *self._context.config.transform.height_width)
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._context.device.type == "cuda")
+        channels_last, kernel = self._normalize.channels_last, host_kernel()
+        if kernel is not None:
+            kernel.copy_rows(images, flip, pixels, channels_last)
+            return pixels
+        for row, image, mirrored in zip(pixels.numpy(), images, flip.tolist(), strict=True):
+            seen = image[:, ::-1] if mirrored else image
+            row[...] = seen if channels_last else seen.transpose(2, 0, 1)
+        return pixels
 
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
         """See `MixStage.finish`: of pixels on the host or the device, and the host waits for nothing."""
@@ -93,8 +108,6 @@ class DeviceMixStage:
         tensors = context.tensors(step)
         on_device = pixels.to(context.device, non_blocking=pixels.is_pinned())
         images = torch.sub(on_device, self._mean).mul_(self._scale)
-        if pixels.device.type == "cuda":
-            self._kept.keep(pixels)
         if tensors.mix is not None:
             out = torch.empty((*step.lam.shape, *images.shape[1:]), dtype=context.dtype, device=context.device)
             device.blend(images, tensors.mix, out, self._normalize.layout(images.shape))
@@ -102,8 +115,7 @@ class DeviceMixStage:
         return ExecutedStep(step, self._normalize.channels_first(images.to(context.dtype)), tensors)
 
     def close(self) -> None:
-        """Let go of pixels, once they have been read."""
-        self._kept.close()
+        """Nothing is to be freed."""
 
 
 def make_mix_stage(context: LoaderContext) -> MixStage:

@@ -1,84 +1,203 @@
-"""Reads the encoded bytes of steps before they are needed, many requests at once."""
+"""Reads the encoded bytes of steps before they are needed.
+
+A step's rows are read in chunks, in the order of the shards. A chunk is one task, which leaves the interpreter's lock once for
+all of its reads. How large chunks are, and how many are under way, follows the wait of a read as it is measured: a page cache is
+best served by a few large ones, a disk or a network share by many small ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.plan import StepPlan
+from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.runtime.buffers import BufferPool
 from multimix_pipe.runtime.context import LoaderContext
+from multimix_pipe.shards.cores import local_world_size
 
-READERS = 16
-"""Threads that read: a disk or a network share answers that many requests in the time of one."""
+MAX_READS = 128
+"""Chunks that a machine reads at once on the slowest storage; threads start as they are needed."""
 
-_ROWS = 4  # of a step that one task reads: enough to outweigh what a task costs
-_SLACK = 4  # a quarter more memory than needed: it then fits most of the reads that come after
-_SPARE = 64  # tasks whose memory is kept
+MIN_ROWS, FIRST_ROWS, MAX_ROWS = 4, 16, 128
+"""Rows of a chunk; FIRST_ROWS before anything has been measured."""
 
-Memory = NDArray[np.uint8]
-Read = TypeVar("Read")
+CHUNK_SECONDS = 0.008
+"""How long a chunk may wait: so many rows are read one after the other."""
+
+READS_PER_SECOND = 40_000
+"""The rate that reading ahead aims at: as many reads are under way as wait at that rate."""
+
+MIN_STEPS = 4
+"""Steps that are read ahead at least."""
+
+MAX_CHUNK_BYTES = 16 * 2**20
+MAX_BYTES_AHEAD = 512 * 2**20
+"""Encoded bytes read ahead, beyond MIN_STEPS steps."""
+
+_SLACK = 4  # a quarter more memory than needed: it then fits most of the chunks that come after
+_SPARE_BYTES = 256 * 2**20  # of unused memory that is kept
+
+Row = Encoded | Exception
+
+
+def max_reads() -> int:
+    """Chunks that this process reads at once at most: its share among the local ranks, at least 16."""
+    return max(16, MAX_READS // local_world_size())
+
+
+class Pacing:
+    """How many rows a chunk has and how many are under way, from the waits that were measured."""
+
+    def __init__(self) -> None:
+        self._waits: deque[float] = deque(maxlen=8)
+
+    def note(self, seconds: float, rows: int) -> None:
+        """Note how long a chunk took."""
+        self._waits.append(seconds / rows)
+
+    @property
+    def wait(self) -> float:
+        """Seconds that a read takes: the least of the last chunks, as a busy machine makes reads look slow."""
+        return min(self._waits, default=0.0)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a chunk."""
+        return FIRST_ROWS if not self.wait else min(max(int(CHUNK_SECONDS / self.wait), MIN_ROWS), MAX_ROWS)
+
+    @property
+    def rows_ahead(self) -> int:
+        """Rows to have under way or read."""
+        return min(math.ceil(self.wait * READS_PER_SECOND), max_reads()) * self.rows
 
 
 @dataclass(frozen=True, eq=False)
-class PendingReads(Generic[Read]):
+class Chunk:
+    """Some rows of a step that one task reads."""
+
+    rows: list[int]
+    task: Future[list[Row]]
+    """What was read for each of `rows`: bytes, or the error that reading them raised."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadStep:
     """A step whose rows are being read."""
 
-    _tasks: list[Future[list[Read]]]
-    _place: list[tuple[int, int]]  # of each row: its task, and where in the task's result
+    replacements: Replacements
+    chunks: list[Chunk]
 
-    def row(self, row: int) -> Read:
-        """What was read for a row, once it is there; raises what reading it raised."""
-        task, place = self._place[row]
-        return self._tasks[task].result()[place]
-
-    def rows(self) -> list[Read]:
-        """All rows; of several that failed, the first in the order of the shards raises."""
-        read = [task.result() for task in self._tasks]
-        return [read[task][place] for task, place in self._place]
+    def rows(self) -> list[Encoded]:
+        """All rows, in order; of several that failed, the first one raises."""
+        read: list[Row] = [np.empty(0, dtype=np.uint8)] * len(self.replacements.step)
+        for chunk in self.chunks:
+            for row, found in zip(chunk.rows, chunk.task.result(), strict=True):
+                read[row] = found
+        return [usable(row) for row in read]
 
     def cancel(self) -> None:
         """Do not read what has not been begun."""
-        for task in self._tasks:
-            task.cancel()
+        for chunk in self.chunks:
+            chunk.task.cancel()
+
+
+def usable(row: Row) -> Encoded:
+    """A row's bytes; raises its error."""
+    if isinstance(row, Exception):
+        raise row
+    return row
 
 
 class Prefetcher:
-    """Threads that read rows of steps, into memory that is reused."""
+    """Threads that read the rows of steps, into memory that is reused."""
 
-    def __init__(self, context: LoaderContext) -> None:
+    def __init__(
+        self, context: LoaderContext, check: Callable[[Replacements, int, Encoded | Unusable], Encoded]
+    ) -> None:
+        """`check(replacements, row, encoded)`: a row's bytes once they have been checked, or those of a replacement."""
         self._context = context
-        self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="multimix-read")
-        self._buffers = BufferPool(spare=_SPARE)
+        self._check = check
+        self._pacing = Pacing()
+        self._threads = ThreadPoolExecutor(max_reads(), thread_name_prefix="multimix-read")
+        self._buffers = BufferPool(spare=MAX_READS, spare_bytes=_SPARE_BYTES)
+        self._mean_size = float(context.index.size.mean()) if len(context.index) else 0.0
 
-    def start(self, step: StepPlan, read_row: Callable[[int, Memory], Read]) -> PendingReads[Read]:
-        """Begin to read a step: `read_row(row, memory)` for each of its rows, in several threads and in the order of the shards.
-
-        `memory` has the size of the row's sample; it is empty for one that indexing found a problem with. Neighbours in a file
-        are read one after the other.
-        """
-        order = np.argsort(step.sample, kind="stable")
-        index = self._context.index
-        sizes = np.where(index.problem[step.sample] == 0, index.size[step.sample], 0)
-        parts = [order[first : first + _ROWS] for first in range(0, len(order), _ROWS)]
-        place = {int(row): (task, at) for task, rows in enumerate(parts) for at, row in enumerate(rows)}
-        tasks = [self._threads.submit(self._read_rows, rows.tolist(), sizes[rows].tolist(), read_row) for rows in parts]
-        return PendingReads(tasks, [place[row] for row in range(len(order))])
-
-    def _read_rows(self, rows: list[int], sizes: list[int], read_row: Callable[[int, Memory], Read]) -> list[Read]:
-        needed = sum(sizes)
-        memory = self._buffers.take(needed + needed // _SLACK)
-        starts = [0, *accumulate(sizes)]
-        return [
-            read_row(row, memory[start : start + size]) for row, start, size in zip(rows, starts, sizes, strict=False)
-        ]
+    def read(self, steps: Iterable[StepPlan]) -> Generator[ReadStep, None, None]:
+        """Yield each step while it is being read, with those after it under way."""
+        remaining, ahead = iter(steps), deque[ReadStep]()
+        try:
+            while True:
+                while len(ahead) < self._steps_ahead() and (step := next(remaining, None)) is not None:
+                    ahead.append(self._start(step))
+                if not ahead:
+                    return
+                yield ahead.popleft()
+        finally:
+            for unread in ahead:
+                unread.cancel()
 
     def close(self) -> None:
-        """Stop the threads, after the rows that they are at."""
-        self._threads.shutdown(cancel_futures=True)
+        """Stop the threads, after the reads that they are at."""
+        with self._context.reader.stopping():
+            self._threads.shutdown(cancel_futures=True)
+
+    def _steps_ahead(self) -> int:
+        batch_size = self._context.config.batch_size
+        rows = min(self._pacing.rows_ahead, MAX_BYTES_AHEAD / max(1.0, self._mean_size))
+        return max(MIN_STEPS, math.ceil(rows / batch_size) + 1)
+
+    def _start(self, step: StepPlan) -> ReadStep:
+        replacements = self._context.replacements(step)
+        order = np.argsort(step.sample, kind="stable")
+        chunks = [
+            Chunk(rows.tolist(), self._threads.submit(self._read_chunk, replacements, rows))
+            for rows in self._cut(order, step.sample[order])
+        ]
+        return ReadStep(replacements, chunks)
+
+    def _cut(self, order: NDArray[np.int64], sample: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Chunks of rows in the order of the shards."""
+        index, rows = self._context.index, self._pacing.rows
+        size, shard = index.size[sample], index.shard[sample]
+        end_of_bytes = np.cumsum(size) // MAX_CHUNK_BYTES
+        end_of_shards = np.cumsum(np.diff(shard, prepend=shard[:1]) != 0) // self._context.reader.max_shards
+        group = np.arange(len(order)) // rows
+        cut = (np.diff(group) != 0) | (np.diff(end_of_bytes) != 0) | (np.diff(end_of_shards) != 0)
+        return np.split(order, np.flatnonzero(cut) + 1)
+
+    def _read_chunk(self, replacements: Replacements, rows: NDArray[np.int64]) -> list[Row]:
+        try:
+            return self._read_together(replacements, rows)
+        except Exception as error:  # want of memory, say
+            return [error] * len(rows)
+
+    def _read_together(self, replacements: Replacements, rows: NDArray[np.int64]) -> list[Row]:
+        index, sample = self._context.index, replacements.step.sample[rows]
+        sound = index.problem[sample] == 0
+        size = np.where(sound, index.size[sample], 0)
+        start = np.cumsum(size) - size
+        needed = int(size.sum())
+        memory = self._buffers.take(needed + needed // _SLACK)
+        there = np.zeros(len(rows), dtype=np.bool_)
+        if sound.any():
+            began = time.perf_counter()
+            there[sound] = self._context.reader.read_rows(sample[sound], start[sound], memory)
+            if self._context.reader.stopped:
+                raise CancelledError
+            self._pacing.note(time.perf_counter() - began, int(sound.sum()))
+        read: list[Row] = []
+        for row, first, length, whole in zip(rows.tolist(), start.tolist(), size.tolist(), there.tolist(), strict=True):
+            try:
+                encoded = memory[first : first + length] if whole else replacements.read(row)
+                read.append(self._check(replacements, row, encoded))
+            except Exception as error:  # raised where the row is asked for
+                read.append(error)
+        return read

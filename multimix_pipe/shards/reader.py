@@ -1,4 +1,4 @@
-"""Reads the encoded bytes of samples by `os.pread`, from a bounded set of open files.
+"""Reads the encoded bytes of samples by position, from shards that stay open.
 
 Shards are not memory-mapped: a mapped file that shrinks kills the process that reads it, here it raises an error.
 """
@@ -6,101 +6,151 @@ Shards are not memory-mapped: a mapped file that shrinks kills the process that 
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import threading
-from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import MultiMixError, ShardError
+from multimix_pipe.shards.files import Descriptors, SlowStorage, read_fully
 from multimix_pipe.shards.index import Index
-from multimix_pipe.shards.tar import read_fully
 
-OPEN_FILES = 128
-"""Idle file descriptors kept open; those in use come on top."""
+logger = logging.getLogger(__name__)
 
 _PROCESS_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+Memory = NDArray[np.uint8]
 
 
 class ShardReader:
     """Reads the encoded samples of an index. Thread-safe: threads read in parallel."""
 
-    def __init__(self, index: Index, open_files: int = OPEN_FILES) -> None:
+    def __init__(self, index: Index, open_files: int | None = None) -> None:
+        """`open_files`: shards that may be open at once; None: half of the descriptors that this process may have."""
         self._index = index
-        self._limit = open_files
-        self._lock = threading.Lock()
-        self._idle: OrderedDict[int, list[int]] = OrderedDict()  # shard -> its idle descriptors
-        self._idle_count = 0
+        self._descriptors = Descriptors(index.shards, open_files)
+        self._stamps = np.array(index.stamps, dtype=np.int64).reshape(-1, 2)
+        self._stop = np.zeros(1, dtype=np.uint8)
 
-    def read(self, sample_id: int, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    @property
+    def max_shards(self) -> int:
+        """Different shards that one call of `read_rows` may read: so that four may run at once."""
+        return max(1, self._descriptors.limit // 4)
+
+    def read(self, sample_id: int, memory: Memory | None = None) -> Memory:
         """Return the encoded bytes of a sample, read into `memory` if given (uint8, of the sample's size).
 
         Raises ShardError if the shard cannot be read or has changed since it was indexed, and MultiMixError if this process
         runs out of memory or file descriptors.
         """
-        data = np.empty(self._index.size[sample_id], dtype=np.uint8) if memory is None else memory
-        shard, offset = int(self._index.shard[sample_id]), int(self._index.offset[sample_id])
+        index = self._index
+        data = np.empty(index.size[sample_id], dtype=np.uint8) if memory is None else memory
+        shard, offset = int(index.shard[sample_id]), int(index.offset[sample_id])
         try:
-            descriptor = self._take(shard)
-            try:
+            with self._descriptors.held([shard]) as (descriptor,):
+                if descriptor < 0:  # once more, for the error
+                    os.close(os.open(index.shards[shard], os.O_RDONLY | os.O_CLOEXEC))
+                    raise OSError(errno.EAGAIN, "it could not be opened, and now can; try again")
+                got = read_fully(descriptor, data.data, offset)
                 status = os.fstat(descriptor)
-                found = status.st_size, status.st_mtime_ns
-                got = read_fully(descriptor, data.data, offset) if found == self._index.stamps[shard] else 0
-            except OSError:
-                os.close(descriptor)
-                raise
-            self._keep(shard, descriptor)
         except OSError as error:
             if error.errno in _PROCESS_ERRORS:  # the sample is not bad and must not be replaced
                 raise MultiMixError(
                     f"no sample can be read: {error}; raise the limit (ulimit -n) or free memory"
                 ) from error
             raise ShardError(
-                f"{self._index.name(sample_id)}: the shard must be readable; {error.strerror} ({self._index.shards[shard]})"
+                f"{index.name(sample_id)}: the shard must be readable; {error.strerror} ({index.shards[shard]})"
             ) from error
-        if got < len(data):
-            size, _ = self._index.stamps[shard]
+        found = status.st_size, status.st_mtime_ns
+        if found != index.stamps[shard] or got < len(data):
             raise ShardError(
-                f"{self._index.name(sample_id)}: its shard changed after it was indexed: {size:,} bytes then, {found[0]:,} now, "
-                "or a new modification time. Restore it, or open the loader again"
+                f"{index.name(sample_id)}: its shard changed after it was indexed: {index.stamps[shard][0]:,} bytes then, "
+                f"{found[0]:,} now, or a new modification time. Restore it, or open the loader again"
             )
         return data
 
-    def _take(self, shard: int) -> int:
-        """Take an idle descriptor of a shard, or open one."""
-        with self._lock:
-            idle = self._idle.get(shard)
-            if idle:
-                descriptor = idle.pop()
-                self._idle_count -= 1
-                if not idle:
-                    del self._idle[shard]
-                return descriptor
-        return os.open(self._index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+    def read_rows(self, sample_ids: NDArray[np.int64], start: NDArray[np.int64], memory: Memory) -> NDArray[np.bool_]:
+        """Read several samples, sample i to `memory[start[i]:]`, and return which of them are there.
 
-    def _keep(self, shard: int, descriptor: int) -> None:
-        with self._lock:
-            self._idle.setdefault(shard, []).append(descriptor)
-            self._idle.move_to_end(shard)
-            self._idle_count += 1
-            surplus: list[int] = []
-            while self._idle_count > self._limit:
-                oldest = self._idle.popitem(last=False)[1]
-                self._idle_count -= len(oldest)
-                surplus += oldest
-        for old in surplus:
-            os.close(old)
+        Their shards, at most `max_shards`, are asked for size and time after the reads, and bytes count only where both are as
+        indexed. Never raises for a sample: `read` says what is wrong with one that is not there.
+        """
+        index = self._index
+        shards, file_of = np.unique(index.shard[sample_ids], return_inverse=True)
+        offset, size = index.offset[sample_ids], index.size[sample_ids]
+        got = np.empty(len(sample_ids), dtype=np.int64)
+        stamp = np.empty((len(shards), 2), dtype=np.int64)
+        loop = _compiled()
+        read = _read_rows_in_python if loop is None else loop.read_rows
+        with self._descriptors.held(shards.tolist()) as descriptors:
+            files = np.array(descriptors, dtype=np.int32)
+            read(files, file_of, offset, size, start, memory, int(1e6 * SlowStorage.seconds), self._stop, got, stamp)
+        unchanged = (stamp == self._stamps[shards]).all(axis=1)
+        there: NDArray[np.bool_] = (got == size) & unchanged[file_of]
+        return there
 
-    def __del__(self) -> None:
-        self.close()  # a loader dropped without close() must not keep files open
+    @property
+    def stopped(self) -> bool:
+        """Whether reads are to end: what is not there yet will not come."""
+        return bool(self._stop[0])
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Meanwhile let each `read_rows` end after the read that it is at."""
+        self._stop[0] = 1
+        try:
+            yield
+        finally:
+            self._stop[0] = 0
 
     def close(self) -> None:
-        """Close all idle files; a later `read` opens them again."""
-        with self._lock:
-            idle, self._idle, self._idle_count = self._idle, OrderedDict(), 0
-        for descriptors in idle.values():
-            for descriptor in descriptors:
-                with suppress(OSError):
-                    os.close(descriptor)
+        """Close all files that nobody reads. Reading opens them again."""
+        self._descriptors.close()
+
+
+@cache
+def _compiled() -> ModuleType | None:
+    """The module `shards.compiled`, or None where it cannot run."""
+    try:
+        from multimix_pipe.shards import compiled
+    except (ImportError, SystemError, OSError) as error:  # the latter two: a Numba that was built for another NumPy
+        logger.info("reading in Python: Numba does not import (%s)", error)
+        return None
+    return compiled if compiled.AVAILABLE else None
+
+
+def _read_rows_in_python(
+    files: NDArray[np.int32],
+    file_of: NDArray[np.int64],
+    offset: NDArray[np.int64],
+    size: NDArray[np.int64],
+    start: NDArray[np.int64],
+    memory: Memory,
+    pause_us: int,
+    stop: NDArray[np.uint8],
+    got: NDArray[np.int64],
+    stamp: NDArray[np.int64],
+) -> None:
+    """As `compiled.read_rows`, in Python."""
+    got[:] = 0
+    descriptors = files.tolist()
+    rows = zip(file_of.tolist(), offset.tolist(), size.tolist(), start.tolist(), strict=True)
+    for i, (file, at, length, to) in enumerate(rows):
+        if stop[0]:
+            break
+        try:
+            got[i] = read_fully(descriptors[file], memory.data[to : to + length], at)
+        except OSError:
+            continue  # whoever reads this row again finds out
+    for f, descriptor in enumerate(descriptors):
+        try:
+            status = os.fstat(descriptor)
+        except OSError:
+            stamp[f] = -1
+        else:
+            stamp[f] = status.st_size, status.st_mtime_ns

@@ -7,6 +7,7 @@ store first reads the line that it overwrites). bench/mix_stage.py has the figur
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +16,13 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 from torch import Tensor
 
 from multimix_pipe.runtime.kernels.layout import Layout
 from multimix_pipe.runtime.kernels.normalize import Normalize
 from multimix_pipe.runtime.tensors import MixTensors
+from multimix_pipe.shards.compiled import jit
 
 MIXERS = 4
 """Threads that are of use: mixing on a CPU moves memory, and a few cores move all that there is."""
@@ -33,15 +36,6 @@ KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT1
 
 _STORE = 32  # bytes
 _U32 = np.uint32  # Numba makes a uint64 of the sum of two uint32, which takes twice the vector
-
-
-def _jit(function: Any) -> Any:
-    """Compile without fused multiply-adds and without the interpreter's lock; keep the machine code where that can be kept."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that can be written to
-        return numba.njit(**options)(function)
 
 
 def _copying(**metadata: Any) -> Any:
@@ -80,14 +74,14 @@ def _fence(typing_context: Any) -> Any:
     return numba.types.void(), generate
 
 
-@_jit
+@jit
 def _aligned(size: int) -> Any:
     memory = np.empty(size + _STORE, dtype=np.uint8)
     skip = -memory.ctypes.data % _STORE
     return memory[skip : skip + size]
 
 
-@_jit
+@jit
 def _round_to_float16(values: Any, work: Any, n: int, result: Any) -> None:
     """To the nearest float16, ties to even, as bits. values, work: float32 (>= n,); result: uint16 (>= n,)."""
     bits, small = values.view(np.uint32), work.view(np.uint32)
@@ -104,7 +98,7 @@ def _round_to_float16(values: Any, work: Any, n: int, result: Any) -> None:
         result[i] = np.uint16(rounded | _U32(_U32(bits[i] >> _U32(16)) & _U32(0x8000)))
 
 
-@_jit
+@jit
 def _round_to_bfloat16(values: Any, n: int, result: Any) -> None:
     """To the nearest bfloat16, ties to even, as bits. values: float32 (>= n,); result: uint16 (>= n,)."""
     bits = values.view(np.uint32)
@@ -115,20 +109,20 @@ def _round_to_bfloat16(values: Any, n: int, result: Any) -> None:
         result[i] = np.uint16(_U32(0x7FC0) if is_nan else rounded)
 
 
-@_jit
+@jit
 def _normalise(values: Any, mean: Any, scale: Any, n: int, result: Any) -> None:
     for i in range(n):
         result[i] = (np.float32(values[i]) - mean[i]) * scale[i]
 
 
-@_jit
+@jit
 def _weigh(own: Any, other: Any, lam: Any, n: int, result: Any) -> None:
     rest = np.float32(1) - lam
     for i in range(n):
         result[i] = lam * own[i] + rest * other[i]
 
 
-@_jit
+@jit
 def _write(target: Any, start: int, source: Any, n: int, streams: bool) -> None:
     """target[start : start + n] = source[:n], of bytes."""
     to, of = target.ctypes.data + start, source.ctypes.data
@@ -143,7 +137,7 @@ def _write(target: Any, start: int, source: Any, n: int, streams: bool) -> None:
             target[start + i] = source[i]
 
 
-@_jit
+@jit
 def _paste(own: Any, other: Any, box: Any, start: int, n: int, width: int, inner: int, result: Any) -> None:
     """result[:n] = own[:n], or other's inside the box y0, x0, y1, x1. The tile starts at element `start` of its plane."""
     for i in range(n):
@@ -157,7 +151,61 @@ def _paste(own: Any, other: Any, box: Any, start: int, n: int, width: int, inner
             result[i] = other[i]
 
 
-@_jit
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(typing_context: Any, address: Any) -> Any:
+    """An address as a pointer, for `numba.carray`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return numba.types.voidptr(numba.types.uintp), generate
+
+
+@jit
+def _split_line(line: Any, flip: bool, width: int, red: Any, green: Any, blue: Any) -> None:
+    """Write a line of `width` RGB pixels to a line of each plane, mirrored if `flip`."""
+    # the three together, and unsigned where Python would allow for negative indices: LLVM makes shuffles of it, six times as fast
+    last = np.uint64(3 * (width - 1))
+    if flip:
+        for x in range(width):
+            at = last - np.uint64(3 * x)
+            red[x], green[x], blue[x] = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
+    else:
+        for x in range(width):
+            red[x], green[x], blue[x] = line[3 * x], line[3 * x + 1], line[3 * x + 2]
+
+
+@jit
+def _copy_line(line: Any, flip: bool, width: int, to: Any) -> None:
+    """Copy a line of `width` RGB pixels, mirrored if `flip`."""
+    last = np.uint64(3 * (width - 1))
+    if flip:
+        for x in range(width):
+            at = last - np.uint64(3 * x)
+            to[3 * x], to[3 * x + 1], to[3 * x + 2] = line[at], line[at + np.uint64(1)], line[at + np.uint64(2)]
+    else:
+        for i in range(3 * width):
+            to[i] = line[i]
+
+
+@jit
+def _copy_rows(addresses: Any, flip: Any, channels_last: bool, out: Any, first: int, stop: int) -> None:
+    """Copy the images at some addresses, each (H, W, 3) uint8, mirrored where `flip`, for first <= b < stop.
+
+    out: (B, H, 3 * W) uint8 if channels_last, else (B, 3, H, W) reshaped to (B, 3 * H, W).
+    """
+    lines = out.shape[1] if channels_last else out.shape[1] // 3
+    width = out.shape[2] // 3 if channels_last else out.shape[2]
+    for b in range(first, stop):
+        image = numba.carray(_pointer(addresses[b]), (lines, 3 * width), np.uint8)
+        for y in range(lines):
+            if channels_last:
+                _copy_line(image[y], flip[b], width, out[b, y])
+            else:
+                _split_line(image[y], flip[b], width, out[b, y], out[b, lines + y], out[b, 2 * lines + y])
+
+
+@jit
 def _mix_pairs(
     images: Any,
     mean: Any,
@@ -216,7 +264,7 @@ def _mix_pairs(
         _fence()
 
 
-@_jit
+@jit
 def _normalise_rows(images: Any, mean: Any, scale: Any, kind: int, out: Any, first: int, stop: int) -> None:
     """out[b] = (images[b] - mean) * scale for first <= b < stop. See `_mix_pairs`; out: (B, P, N * bytes of an element)."""
     planes, elements = images.shape[1:]
@@ -239,6 +287,22 @@ def _normalise_rows(images: Any, mean: Any, scale: Any, kind: int, out: Any, fir
                 _write(flat, ((b * planes + plane) * elements + start) * size, result, n * size, streams)
     if streams:
         _fence()
+
+
+def copy_rows(
+    images: Sequence[NDArray[np.uint8]],
+    flip: NDArray[np.bool_],
+    out: Tensor,
+    channels_last: bool,
+    threads: ThreadPoolExecutor | None = None,
+) -> None:
+    """Copy images, contiguous (H, W, 3) uint8, into a batch of pixels, mirrored where `flip`.
+
+    out: (B, H, W, 3) if channels_last, else (B, 3, H, W).
+    """
+    addresses = np.array([image.__array_interface__["data"][0] for image in images], dtype=np.uint64)
+    target = out.numpy().reshape(len(images), -1, out.shape[2] * 3 if channels_last else out.shape[3])
+    _in_parts(len(images), lambda first, stop: _copy_rows(addresses, flip, channels_last, target, first, stop), threads)
 
 
 def blend(
@@ -274,9 +338,15 @@ def blend(
         def work(first: int, stop: int) -> None:
             _mix_pairs(*(source, mean, scale, *decisions, layout.width, layout.inner, kind, target, first, stop))
 
-    if threads is None:
-        work(0, rows)
-        return
-    step = -(-rows // (2 * MIXERS))
-    for _ in threads.map(lambda first: work(first, min(first + step, rows)), range(0, rows, step)):
-        pass
+    _in_parts(rows, work, threads)
+
+
+def _in_parts(rows: int, work: Callable[[int, int], None], threads: ThreadPoolExecutor | None) -> None:
+    """Do `work(first, stop)` for all rows, in the calling thread, with the help of a pool's."""
+    step = rows if threads is None else max(1, -(-rows // MIXERS))
+    parts = [
+        threads.submit(work, first, min(first + step, rows)) for first in range(step, rows, step) if threads is not None
+    ]
+    work(0, min(step, rows))
+    for part in parts:
+        part.result()

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from multimix_pipe.errors import ShardError
+from multimix_pipe.shards.files import read_fully
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers
-from multimix_pipe.shards.tar import READ_BUFFER, DamagedTarError, Members, read_batches, read_fully, split_name
+from multimix_pipe.shards.tar import READ_BUFFER, DamagedTarError, Members, read_batches, split_name
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,13 +54,3 @@ def split_name(name: str) -> tuple[str, str] | None:
     if not stem or not dot or name.startswith("__"):
         return None
     return folder + slash + stem, extension.lower()
-
-
-def read_fully(descriptor: int, into: memoryview, offset: int) -> int:
-    """Fill `into` with the bytes of a file at `offset`; return their number, which is smaller only at the file's end."""
-    done = os.preadv(descriptor, [into], offset)
-    if done == len(into):
-        return done
-    while 0 < done < len(into) and (got := os.preadv(descriptor, [into[done:]], offset + done)):
-        done += got
-    return done

@@ -7,6 +7,8 @@ long names, pax records that matter, links, sparse files.
 from __future__ import annotations
 
 import tarfile
+import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import ShardError
+from multimix_pipe.shards.files import read_fully
 from multimix_pipe.shards.tar.headers import (
     BLOCK,
     HARMLESS_KEY,
@@ -28,7 +31,7 @@ from multimix_pipe.shards.tar.headers import (
     member_names,
     padded,
 )
-from multimix_pipe.shards.tar.members import DamagedTarError, Member, Members, read_fully
+from multimix_pipe.shards.tar.members import DamagedTarError, Member, Members
 
 READ_BUFFER = 16 * 1024  # bytes buffered by the file object that tarfile reads from
 
@@ -37,6 +40,8 @@ _WINDOW = 6144  # one read covers a small file, the header of the photo behind i
 _WIDE_WINDOW = 2**18  # for small members, reading everything is cheaper than seeking from header to header
 _NEAR = 2**14  # if the next header is at most this far, the bytes up to it are read instead of skipped
 _BUFFER = 2**23
+_WIDEST_WINDOW = 2**22  # where storage is slow, reading everything is cheaper than waiting once for each header
+_BYTES_PER_SECOND = 2e8  # of slow storage; a header is skipped to if the bytes up to it take longer than a read waits
 
 _MAX_NAME = 4096
 _MAX_PADDING = 2**20  # bytes of zeros at the end; tar's default is 10 KiB, a blocking factor gives more
@@ -96,6 +101,7 @@ class _Walk:
         self._view, self._buffer = memoryview(self._memory), np.frombuffer(self._memory, np.uint8)
         self._next = 0  # byte of the next header
         self._ended = False
+        self._waits: deque[float] = deque(maxlen=4)  # seconds that the last reads waited
         self._cut_off: DamagedTarError | None = None  # set if the file ends within a member
         self._unusual = 0  # number of next headers that tarfile reads
         self._next_unusual = 1  # that number after the next invalid header
@@ -126,7 +132,9 @@ class _Walk:
                 break
             got = 0
             if not self._unusual:
+                began = time.perf_counter()
                 got = read_fully(descriptor, view[filled : filled + span], place)
+                self._waits.append(time.perf_counter() - began - got / _BYTES_PER_SECOND)
                 self._next = self._walk_window(rows, place, filled, filled + got, _AHEAD if got == span else BLOCK)
             if self._next == place:
                 try:
@@ -137,8 +145,18 @@ class _Walk:
                     break  # it is raised again, unless a wrong size in these rows led here
                 continue
             filled += padded(got)
-            span = _WINDOW if self._next > place + got + _NEAR else min(4 * span, _WIDE_WINDOW)
+            span = self._next_span(span, skipped=self._next - place - got)
         return rows
+
+    def _next_span(self, span: int, skipped: int) -> int:
+        """Return how many bytes to read at the next header, which is `skipped` bytes after those that were read."""
+        if skipped <= _NEAR:
+            return min(4 * span, _WIDE_WINDOW) if span <= _WIDE_WINDOW else span
+        if skipped / _BYTES_PER_SECOND < min(
+            self._waits
+        ):  # the least of some, as a busy machine makes any read look slow
+            return min(4 * span, _WIDEST_WINDOW)
+        return _WINDOW
 
     def _walk_window(self, rows: _Rows, place: int, begin: int, end: int, margin: int) -> int:
         """Add a row for each common header in bytes [begin, end) of the buffer, if `margin` bytes follow its start.

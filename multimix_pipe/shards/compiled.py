@@ -1,0 +1,101 @@
+"""The loop that reads many samples from many files, compiled by Numba: it leaves the interpreter's lock once for all of them.
+
+Importing this module imports Numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+AVAILABLE = hasattr(ctypes.CDLL(None), "statx")
+"""Whether `read_rows` can run: it needs the statx of Linux (glibc 2.28, musl 1.2.5 or newer)."""
+
+
+def jit(function: Any) -> Any:
+    """Compile without fused multiply-adds and without the interpreter's lock; keep the machine code where that can be kept."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that can be written to
+        return numba.njit(**options)(function)
+
+
+_pread: Any = types.ExternalFunction("pread", types.intp(types.int32, types.uintp, types.uintp, types.int64))
+_statx: Any = types.ExternalFunction(
+    "statx", types.int32(types.int32, types.uintp, types.int32, types.uint32, types.uintp)
+)
+_usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _load(typing_context: Any, address: Any) -> Any:
+    """The byte at an address, loaded anew each time: another thread may have changed it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(arguments[0], ir.IntType(8).as_pointer()), "monotonic", 1)
+
+    return types.uint8(types.uintp), generate
+
+
+# struct statx of Linux, the same on every architecture
+_STATX_BYTES, _SIZE_AT, _SECONDS_AT, _NANOSECONDS_AT = 256, 40, 112, 120
+_AT_EMPTY_PATH, _SIZE_AND_MTIME = 0x1000, 0x240
+
+
+@jit
+def read_rows(
+    files: Any,
+    file_of: Any,
+    offset: Any,
+    size: Any,
+    start: Any,
+    memory: Any,
+    pause_us: int,
+    stop: Any,
+    got: Any,
+    stamp: Any,
+) -> None:
+    """Read rows into `memory`, then take size and time of their files.
+
+    Args:
+        files: (F,) int32, descriptors.
+        file_of: (n,) int64, the file of each row.
+        offset, size: (n,) int64, where a row's bytes are in its file, and how many.
+        start: (n,) int64, where they go in `memory`, uint8.
+        pause_us: microseconds to wait before each read: benchmarks simulate slow storage with it.
+        stop: (1,) uint8; where it becomes 1, the rows that remain are not read.
+        got: (n,) int64, out: bytes read of each row.
+        stamp: (F, 2) int64, out: bytes and modification time in ns of each file; -1 where it cannot be asked.
+    """
+    address = memory.ctypes.data
+    for i in range(len(file_of)):
+        got[i] = 0
+        if _load(np.uint64(stop.ctypes.data)):
+            continue
+        if pause_us:
+            _usleep(pause_us)
+        while got[i] < size[i]:
+            n = _pread(
+                files[file_of[i]],
+                np.uint64(address + start[i] + got[i]),
+                np.uint64(size[i] - got[i]),
+                offset[i] + got[i],
+            )
+            if n <= 0:  # an error, an interrupt, the file's end: whoever reads this row again finds out
+                break
+            got[i] += n
+    status = np.zeros(_STATX_BYTES, dtype=np.uint8)
+    empty_path = np.zeros(1, dtype=np.uint8)
+    for f in range(len(files)):
+        path, answer = np.uint64(empty_path.ctypes.data), np.uint64(status.ctypes.data)
+        failed = _statx(files[f], path, _AT_EMPTY_PATH, _SIZE_AND_MTIME, answer)
+        stamp[f, 0] = -1 if failed else status[_SIZE_AT : _SIZE_AT + 8].view(np.int64)[0]
+        seconds = status[_SECONDS_AT : _SECONDS_AT + 8].view(np.int64)[0]
+        stamp[f, 1] = seconds * 1_000_000_000 + status[_NANOSECONDS_AT : _NANOSECONDS_AT + 4].view(np.uint32)[0]
