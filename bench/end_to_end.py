@@ -21,6 +21,7 @@ from pathlib import Path
 from data import generated_shards, repeated
 from harness import machine, machine_line, question_of, write_json
 from multimix_pipe import MultiMixError
+from multimix_pipe.cli.arguments import counted
 from multimix_pipe.config import check_int, check_number
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.loader.rank import choose_device
@@ -132,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     setting, question = settings[0], question_of(__doc__).partition("?")[0] + "?"
     about = (
-        f"{len(setting.shards)} shards, B = {setting.batch_size}, {setting.size}x{setting.size}, "
-        f"{'' if setting.antialias else 'no '}antialias, {setting.dtype} on {setting.device}, {setting.threads} threads; "
-        f"{args.rounds} rounds of {args.seconds:g} s"
+        f"{counted(len(setting.shards), 'shard')}, B = {setting.batch_size}, {setting.size}x{setting.size}, "
+        f"{'' if setting.antialias else 'no '}antialias, {setting.dtype} on {setting.device}, "
+        f"{counted(setting.threads, 'thread')}; {counted(args.rounds, 'round')} of {args.seconds:g} s"
     )
     print(f"{question}\n{about}\n{machine_line()}\n\n{comparison.table(rows, args.peer)}")
     if args.out:
