@@ -62,7 +62,7 @@ class Decoder:
 
 
 def _decode(data: Encoded, height: int, width: int) -> tuple[Pixels, bool]:
-    """Decode as `decode_indexed`; also return whether libjpeg-turbo did so without a warning. Pillow decodes the others."""
+    """Decode as `decode_indexed`; also return whether libjpeg-turbo did so without a warning. If not, Pillow decodes it."""
     try:
         try:
             found_height, found_width, *_ = simplejpeg.decode_jpeg_header(data)
