@@ -16,14 +16,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.batches import Open, all_same
 from helpers.processes import start
 from helpers.samples import CLASSES, TINY
 from multimix_pipe import Batch, ConfigError, Loader, MultiMixError, ShardError, TrainTransform, open_loader
+from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.shards.index import open_index
+from multimix_pipe.shards.reader import ShardReader
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 
@@ -660,3 +664,33 @@ except KeyboardInterrupt:
     process = Script(tmp_path, (str(own_shards), backend)).start(text, "-W", "ignore:unclosed file:ResourceWarning")
     interrupted(process, 0.05)
     assert_interrupted(process, r"(indexing: .*\n)*")
+
+
+# Executors without a loader
+
+
+def test_an_error_that_is_not_the_packages_waits_for_its_step_too(
+    opened: Open, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = opened(backend=backend, prefetch=3)
+    read, wanted = ShardReader.read_rows, {int(sample) for sample in loader.context.plan.step(0, 32, 40).sample}
+
+    def out_of_memory(self: ShardReader, sample_ids: np.ndarray, *rest: Any) -> np.ndarray:
+        if wanted & set(sample_ids.tolist()):
+            raise MemoryError("planted")
+        return read(self, sample_ids, *rest)
+
+    monkeypatch.setattr(ShardReader, "read_rows", out_of_memory)
+    batches = iter(loader)
+    assert len([next(batches) for _ in range(4)]) == 4
+    with pytest.raises(ConfigError, match="planted"):
+        next(batches)
+
+
+def test_an_executor_can_be_closed_while_its_iteration_is_suspended(opened: Open, backend: str) -> None:
+    context = opened(backend=backend, prefetch=8).context
+    executor = make_executor(context)
+    running = executor.run([context.plan.step(0, first, first + 8) for first in range(0, 96, 8)])
+    next(running)
+    executor.close()
+    running.close()

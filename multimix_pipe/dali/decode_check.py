@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from zlib import crc32
 
@@ -53,9 +52,10 @@ def undecodable_row(error: RuntimeError) -> int:
     return int(match[1])
 
 
-@cache
 def gpu_problem(device_id: int) -> str | None:
     """Return why DALI cannot run on a GPU, or None. If the driver is too old, DALI imports but fails at the first batch."""
+    if device_id in _gpus:
+        return None
     try:
         pipeline = Pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1)
         with pipeline:
@@ -64,7 +64,11 @@ def gpu_problem(device_id: int) -> str | None:
         pipeline.run()
     except RuntimeError as error:
         return " ".join(str(error).split())
+    _gpus.add(device_id)
     return None
+
+
+_gpus: set[int] = set()  # those that DALI is known to run on
 
 
 def warn_of_old_nvjpeg() -> None:
@@ -72,7 +76,7 @@ def warn_of_old_nvjpeg() -> None:
     for package in ("nvidia-nvjpeg", "nvidia-nvjpeg-cu12"):
         with suppress(PackageNotFoundError):
             found = version(package)
-            if tuple(map(int, found.split(".")[:2])) < NVJPEG:
+            if tuple(map(int, re.findall(r"\d+", found)[:2])) < NVJPEG:
                 logger.warning(
                     "%s %s decodes crops of most JPEGs on the CPU; %d.%d or newer, which comes with DALI for CUDA 13 "
                     "(pip install 'multimix-pipe[dali]'), decodes them on the GPU",

@@ -109,9 +109,11 @@ class DaliExecutor:
                     if read is None:
                         break
                     try:
-                        self._feed(_Work(read.replacements, read.rows()))
-                    except MultiMixError as error:  # raised when the step is due, after those in flight
+                        encoded = read.rows()
+                    except Exception as error:  # raised when the step is due, after those in flight
                         failure = error
+                    else:
+                        self._feed(_Work(read.replacements, encoded))
                 if not self._in_flight or self._in_flight[0] is None:
                     if failure is not None:
                         raise failure

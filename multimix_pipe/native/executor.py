@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
 from multimix_pipe.augment.host import Pixels, crop_and_resize
@@ -82,7 +83,7 @@ class NativeExecutor:
 
     def _start(self, read: ReadStep) -> _Pending:
         replacements = read.replacements
-        images: list[Pixels | None] = [None] * len(replacements.step)
+        images: list[Pixels] = [np.empty(0, dtype=np.uint8)] * len(replacements.step)
 
         def decode(row: int, encoded: Encoded) -> Pixels | Unusable:
             return self._decode(replacements.step, row, encoded)
@@ -97,7 +98,9 @@ class NativeExecutor:
         return _Pending(replacements, read, job, self._mix_thread.submit(self._finish, replacements, job, images))
 
     def _decode_rows(self, job: RowJob[Row], rows: list[int], task: Future[list[Row]]) -> None:
-        if not task.cancelled():
+        if task.cancelled():
+            job.cancel()
+        else:
             self._decoders.start(job, zip(rows, task.result(), strict=True))
 
     def _decode(self, step: StepPlan, row: int, encoded: Encoded) -> Pixels | Unusable:
@@ -110,12 +113,10 @@ class NativeExecutor:
             return Unusable(str(error))
         return crop_and_resize(image, transform, window=window, orientation=orientation)
 
-    def _finish(
-        self, replacements: Replacements, job: RowJob[Row], images: list[Pixels | None]
-    ) -> Tensor | ExecutedStep:
+    def _finish(self, replacements: Replacements, job: RowJob[Row], images: list[Pixels]) -> Tensor | ExecutedStep:
         job.wait()
         step = replacements.step
-        pixels = self._mix_stage.gather([image for image in images if image is not None], step.flip)
+        pixels = self._mix_stage.gather(images, step.flip)
         return self._mix_stage.finish(step, pixels) if self._on_host else pixels
 
 

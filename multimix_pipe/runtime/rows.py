@@ -76,8 +76,13 @@ class RowWorkers:
         with self._lock:
             more = min(self._count - self._active, len(rows))
             self._active += more
-        for _ in range(more):
-            self._threads.submit(self._work)
+        for submitted in range(more):
+            try:
+                self._threads.submit(self._work)
+            except BaseException:
+                with self._lock:
+                    self._active -= more - submitted
+                raise
 
     def remove(self, job: RowJob[Item]) -> None:
         """Remove a job."""

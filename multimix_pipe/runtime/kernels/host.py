@@ -303,6 +303,8 @@ def copy_rows(
 
     out: uint8 (B, H, W, 3) if channels_last, else (B, 3, H, W).
     """
+    shape = tuple(out.shape[1:]) if channels_last else (*out.shape[2:], 3)
+    assert all(image.shape == shape and image.flags.c_contiguous for image in images), "the kernel reads their memory"
     addresses = np.array([image.__array_interface__["data"][0] for image in images], dtype=np.uint64)
     target = out.numpy().reshape(len(images), -1, out.shape[2] * 3 if channels_last else out.shape[3])
     _in_parts(len(images), lambda first, stop: _copy_rows(addresses, flip, channels_last, target, first, stop), threads)
