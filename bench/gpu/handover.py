@@ -37,7 +37,7 @@ def times(batches: Iterator[object], take: int, device: torch.device) -> dict[st
         taken.append(1e3 * (time.perf_counter() - start))
         awake.append(busy is None or bool(busy.query()))  # type: ignore[no-untyped-call]
     if busy is not None:
-        busy.synchronize()  # type: ignore[no-untyped-call]
+        busy.synchronize()
     return {"ms": taken, "stream_awake": awake}
 
 
