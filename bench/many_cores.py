@@ -73,7 +73,7 @@ class BareCalls:
         context, plan = self._context, self._context.plan.step(0, first, first + len(self._pixels))
         samples = np.sort(plan.sample)
         size = context.index.size[samples]
-        assert context.reader.read_rows(samples, np.cumsum(size) - size, self._encoded).all()
+        assert context.reader.read_rows(samples, np.cumsum(size) - size, self._encoded)[0].all()
         images = [self._images[sample % 256] for sample in samples.tolist()]
         self._kernel.copy_rows(images, plan.flip, self._pixels, False)
         layout = self._normalize.layout(self._pixels.shape)

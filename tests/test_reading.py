@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -159,17 +159,17 @@ def test_bytes_count_only_if_their_shard_is_unchanged_after_the_read(own_shards:
     start = np.cumsum(index.size) - index.size
     memory = np.zeros(int(index.size.sum()), dtype=np.uint8)
     reads = ShardReader(index)
-    assert reads.read_rows(samples, start, memory).all()
+    assert reads.read_rows(samples, start, memory)[0].all()
     os.utime(own_shards / "set-001.tar", ns=(1, 1))
-    assert np.array_equal(reads.read_rows(samples, start, memory), index.shard != 1)
+    assert np.array_equal(reads.read_rows(samples, start, memory)[0], index.shard != 1)
     os.utime(own_shards / "set-001.tar", ns=(index.stamps[1][1], index.stamps[1][1]))
-    assert reads.read_rows(samples, start, memory).all()
+    assert reads.read_rows(samples, start, memory)[0].all()
     with open(own_shards / "set-003.tar", "ab") as file:
         file.write(b"\0")
-    assert np.array_equal(reads.read_rows(samples, start, memory), index.shard != 3)
+    assert np.array_equal(reads.read_rows(samples, start, memory)[0], index.shard != 3)
     os.unlink(own_shards / "set-003.tar")
     again = ShardReader(index)
-    assert np.array_equal(again.read_rows(samples, start, memory), index.shard != 3)
+    assert np.array_equal(again.read_rows(samples, start, memory)[0], index.shard != 3)
     with pytest.raises(ShardError, match="No such file"):
         again.read(int(samples[index.shard == 3][0]))
 
@@ -181,11 +181,13 @@ def test_a_row_that_was_not_read_whole_is_read_again_alone(
     context = opened(batch_size=16, backend="torch").context
     real = ShardReader.read_rows
 
-    def interrupted(self: ShardReader, samples: np.ndarray, start: np.ndarray, memory: np.ndarray) -> np.ndarray:
-        there = real(self, samples, start, memory)
+    def interrupted(
+        self: ShardReader, samples: np.ndarray, start: np.ndarray, memory: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        there, seconds = real(self, samples, start, memory)
         there[::2] = False
         memory[:] = 0
-        return np.zeros_like(there)
+        return np.zeros_like(there), seconds
 
     monkeypatch.setattr(ShardReader, "read_rows", interrupted)
     ahead, (step,) = read_steps(context, 16)
@@ -194,8 +196,27 @@ def test_a_row_that_was_not_read_whole_is_read_again_alone(
     ahead.close()
 
 
+def test_only_reads_count_as_waits(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, slow: Callable[[float], None]
+) -> None:
+    """Else threads that wait for each other would make a page cache look like slow storage, and start more threads."""
+    index, samples = open_index(shards, progress=False), np.arange(10)
+    start, memory = np.cumsum(index.size[:10]) - index.size[:10], np.empty(int(index.size[:10].sum()), dtype=np.uint8)
+    real = reader._exchange
+
+    def late(closing: Sequence[int], opening: Sequence[Path]) -> list[int]:
+        time.sleep(0.5)
+        return real(closing, opening)
+
+    monkeypatch.setattr(reader, "_exchange", late)
+    reads = ShardReader(index)
+    assert reads.read_rows(samples, start, memory)[1] < 0.4
+    slow(0.02)
+    assert reads.read_rows(samples, start, memory)[1] >= 0.2
+
+
 def held(index: Index, limit: int) -> Descriptors:
-    return Descriptors(index.shards, limit)
+    return Descriptors(index.shards, limit, reader._exchange)
 
 
 def open_descriptors() -> int:

@@ -8,9 +8,8 @@ best served by a few large ones, a disk or a network share by many small ones.
 from __future__ import annotations
 
 import math
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -153,19 +152,17 @@ class Prefetcher:
         order = np.argsort(step.sample, kind="stable")
         chunks = [
             Chunk(rows.tolist(), self._threads.submit(self._read_chunk, replacements, rows))
-            for rows in self._cut(order, step.sample[order])
+            for rows in self._cut(order, self._context.index.size[step.sample[order]])
         ]
         return ReadStep(replacements, chunks)
 
-    def _cut(self, order: NDArray[np.int64], sample: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Chunks of rows in the order of the shards."""
-        index, rows = self._context.index, self._pacing.rows
-        size, shard = index.size[sample], index.shard[sample]
-        end_of_bytes = np.cumsum(size) // MAX_CHUNK_BYTES
-        end_of_shards = np.cumsum(np.diff(shard, prepend=shard[:1]) != 0) // self._context.reader.max_shards
-        group = np.arange(len(order)) // rows
-        cut = (np.diff(group) != 0) | (np.diff(end_of_bytes) != 0) | (np.diff(end_of_shards) != 0)
-        return np.split(order, np.flatnonzero(cut) + 1)
+    def _cut(self, order: NDArray[np.int64], size: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        """Chunks of rows in the order of the shards, of which none can have more than rows."""
+        rows = min(self._pacing.rows, self._context.reader.max_shards)
+        for first in range(0, len(order), rows):
+            chunk = slice(first, first + rows)
+            end_of_bytes = np.cumsum(size[chunk]) // MAX_CHUNK_BYTES
+            yield from np.split(order[chunk], np.flatnonzero(np.diff(end_of_bytes)) + 1)
 
     def _read_chunk(self, replacements: Replacements, rows: NDArray[np.int64]) -> list[Row]:
         try:
@@ -182,11 +179,10 @@ class Prefetcher:
         memory = self._buffers.take(needed + needed // _SLACK)
         there = np.zeros(len(rows), dtype=np.bool_)
         if sound.any():
-            began = time.perf_counter()
-            there[sound] = self._context.reader.read_rows(sample[sound], start[sound], memory)
+            there[sound], seconds = self._context.reader.read_rows(sample[sound], start[sound], memory)
             if self._context.reader.stopped:
                 raise CancelledError
-            self._pacing.note(time.perf_counter() - began, int(sound.sum()))
+            self._pacing.note(seconds, int(sound.sum()))
         read: list[Row] = []
         for row, first, length, whole in zip(rows.tolist(), start.tolist(), size.tolist(), there.tolist(), strict=True):
             try:
