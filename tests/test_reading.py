@@ -99,8 +99,8 @@ def test_chunks_are_large_and_few_without_a_wait_and_small_and_many_with_one() -
 
     cached, disk, network = (pacing(wait) for wait in (20e-6, 1e-3, 20e-3))
     assert (cached.rows, cached.rows_ahead) == (MAX_ROWS, MAX_ROWS)
-    assert disk.rows == 8
-    assert disk.rows_ahead == 40 * 8
+    assert disk.rows == 32
+    assert disk.rows_ahead == 40 * 32
     assert (network.rows, network.rows_ahead) == (MIN_ROWS, MAX_READS * MIN_ROWS)
     network.note(10e-6, 1)  # one read that was cached
     assert network.wait < 20e-3, "the least counts, as a busy machine makes reads look slow"

@@ -27,7 +27,7 @@ MAX_READS = 128
 MIN_ROWS, FIRST_ROWS, MAX_ROWS = 4, 16, 128
 """Rows of a chunk; FIRST_ROWS before anything has been measured."""
 
-CHUNK_SECONDS = 0.008
+CHUNK_SECONDS = 0.032
 """How long a chunk may wait: so many rows are read one after the other."""
 
 READS_PER_SECOND = 40_000
