@@ -1,11 +1,11 @@
-"""What do bad samples cost under on_bad_sample="replace"? The rate with 1% that the index knows, and a step that meets a new one.
+"""What do bad samples cost under on_bad_sample="replace"? The rate with 1% known to the index, and the cost of a new one.
 
     python bench/bad_samples.py [--shards FOLDER]
 
-What the index knows has no header and is never decoded. A new one has a good header and no pixels: only decoding finds it, every
-epoch anew. What it costs is what the steps around it take more than the median of the other steps, in such medians; "none" shows
-what that measure gives of noise. --images are decoded in a measurement of the rate; --steps make an epoch with a newly found bad
-sample, at least 20.
+A bad sample known to the index has no header and is never decoded. A new one has a valid header but no pixels, so it is only
+found when it is decoded, in every epoch. Its cost is the extra time of the steps around it, in units of the median of the other
+steps; "none" shows the noise of this measure. --images is the number of images decoded per measurement of the rate; --steps is
+the number of steps in an epoch with new bad samples, at least 20.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Damage = Callable[[bytes], bytes]
 
 BACKENDS = ("dali", "torch")
 AROUND = range(-1, 7)
-"""Steps that a bad one may slow down, counted from it: those in flight behind it are decoded again."""
-START = b"\xff\xda"  # of a JPEG's pixels
+"""Offsets of the steps that a bad sample may slow down: the steps in flight after it are decoded again."""
+START_OF_SCAN = b"\xff\xda"  # JPEG marker before the pixels
 
 
 def without_header(data: bytes) -> bytes:
-    """What indexing finds out."""
+    """Damage that indexing finds."""
     return data[2:]
 
 
 def without_pixels(data: bytes) -> bytes:
-    """What only decoding finds out, whatever the window."""
-    return data[: data.rindex(START) + 14]
+    """Damage that only decoding finds, whatever the window."""
+    return data[: data.rindex(START_OF_SCAN) + 14]
 
 
 def written(index: Index, count: int, bad: Collection[int], damage: Damage) -> Path:
-    """A shard of `count` samples, those of `index` over and over, the ones numbered in `bad` damaged."""
+    """Write a shard of `count` samples, repeating those of `index`, with the sample numbers in `bad` damaged."""
     reader = ShardReader(index)
 
     def members() -> Iterator[tuple[str, bytes]]:
@@ -58,7 +58,7 @@ def written(index: Index, count: int, bad: Collection[int], damage: Damage) -> P
 
 
 def step_times(loader: Loader) -> list[float]:
-    """Seconds until each batch of an epoch is there, the first from the start of the epoch."""
+    """Return the seconds that each batch of an epoch took, the first one counted from the start of the epoch."""
     times, before = [], time.perf_counter()
     for _ in loader:
         times.append(time.perf_counter() - before)
@@ -67,18 +67,19 @@ def step_times(loader: Loader) -> list[float]:
 
 
 def cost(loader: Loader, bad_step: int) -> float:
-    """What the steps of an epoch around `bad_step` take more than the median of the others, in such medians."""
+    """Return the extra time of the steps around `bad_step`, in units of the median of the other steps."""
     times = step_times(loader)
     around = {bad_step + step for step in AROUND}
-    others = [spent for step, spent in enumerate(times) if step not in around and 2 < step < len(times) - 3]
-    usual = statistics.median(others)
+    usual = statistics.median(
+        spent for step, spent in enumerate(times) if step not in around and 2 < step < len(times) - 3
+    )
     return sum(times[step] - usual for step in around) / usual
 
 
 def main() -> None:
     args = parser(__doc__, shards=True, batch_size=64, images=1280, steps=24).parse_args()
     folder, num_classes = chosen_shards(args.shards)
-    logging.disable(logging.WARNING)  # of each bad sample
+    logging.disable(logging.WARNING)  # one per bad sample
     index, size = open_index(folder, progress=False), args.batch_size
     opened = partial(open_backend, batch_size=size, num_classes=max(num_classes, 1000), on_bad_sample="replace")
 
@@ -104,7 +105,7 @@ def main() -> None:
             epochs[f"{backend}, {kind}"] = partial(cost, opened(backend, shards=shard, shuffle="none"), bad_step)
     costs = in_turn(epochs, unit="steps", peer="dali, one new", rounds=args.rounds)
     for name, values in costs.values.items():
-        print(f"{name}: {statistics.median(values):.2f} steps more ({min(values):.2f} .. {max(values):.2f})")
+        print(f"{name}: {statistics.median(values):.2f} extra steps ({min(values):.2f} .. {max(values):.2f})")
     report(__doc__, {"rate": figures.summary(), "kept": kept, "steps_more": costs.values}, args.json)
 
 

@@ -1,4 +1,4 @@
-"""Shards to measure on: a user's own, or generated ones of ImageNet's usual size."""
+"""Shards to measure on: the user's own, or generated ones with images of typical ImageNet size."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SIDE, PADDED_BYTES, NUMBER_AT = 224, 110_000, 6
 
 
 def scratch_folder() -> Path:
-    """A temporary folder that goes when this process ends."""
+    """Make a temporary folder that is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def kept_folder(name: str, fill: Callable[[Path], None]) -> Path:
-    """A temporary folder that is kept for later runs; `fill` writes to it if it is not there yet."""
+    """Return a temporary folder that later runs reuse; `fill` writes its contents if it does not exist yet."""
     folder = Path(tempfile.gettempdir()) / f"multimix_bench_{name}"
     if not folder.exists():
         partial = Path(tempfile.mkdtemp(prefix="multimix_bench_"))
@@ -42,7 +42,7 @@ def kept_folder(name: str, fill: Callable[[Path], None]) -> Path:
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    """Write a tar of (name, content)."""
+    """Write a tar of (name, content) pairs and return its path."""
     with tarfile.open(path, "w") as tar:
         for name, content in members:
             member = tarfile.TarInfo(name)
@@ -52,9 +52,9 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
 
 
 def generated_shards(count: int = 256) -> Path:
-    """`count` JPEG images of 500x375 and 375x500 pixels, quality 90, about 110 KB each, in a kept folder of four shards.
+    """Return a reusable folder of four shards with `count` JPEGs of 500x375 and 375x500 pixels, quality 90, about 110 KB each.
 
-    Their spectrum falls with frequency as that of photographs does, so that decoding costs about the same.
+    Their spectrum falls off with frequency as that of photographs does, so that decoding costs about the same.
     """
 
     def fill(folder: Path) -> None:
@@ -107,13 +107,13 @@ def padded_shards(samples: int, shards: int) -> Path:
 
 
 def chosen_shards(folder: Path | None) -> tuple[Path, int]:
-    """The folder of shards to measure on, generated if `folder` is None, and its number of classes."""
+    """Return the folder of shards to measure on (generated if `folder` is None) and its number of classes."""
     folder = folder or generated_shards()
     return folder, len(json.loads((folder / "classes.json").read_text()))
 
 
 def repeated(folder: Path, times: int) -> list[str]:
-    """The shards of `folder` so many times over, as links with names of their own in a temporary folder."""
+    """Return `times` copies of each shard of `folder`, as links with distinct names in a temporary folder."""
     links = scratch_folder()
     for turn in range(times):
         for shard in sorted(folder.glob("*.tar")):
@@ -122,9 +122,9 @@ def repeated(folder: Path, times: int) -> list[str]:
 
 
 def an_epoch(folder: Path, images: int) -> dict[str, Any]:
-    """Arguments of `open_loader` for an epoch of exactly `images` images, whatever the shards of `folder` hold.
+    """Return arguments of `open_loader` for an epoch of exactly `images` images.
 
-    Shards with fewer are there several times over; of more, the first are taken.
+    The shards of `folder` are repeated if they hold fewer; if they hold more, the first ones are used.
     """
     times = -(-images // len(open_index(folder, progress=False)))
     shards = repeated(folder, times)
@@ -133,15 +133,15 @@ def an_epoch(folder: Path, images: int) -> dict[str, Any]:
 
 
 def open_backend(backend: str, *, k: int | None = 5, **options: Any) -> Loader:
-    """`open_loader` as most questions want it: on the CPU, K mixes of each pair (None: no mixing), 64 images a step."""
+    """Call `open_loader` with the defaults of most benchmarks: CPU, 64 images per step, K rows per pair (None: no mixing)."""
     defaults: dict[str, Any] = {"batch_size": 64, "num_classes": 1000, "device": "cpu"}
     return open_loader(backend=backend, mix=None if k is None else MultiMix(k=k), **defaults | options)  # type: ignore[arg-type]
 
 
 def webdataset_reader(shards: list[str], extensions: list[str], **options: Any) -> Any:
-    """A DALI pipeline on the CPU: the members with these extensions, as DALI's own reader with its default buffer gives them.
+    """Build a DALI CPU pipeline that outputs the members with these extensions, read by DALI's own shuffling WebDataset reader.
 
-    It scans the tars when it starts. `options` are those of `Pipeline`.
+    The reader keeps its default shuffle buffer and scans the tars when it starts. `options` are passed to `Pipeline`.
     """
     from nvidia.dali import Pipeline, fn
 

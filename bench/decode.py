@@ -1,10 +1,10 @@
-"""What does mixing cost on top of decoding? Images a second of decode, crop and resize alone, and mixed K = 5 ways.
+"""What does mixing cost on top of decoding? Images per second of decode, crop and resize alone, and with K = 5 mixing.
 
     python bench/decode.py [--shards FOLDER]
 
-"pixels" is the same loader that hands out its uint8 pixels, neither normalised nor mixed: what decoding alone gives.
-In "dali in graph" DALI resizes too, as it does on a GPU; on a CPU the package leaves that to the host.
-All is measured from the second epoch on, when each image has been decoded once. --images are decoded in a measurement.
+"pixels" is the same loader returning its uint8 pixels, neither normalised nor mixed: the rate of decoding alone. In "dali in
+graph" DALI also resizes, as it does on a GPU; on a CPU the package resizes on the host. Measurements start with the second epoch,
+when each image has been decoded once. --images is the number of images decoded per measurement.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = [("dali", "pixels"), ("dali", "K = 5"), ("torch", "pixels"), ("torch", "
 
 
 class PixelsOnly(HostMixStage):
-    """Hands out what a backend has decoded."""
+    """A stage that returns the decoded pixels unchanged."""
 
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
         return ExecutedStep(step, pixels, self._context.tensors(step))
@@ -64,7 +64,7 @@ def main() -> None:
         for backend in ("dali", "torch"):
             name = f"{backend}, {resampler}"
             of_pixels[name] = figures.ratio(f"{name}, K = 5", f"{name}, pixels")
-            print(f"{name}: mixed K = 5 ways at {of_pixels[name]:.3f} of the rate of its pixels alone")
+            print(f"{name}: K = 5 mixing runs at {of_pixels[name]:.3f} of the rate of its pixels alone")
         for other in ("dali", "dali in graph"):
             name = f"{other}, {resampler}"
             torch_to[name] = figures.ratio(f"torch, {resampler}, K = 5", f"{name}, K = 5")

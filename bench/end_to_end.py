@@ -1,9 +1,9 @@
-"""How many images a second come out, decoded and mixed? This package's loader against what people use today.
+"""How many images per second does a loader decode and mix? This package against the loaders that people use today.
 
     python bench/end_to_end.py [--shards SHARDS ...] [--k 5 1 none] [--device cuda] [--out bench/results]
 
-Contenders run in turn, each in a process of its own. An image is decoded once and gives K rows for the model. Nothing is trained:
-this is the most that a loader can deliver. What is not installed, or fails, is listed with the reason. With --out it writes
+Contenders take turns, each in its own process. Each image is decoded once and gives the model K rows. Nothing is trained, so the
+rates are upper bounds. A contender that is not installed or fails is listed with the reason. With --out, results are written to
 OUT/end_to_end-<processor>-<date>.json and .png.
 """
 
@@ -21,9 +21,11 @@ from pathlib import Path
 from data import generated_shards, repeated
 from harness import machine, machine_line, question_of, write_json
 from multimix_pipe import MultiMixError
+from multimix_pipe.cli.arguments import counted
 from multimix_pipe.config import check_int, check_number
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.loader.rank import choose_device, default_threads
+from multimix_pipe.loader.rank import choose_device
+from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import open_index
 from race import comparison
 from race.contenders import CONTENDERS
@@ -34,30 +36,30 @@ logger = logging.getLogger("multimix_pipe")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the argument parser."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = made.add_argument
     add("--shards", nargs="+", help="path, glob, brace pattern, folder or URL; default: generated photos")
     add("--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s")
-    add("--cache-dir", metavar="FOLDER", help="for shards from URLs, and indices where shards cannot be written to")
+    add("--cache-dir", metavar="FOLDER", help="where to keep downloaded shards, and the indexes of read-only shards")
     add("--contenders", nargs="+", metavar="NAME", choices=CONTENDERS, default=list(CONTENDERS),
-        help=f"of {', '.join(CONTENDERS)}; default: all")  # fmt: skip
+        help=f"one or more of {', '.join(CONTENDERS)}; default: all")  # fmt: skip
     add("--k", nargs="+", type=_k, default=[5, 1, None], metavar="K",
-        help="interpolations of each pair, or none; one after the other; default: 5 1 none")  # fmt: skip
+        help="interpolations per pair, or none; several values are measured in sequence; default: 5 1 none")  # fmt: skip
     add("--together", action="store_true", help="measure all K in the same rounds, all of them in memory at once")
-    add("--batch-size", type=int, default=64, metavar="B", help="images a step; default: %(default)s")
-    add("--size", type=int, default=224, metavar="PIXELS", help="of an image; default: %(default)s")
-    add("--no-antialias", action="store_true", help="plain linear interpolation")
-    add("--device", default="cpu", help="cpu, cuda, cuda:N; default: %(default)s")
-    add("--threads", type=int, help="threads or worker processes that decode; default: usable cores")
-    add("--seconds", type=float, default=5.0, help="of each measurement; default: %(default)s")
-    add("--rounds", type=int, default=5, help="measurements of each; default: %(default)s")
+    add("--batch-size", type=int, default=64, metavar="B", help="images per step; default: %(default)s")
+    add("--size", type=int, default=224, metavar="PIXELS", help="image size; default: %(default)s")
+    add("--no-antialias", action="store_true", help="resize by plain bilinear interpolation")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N; default: %(default)s")
+    add("--threads", type=int, help="decoding threads or worker processes; default: one per usable core")
+    add("--seconds", type=float, default=5.0, help="minimum length of a measurement; default: %(default)s")
+    add("--rounds", type=int, default=5, help="measurements of each contender; default: %(default)s")
     add("--limit", type=float, default=120.0, metavar="SECONDS",
-        help="give a contender up that does not answer for so long; default: %(default)s")  # fmt: skip
+        help="give up on a contender that does not respond for this long; default: %(default)s")  # fmt: skip
     add("--peer", metavar="NAME", choices=CONTENDERS,
-        help="what the ratios are to; default: the faster of this package's backends")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--chart", type=Path, metavar="FILE.png", help="draw a bar chart there")
+        help="contender that ratios refer to; default: the faster of this package's backends")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add("--chart", type=Path, metavar="FILE.png", help="draw a bar chart to this file")
     add("--out", type=Path, metavar="FOLDER", help="write figures and chart to this folder")
     return made
 
@@ -70,35 +72,32 @@ def _k(text: str) -> int | None:
 
 
 def settings_of(args: argparse.Namespace) -> list[Setting]:
-    """The work, one setting for each K. Raises ConfigError for what cannot work, before anything is started."""
+    """Return one setting per K. Raises ConfigError, before anything is started, if the arguments cannot work."""
     check_number("--seconds", args.seconds, 0.0, open_low=True)
     check_number("--limit", args.limit, 0.0, open_low=True)
     check_int("--rounds", args.rounds, 1)
     check_int("--batch-size", args.batch_size, 1)
     check_int("--size", args.size, 1, 16384)
-    threads = default_threads() if args.threads is None else args.threads
+    threads = share_of_cores() if args.threads is None else args.threads
     check_int("--threads", threads, 1, 1024)
     for k in args.k:
         if k is not None:
             check_int("--k", k, 1, 1024)
     for option in ("k", "contenders"):
         if len(set(getattr(args, option))) < len(getattr(args, option)):
-            raise ConfigError(f"--{option} must name each once; found {getattr(args, option)}")
+            raise ConfigError(f"--{option} must not repeat a value; found {getattr(args, option)}")
     if args.peer is not None and args.peer not in args.contenders:
-        raise ConfigError(
-            f"--peer must be one of the contenders; found {args.peer!r}, and {', '.join(args.contenders)}"
-        )
+        raise ConfigError(f"--peer must be one of the contenders ({', '.join(args.contenders)}); found {args.peer!r}")
     device = choose_device(args.device)
     if device.type == "mps":
-        raise ConfigError("--device must be cpu or cuda: the other contenders have no MPS; found 'mps'")
-    # generated photos are read 16 times an epoch: short epochs would weigh on some contenders
+        raise ConfigError("--device must be cpu or cuda, as the other contenders do not support MPS; found 'mps'")
+    # an epoch reads the generated photos 16 times: some contenders are slow at the start of an epoch
     shards = args.shards or repeated(generated_shards(), 16)
     index = open_index(shards, label=args.label, cache_dir=args.cache_dir, progress=False)
     usable = int((index.problem == 0).sum())
     if usable < args.batch_size:
         raise ConfigError(
-            f"--batch-size must be at most the number of samples that can be used; found {args.batch_size}, and {usable} of "
-            f"{len(index)} samples"
+            f"--batch-size must be at most the number of usable samples, {usable} of {len(index)}; found {args.batch_size}"
         )
     setting = Setting(
         shards=tuple(map(str, index.shards)),
@@ -115,7 +114,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print a table, write figures and chart. Returns 1 if no contender gave a figure."""
+    """Measure, print a table and write figures and chart. Returns 1 if no contender could be measured."""
     parser = make_parser()
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -125,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     contenders = {name: CONTENDERS[name] for name in args.contenders}
     minutes = len(contenders) * len(settings) * (args.rounds + 1) * args.seconds / 60
-    logger.info("about %.1f minutes of measuring, and the time that the contenders take to start", minutes)
+    logger.info("measuring takes about %.1f minutes, plus the time that the contenders need to start", minutes)
     races = [settings] if args.together else [[setting] for setting in settings]
     rows = [
         row
@@ -134,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     setting, question = settings[0], question_of(__doc__).partition("?")[0] + "?"
     about = (
-        f"{len(setting.shards)} shards, B = {setting.batch_size}, {setting.size}x{setting.size}, "
-        f"{'' if setting.antialias else 'no '}antialias, {setting.dtype} on {setting.device}, {setting.threads} threads; "
-        f"{args.rounds} rounds of {args.seconds:g} s"
+        f"{counted(len(setting.shards), 'shard')}, B = {setting.batch_size}, {setting.size}x{setting.size}, "
+        f"{'' if setting.antialias else 'no '}antialias, {setting.dtype} on {setting.device}, "
+        f"{counted(setting.threads, 'thread')}; {counted(args.rounds, 'round')} of {args.seconds:g} s"
     )
     print(f"{question}\n{about}\n{machine_line()}\n\n{comparison.table(rows, args.peer)}")
     if args.out:

@@ -1,11 +1,11 @@
-"""How much less does a gradient vary with K weights a pair, independent or stratified?
+"""How much less does a gradient vary with K weights per pair, independent or stratified?
 
     python bench/gradient_variance.py
 
-For B pairs with K weights each the trace of the gradient's covariance is s_pair/B + (s_lam + s_both)/(B*K) with independent
-weights: K shrinks the part that comes from the weights alone. Measured here on the demo's network after a short training, its
-batch statistics frozen (so that a gradient is a mean over rows), on generated shapes: --sets of pairs, each with --draws of
-weights. "weights" is the variance between draws for the same pairs, "all" that between draws of both.
+For B pairs with K independent weights each, the trace of the gradient's covariance is s_pair/B + (s_lam + s_both)/(B*K): a larger
+K shrinks only the part that comes from the weights. It is measured on generated shapes with the demo's network after a short
+training, with frozen batch statistics so that a gradient is a mean over rows. There are --sets sets of pairs, and --draws draws
+of weights for each set. "weights" is the variance between draws of weights for the same pairs, "all" that between draws of both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PAIRS, IMAGES = 32, 1024
 
 
 def shapes() -> tuple[Tensor, Tensor]:
-    """IMAGES images (N, 3, 32, 32) in [-1, 1] and their labels."""
+    """Draw IMAGES images (N, 3, 32, 32) in [-1, 1] and return them with their labels."""
     names = list(OUTLINES)
     pixels = []
     for number in range(IMAGES):
@@ -53,7 +53,7 @@ def trained(images: Tensor, labels: Tensor, steps: int) -> nn.Module:
 
 
 def gradients(net: nn.Module, images: Tensor, labels: Tensor, mix: MultiMix, sets: int, draws: int) -> Iterator[Tensor]:
-    """For each set of pairs: (draws, parameters), the gradients under so many draws of its weights."""
+    """Yield, for each set of pairs, the gradients under `draws` draws of its weights: (draws, parameters)."""
     loss_function = MultiMixLoss()
     for number in range(sets):
         rows = torch.from_numpy(np.random.default_rng(10_000 + number).permutation(IMAGES)[:PAIRS])
@@ -69,7 +69,7 @@ def gradients(net: nn.Module, images: Tensor, labels: Tensor, mix: MultiMix, set
 
 
 def variances(of_sets: list[Tensor]) -> dict[str, float]:
-    """Unbiased traces: within sets ("weights"), and of a single draw of everything ("all")."""
+    """Return unbiased estimates of the covariance's trace: of the weights alone ("weights"), and of everything ("all")."""
     draws = of_sets[0].shape[0]
     within = float(np.mean([float(of_set.var(0).sum()) for of_set in of_sets]))
     between = float(torch.stack([of_set.mean(0) for of_set in of_sets]).var(0).sum()) - within / draws
@@ -86,10 +86,10 @@ def main() -> None:
             of_sets = list(gradients(net, images, labels, MultiMix(k=k, sampling=sampling), args.sets, args.draws))
             results[f"K={k} {sampling}"] = variances(of_sets)
     one = results["K=1 iid"]
-    print(f"{PAIRS} pairs, Beta(1, 1); trace of the gradient's covariance, as a part of that at K=1")
+    print(f"{PAIRS} pairs, Beta(1, 1); trace of the gradient's covariance, relative to that at K=1")
     for name, found in results.items():
         print(f"{name:16} weights {found['weights'] / one['weights']:6.3f}   all {found['all'] / one['all']:6.3f}")
-    print(f"at K=1 the weights alone make {one['weights'] / one['all']:.0%} of all")
+    print(f"at K=1 the weights alone account for {one['weights'] / one['all']:.0%} of the variance")
     report(__doc__, {"pairs": PAIRS, "variance": results}, args.json)
 
 

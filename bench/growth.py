@@ -1,8 +1,8 @@
-"""Does cost grow linearly in B and in K, and does memory stay flat? Time a pair; resident size over 2,000 steps.
+"""Does cost grow linearly in B and in K, and does memory stay flat? Time per pair; resident memory over 2,000 steps.
 
     python bench/growth.py [--shards FOLDER] [--steps 2000]
 
-Memory is that of the process after step 200 and after the last step, one process a backend, and of a data set 100 times as large.
+Memory is measured after step 200 and after the last step, in one process per backend, and also on 100 times as much data.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from harness import forever, in_a_new_process, in_turn, parser, rate, report, re
 BACKENDS = ("dali", "torch")
 SETTINGS = [(16, 5), (32, 5), (64, 5), (128, 5), (64, 1), (64, 2), (64, 10)]
 IMAGES = 640
-"""Decoded in a measurement."""
+"""Images decoded per measurement."""
 SETTLED = 200
+"""Step after which memory should no longer grow."""
 
 
 def milliseconds_a_pair(shards: list[str], backend: str, batch_size: int, k: int) -> Callable[[], float]:
@@ -28,7 +29,7 @@ def milliseconds_a_pair(shards: list[str], backend: str, batch_size: int, k: int
 
 
 def memory(folder: Path, times: int, backend: str, steps: int) -> dict[str, float]:
-    """Resident MB as the steps go by, B = 16, K = 5, over `times` so many times the shards."""
+    """Return the resident MB after step SETTLED and after the last step, at B = 16, K = 5, on the shards `times` times over."""
     batches = forever(open_backend(backend, shards=repeated(folder, times), batch_size=16))
     sizes = {}
     for step, _ in enumerate(islice(batches, steps), 1):
@@ -46,7 +47,7 @@ def main() -> None:
         for backend in BACKENDS
         for b, k in SETTINGS
     }
-    times = in_turn(contenders, unit="ms a pair", peer="dali, B = 64, K = 5", rounds=args.rounds)
+    times = in_turn(contenders, unit="ms/pair", peer="dali, B = 64, K = 5", rounds=args.rounds)
     print(times.table())
 
     sizes: dict[str, dict[str, float]] = {}

@@ -1,7 +1,7 @@
-"""What the benchmarks share: contenders measured in turn, the rate of a loader, memory, the machine, results as JSON, bar charts.
+"""Shared by the benchmarks: measuring contenders in turn, loader rates, memory, the machine, JSON results and bar charts.
 
-Machines are noisy, so contenders run in turn, round after round, and a figure is quoted as its ratio to another one of the same
-round. Medians over the rounds are printed with the lowest and the highest.
+Machines are noisy, so contenders run in turn, round after round, and a figure is quoted as a ratio to another figure of the same
+round. Medians over the rounds are printed with the minimum and maximum.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("torchvision", "timm", "spdl", "ffcv", "opencv-python", "opencv-python-headless")
 GPU_PACKAGES = ("triton", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg")
-"""Packages whose versions matter to some figure, beside those that this one requires."""
+"""Packages whose versions affect some figure, besides this package's own requirements."""
 OWN_COLOUR, PEER_COLOUR, FAINT = "#1f77b4", "#e6781e", "#767676"
 
 
@@ -42,37 +42,37 @@ OWN_COLOUR, PEER_COLOUR, FAINT = "#1f77b4", "#e6781e", "#767676"
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory, GPU and versions: what a figure must be quoted with."""
+    """Return what must be quoted with every figure: processor, cores, memory, GPU and package versions."""
     described = {"python": platform.python_version(), "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
     versions = {name: version for name, version in package_versions(*PEERS, *GPU_PACKAGES).items() if version}
     return {**describe_machine(), **described, "versions": versions}
 
 
 def machine_line() -> str:
-    """The machine in one line, for a chart's subtitle."""
+    """Describe the machine in one line, for a chart's subtitle."""
     about = describe_machine()
     gpu = f"{about['gpu']}, " if "gpu" in about else ""
     return f"{gpu}{about['cores']} cores of {about['cpu']}, {about['memory_gb']} GB, {time.strftime('%Y-%m-%d')}"
 
 
 def resident_memory() -> int:
-    """Bytes of this process that are in memory now. Linux only."""
+    """Return the resident memory of this process in bytes. Linux only."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_memory() -> int:
-    """Most bytes that this process has held at any time."""
+    """Return the peak resident memory of this process in bytes."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])
-    # elsewhere; on Linux this one starts from what the parent held
+    # only a fallback, because on Linux ru_maxrss starts from the parent's peak
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def in_a_new_process(function: Callable[..., T], *arguments: object) -> T:
-    """What `function`, of a module's top level, returns in a process of its own that holds nothing yet."""
+    """Call `function`, which must be defined at a module's top level, in a fresh process and return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
@@ -81,27 +81,27 @@ def in_a_new_process(function: Callable[..., T], *arguments: object) -> T:
 
 
 def ratio(values: list[float], peer: list[float]) -> float:
-    """Median of the ratios within a round."""
+    """Return the median over the rounds of the ratio to `peer` in the same round."""
     return statistics.median(value / other for value, other in zip(values, peer, strict=True))
 
 
 @dataclass
 class Figures:
-    """Measurements of one question: for each contender a list of values, one a round."""
+    """Measurements for one question: a list of values per contender, one value per round."""
 
     unit: str
     peer: str
-    """The contender that ratios are to."""
+    """The contender that ratios refer to."""
     values: dict[str, list[float]] = field(default_factory=dict)
     cores: dict[str, list[float]] = field(default_factory=dict)
-    """CPU seconds of this process, and of its children that ended, per second of the measurement: cores kept busy."""
+    """Number of busy cores: CPU seconds of this process and its finished children per second of the measurement."""
 
     def ratio(self, name: str, peer: str | None = None) -> float:
-        """Median over the rounds of a contender's ratio to `peer` (default: the one of the table)."""
+        """Return the median over the rounds of a contender's ratio to `peer` (default: the peer of the table)."""
         return ratio(self.values[name], self.values[peer or self.peer])
 
     def table(self) -> str:
-        """One line a contender: median (lowest .. highest), the ratio to the peer, and the cores that it kept busy."""
+        """Format one line per contender: median (minimum .. maximum), ratio to the peer, and number of busy cores."""
         width = max(map(len, self.values))
         lines = []
         for name, values in self.values.items():
@@ -114,7 +114,7 @@ class Figures:
         return "\n".join([*lines, f"x: ratio to {self.peer!r} in the same round"])
 
     def summary(self) -> dict[str, Any]:
-        """The same for JSON."""
+        """Return the same figures as JSON-ready data."""
         return {
             "unit": self.unit,
             "peer": self.peer,
@@ -127,7 +127,7 @@ class Figures:
 
 
 def in_turn(contenders: Mapping[str, Callable[[], float]], *, unit: str, peer: str, rounds: int) -> Figures:
-    """Call each contender once a round, after one round that does not count; a contender returns its figure."""
+    """Call each contender once per round, after an uncounted warm-up round; a contender returns its figure."""
     figures = Figures(unit, peer, {name: [] for name in contenders}, {name: [] for name in contenders})
     for turn in range(rounds + 1):
         for name, measure in contenders.items():
@@ -141,7 +141,7 @@ def in_turn(contenders: Mapping[str, Callable[[], float]], *, unit: str, peer: s
 
 
 def seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
-    """Wall time of one call; on a GPU until the device is done."""
+    """Return the wall time of one call in seconds; on a GPU, wait until the device has finished."""
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -153,7 +153,7 @@ def seconds(work: Callable[[], object], device: torch.device | None = None) -> f
 
 
 def forever(batches: Iterable[T]) -> Iterator[T]:
-    """Epoch after epoch of a loader."""
+    """Yield a loader's batches, epoch after epoch."""
     while True:
         yield from batches
 
@@ -161,7 +161,7 @@ def forever(batches: Iterable[T]) -> Iterator[T]:
 def rate(
     batches: Iterator[object], batch_size: int, steps: int, *, ahead: int = 5, device: torch.device | None = None
 ) -> Callable[[], float]:
-    """Measures images/s over `steps` batches of an endless loader, after `ahead` batches, which may have been ready."""
+    """Return a function that measures images/s over `steps` batches, after skipping `ahead` batches that may be prefetched."""
 
     def take(count: int) -> None:
         for _ in range(count):
@@ -178,16 +178,16 @@ def rate(
 
 
 def question_of(description: str | None) -> str:
-    """The question that a benchmark asks: the first line of its docstring."""
+    """Return the question that a benchmark asks: the first line of its docstring."""
     return (description or "").splitlines()[0]
 
 
 def parser(description: str | None, *, shards: bool = False, **defaults: Any) -> argparse.ArgumentParser:
-    """The arguments of a benchmark: --json and --rounds, --shards if asked for, and --some-name for each `some_name=default`."""
+    """Return a parser for --json and --rounds, --shards if wanted, and --some-name for each `some_name=default`."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--json", type=Path, help="write the figures there too")
+    made.add_argument("--json", type=Path, help="also write the figures to this file")
     made.add_argument("--rounds", type=int, default=5, help="measurements of each contender; default: %(default)s")
     if shards:
         made.add_argument("--shards", type=Path, help="folder of shards with classes.json; default: generated photos")
@@ -199,7 +199,7 @@ def parser(description: str | None, *, shards: bool = False, **defaults: Any) ->
 
 
 def report(description: str | None, results: Mapping[str, Any], path: Path | None) -> None:
-    """Write results with their question, the command and the machine to `path`, if one is given."""
+    """Write results to `path`, unless it is None, together with the question, the command and the machine."""
     if path is None:
         return
     asked = {"question": question_of(description), "command": _own_command(), "peak_memory": peak_memory()}
@@ -207,36 +207,36 @@ def report(description: str | None, results: Mapping[str, Any], path: Path | Non
 
 
 def _own_command() -> str:
-    """This program's command line, less --json."""
+    """Return this program's command line without --json."""
     options = [option for at, option in enumerate(sys.argv[1:], 1) if "--json" not in (option, sys.argv[at - 1])]
     return shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *options])
 
 
 def write_json(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results and the machine to `path`."""
+    """Write results, and a description of the machine, to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**results, "machine": machine()}, indent=1) + "\n")
 
 
-# benchmarks as parts of a run
+# running several benchmarks
 
 Part = tuple[float | None, Callable[..., dict[str, Any]]]
-"""Most seconds, and what runs with `limit=`."""
+"""The time limit in seconds (None: no limit), and a function that takes `limit=` and returns figures."""
 
 
 def run_parts(
     parts: Mapping[str, Part], results: dict[str, Any], path: Path, *, deadline: float | None = None, least: float = 20
 ) -> int:
-    """Run each part, and write `results` and what it returned to `path` after each. Returns 1 if one failed.
+    """Run each part, adding what it returns to `results` and writing them to `path`. Returns 1 if a part failed, else 0.
 
-    A part that would have less than `least` seconds until `deadline`, a time.monotonic(), is skipped.
+    A part is skipped if fewer than `least` seconds are left until `deadline`, which is a value of time.monotonic().
     """
     results["command"] = _own_command()
     lines, status = [], 0
     for name, (limit, run) in parts.items():
         start = time.monotonic()
         if deadline is not None and deadline - start < least:
-            found: dict[str, Any] = {"skipped": f"{max(deadline - start, 0):.0f} s were left"}
+            found: dict[str, Any] = {"skipped": f"only {max(deadline - start, 0):.0f} s were left"}
         else:
             found = run(limit=limit if deadline is None else min(limit or deadline, deadline - start))
             found["seconds"] = round(time.monotonic() - start, 1)
@@ -244,15 +244,15 @@ def run_parts(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
         status |= "failed" in found
-        says = [found.get("skipped") or found.get("failed") or "done", found.get("counts"), found.get("not_passed")]
-        lines.append(f"{name:28} {found.get('seconds', 0):6.1f} s  {'  '.join(str(part) for part in says if part)}")
-    print("\n".join([f"\n== written: {path}", *lines]))
+        outcome = [found.get("skipped") or found.get("failed") or "done", found.get("counts"), found.get("not_passed")]
+        lines.append(f"{name:28} {found.get('seconds', 0):6.1f} s  {'  '.join(str(part) for part in outcome if part)}")
+    print("\n".join([f"\n== wrote {path}", *lines]))
     return status
 
 
 def run_script(script: str, *options: object, limit: float | None) -> dict[str, Any]:
-    """One benchmark of this folder, `script` by its path there: its figures, and how it failed if it did."""
-    # where files lie on this machine is of no use to a reader
+    """Run the benchmark `script`, a path relative to bench/; return its figures, and how it failed if it did."""
+    # local paths mean nothing to a reader of the results
     shown = [
         ("FOLDER" if option.is_dir() else option.name) if isinstance(option, Path) else option for option in options
     ]
@@ -261,18 +261,21 @@ def run_script(script: str, *options: object, limit: float | None) -> dict[str, 
         command = [str(ROOT / "bench" / script), *map(str, options), "--json", str(path)]
         failure = run_python(command, limit)
         figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    figures.pop("machine", None)  # the run has it once
+    figures.pop("machine", None)  # the run records it once
     return {**figures, "command": shlex.join(["python", f"bench/{script}", *map(str, shown)]), **failure}
 
 
 def run_python(arguments: list[str], limit: float | None, **options: Any) -> dict[str, str]:
-    """Run Python in the root for at most `limit` seconds: {}, or {"failed": ...}. `options` are those of subprocess.run."""
+    """Run Python in the repository's root for at most `limit` seconds; return {} or {"failed": reason}.
+
+    `options` are passed to subprocess.run.
+    """
     print(f"\n== {shlex.join(arguments)}", flush=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     try:
         done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout=limit, **options)
     except subprocess.TimeoutExpired:
-        return {"failed": f"no end after {limit:.0f} s"}
+        return {"failed": f"not finished after {limit:.0f} s"}
     return {"failed": f"exit status {done.returncode}"} if done.returncode else {}
 
 
@@ -281,23 +284,26 @@ def run_python(arguments: list[str], limit: float | None, **options: Any) -> dic
 
 @dataclass(frozen=True)
 class Bar:
-    """One contender of a bar chart."""
+    """One contender in a bar chart."""
 
     label: str
     values: Sequence[float]
-    """One a round; empty if there is nothing to show but the note."""
+    """One value per round; empty if there is only a note to show."""
     note: str = ""
-    """Printed after the median; or why there is none."""
+    """Printed after the median, or the reason why there is none."""
     own: bool = False
-    """Whether it is this package."""
+    """Whether the contender is this package."""
 
 
 def draw_bars(path: Path, title: str, subtitles: Sequence[str], groups: Mapping[str, Sequence[Bar]], unit: str) -> None:
-    """Write horizontal bars to the picture `path`: medians, and whiskers from the lowest to the highest.
+    """Draw a horizontal bar chart of medians, with whiskers from minimum to maximum, to the picture `path`.
 
     Args:
-        groups: heading -> its bars, from top to bottom; a panel each, with one axis for all of them.
-        unit: label of the axis.
+        path: the file to write; its extension selects the format.
+        title: the chart's title.
+        subtitles: lines below the title.
+        groups: heading -> its bars, from top to bottom. Each heading is a panel; all panels share one axis.
+        unit: the label of that axis.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -337,7 +343,7 @@ def _draw_bar(axes: Any, row: int, bar: Bar) -> None:
         colour = OWN_COLOUR if bar.own else PEER_COLOUR
         axes.barh(row, middle, height=0.65, color=colour, xerr=whiskers, error_kw={"capsize": 4, "ecolor": "#222222"})
         text = f"{middle:,.0f}  {text}" if middle >= 1000 else f"{middle:.3g}  {text}"
-    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # so that the grid does not run through the text
+    paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # keeps the grid from running through the text
     axes.annotate(
         text.rstrip(), (at, row), xytext=(10, 0), textcoords="offset points", va="center", fontsize=9, bbox=paper
     )

@@ -1,10 +1,10 @@
-"""How fast is an index built against wds2idx, on one core, and what does opening one of 1.28 million samples cost?
+"""How fast is building an index compared to wds2idx, on one core, and what does opening one of 1.28 million samples cost?
 
     python bench/index.py [--shards FOLDER] [--opened 1282]
 
-Both read the same shards, in the page cache, into files of a temporary folder. Ours holds label, width, height and orientation of
-every image too. wds2idx comes with the wheel of NVIDIA DALI and lets GNU tar read the headers. Opening is measured in a fresh
-process for each round, of --opened shards of a thousand samples each.
+Both read the same shards from the page cache and write to a temporary folder. Our index also holds each image's label, width,
+height and orientation. wds2idx comes with the NVIDIA DALI wheel and reads the headers with GNU tar. Opening is measured on
+--opened shards of a thousand samples each, in a fresh process per round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from multimix_pipe.shards.index.store import index_name
 T = TypeVar("T")
 
 SHARDS = 1282
-"""As many as ImageNet has at a thousand samples each."""
+"""Number of shards of ImageNet at a thousand samples each."""
 OURS, PEER = "multimix-pipe index", "wds2idx with GNU tar"
 
 
@@ -60,24 +60,24 @@ def main() -> None:
 
 
 def why_no_peer() -> dict[str, str]:
-    """The peer, and why it cannot run here; empty if it can."""
+    """Return {PEER: why it cannot run here}, or {} if it can."""
     if find_spec("wds2idx") is None:
         return {PEER: "not installed; it comes with nvidia-dali-cuda120 or -cuda130"}
-    return {} if shutil.which("tar") else {PEER: "there is no tar on the PATH"}
+    return {} if shutil.which("tar") else {PEER: "no tar command found on the PATH"}
 
 
 def building(shards: tuple[Path, ...], rounds: int, *, with_peer: bool) -> Figures:
-    """Samples a second on one core; what a contender starts stays on that core too."""
-    samples = sum(len(scan_shard(shard, "cls").rows) for shard in shards)  # brings them into the page cache too
+    """Measure samples per second on one core; processes that a contender starts stay on that core too."""
+    samples = sum(len(scan_shard(shard, "cls").rows) for shard in shards)  # also brings them into the page cache
     work = {OURS: run_ours, **({PEER: run_wds2idx} if with_peer else {})}
 
     def samples_a_second(name: str) -> float:
-        # a folder of its own: to replace a file takes the file system longer than to make one
+        # a fresh folder, because file systems take longer to replace a file than to create one
         with tempfile.TemporaryDirectory(prefix="multimix_bench_") as folder:
             taken = seconds(lambda: work[name](shards, Path(folder)))
             found = sum(int(path.read_text().split(maxsplit=2)[1]) for path in Path(folder).glob("*.idx"))
-        if name == PEER and found != samples:  # it groups neighbours only, and takes samples without an image
-            print(f"wds2idx finds {found} samples, {samples} have an image: they do not do the same work")
+        if name == PEER and found != samples:  # it groups adjacent members only, and keeps samples without an image
+            print(f"wds2idx finds {found} samples, but {samples} have an image: the contenders do not do the same work")
         return samples / taken
 
     contenders = {name: partial(samples_a_second, name) for name in work}
@@ -95,7 +95,7 @@ def run_ours(shards: tuple[Path, ...], out: Path) -> None:
 
 
 def run_wds2idx(shards: tuple[Path, ...], out: Path) -> None:
-    """As its command does, less the start of Python for each shard."""
+    """Index as the wds2idx command does, without starting Python for each shard."""
     import wds2idx  # type: ignore[import-untyped]
 
     for shard in shards:
@@ -105,7 +105,7 @@ def run_wds2idx(shards: tuple[Path, ...], out: Path) -> None:
 
 
 def opening(folder: Path, rounds: int) -> dict[str, Figures]:
-    """Seconds and megabytes of each part, by unit."""
+    """Return the time and memory of each part of opening, as {"s": ..., "MB": ...}."""
     figures = {"s": Figures("s", "open_index"), "MB": Figures("MB", "kept")}
     for turn in range(rounds + 1):
         found = in_a_new_process(open_once, folder)
@@ -118,7 +118,7 @@ def opening(folder: Path, rounds: int) -> dict[str, Figures]:
 
 
 def open_once(folder: Path) -> dict[str, dict[str, float]]:
-    """Open an index, then what a loader makes of one, each part timed; and what the index takes of memory."""
+    """Time opening an index and what a loader derives from it; return these times and the index's memory."""
     times: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], T]) -> T:
@@ -141,7 +141,7 @@ def open_once(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def photos() -> Path:
-    """3,000 samples of generated photos, each several times under another key, in shards of a thousand as ImageNet's."""
+    """Return three shards of a thousand samples, as in ImageNet, that repeat the generated photos under distinct keys."""
     images = []
     for shard in list_shards(generated_shards()):
         with tarfile.open(shard) as tar:
@@ -150,7 +150,7 @@ def photos() -> Path:
 
 
 def small_images(per_shard: int = 10_000) -> Path:
-    """Three shards of JPEG images of 32x32 pixels, as CIFAR's."""
+    """Return three shards of 32x32 JPEGs, the size of CIFAR's images."""
     images = []
     for number in range(500):
         pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -161,7 +161,7 @@ def small_images(per_shard: int = 10_000) -> Path:
 
 
 def write_shards(folder: Path, images: list[bytes], per_shard: int, shards: int = 3) -> None:
-    """Write samples of `images` in turn."""
+    """Write `shards` shards of `per_shard` samples each, cycling through `images`."""
     for shard in range(shards):
         members = []
         for number in range(shard * per_shard, (shard + 1) * per_shard):
@@ -171,7 +171,7 @@ def write_shards(folder: Path, images: list[bytes], per_shard: int, shards: int 
 
 
 def large_set(shards: int) -> Path:
-    """So many shards of a thousand small images, indexed: links to three, as only their indices are read."""
+    """Return indexed shards of a thousand small images each; they are links to three shards, as only indexes are read."""
 
     def fill(folder: Path) -> None:
         contents = list_shards(small_images(1000))

@@ -1,10 +1,10 @@
-"""How fast is the mixing stage alone, from uint8 pixels to K rows of each pair? Every route against copying what must be written.
+"""How fast is the mix stage alone, from uint8 pixels to K rows per pair? Each implementation against a copy of its output.
 
     python bench/mix_stage.py [--device cuda] [--dtype float16]
 
-The measure is a broadcast copy: each normalised image written K times into memory that is kept, which is what a mixing that
-computes nothing costs. Each route's rows are first compared with the reference. Times are those of one batch, a mean over
---repeat calls. A route that cannot run here is listed with the reason. Routes measured and not taken: bench/README.md.
+The yardstick is a broadcast copy, which writes each normalised image K times into preallocated memory: the cost of mixing without
+arithmetic. The rows of each implementation are first compared with the reference. Times are means per batch over --repeat calls.
+An implementation that cannot run here is listed with the reason. bench/README.md lists those that were measured and rejected.
 """
 
 from __future__ import annotations
@@ -21,42 +21,43 @@ from torch import Tensor
 
 from harness import in_turn, parser, report, seconds
 from multimix_pipe import MultiMix
-from multimix_pipe.config import TrainTransform, usable_cores
+from multimix_pipe.config import TrainTransform
 from multimix_pipe.mixing import MixPlan, reference
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.runtime.kernels import blend, host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
 from multimix_pipe.runtime.tensors import MixTensors
+from multimix_pipe.shards.cores import usable_cores
 
 BROADCAST = "broadcast copy"
 NORMALIZE = Normalize.of(TrainTransform(), channels_last=False)
 
 Mix = Callable[[int], Tensor]
-"""Mixes batch i of a problem to (B, K, C, H, W), which holds until the next call."""
+"""Mixes batch i of a problem; the result (B, K, C, H, W) is valid until the next call."""
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """B pairs to be mixed K ways, several batches of them: no cache holds them all."""
+    """Several batches of B pairs to be mixed K ways, so many that they do not fit into a cache."""
 
     pixels: Sequence[Tensor]
     """Batches (B, C, H, W) uint8."""
     plan: MixPlan
     dtype: torch.dtype
-    """Of the result."""
+    """Type of the result."""
     device: torch.device
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(B, K, C, H, W), the result's."""
+        """Shape of the result: (B, K, C, H, W)."""
         return (*self.plan.lam.shape, *self.pixels[0].shape[1:])
 
     def result(self) -> Tensor:
-        """Memory for a result, kept by the route; poisoned, so that what is not written is seen."""
+        """Allocate memory for a result, filled with NaN so that elements that are never written are noticed."""
         return torch.full(self.shape, torch.nan, dtype=self.dtype, device=self.device)
 
     def difference(self, mix: Mix) -> float:
-        """The largest difference of a route's rows from the reference, over a few pairs; nan if some were not written."""
+        """Return the largest difference from the reference over a few pairs, or nan if some elements were not written."""
         worst = 0.0
         for i, batch in enumerate(self.pixels):
             rows = mix(i)
@@ -77,19 +78,19 @@ def normalised(pixels: Tensor) -> Tensor:
 
 
 def copy_of_the_result(problem: Problem) -> Mix:
-    """The device's bandwidth: read as much as is written."""
+    """Copy a tensor of the result's size, to measure the device's bandwidth."""
     source, out = torch.randn(problem.shape, device=problem.device).to(problem.dtype), problem.result()
     return lambda i: out.copy_(source)
 
 
 def broadcast_copy(problem: Problem) -> Mix:
-    """What computes nothing."""
+    """Write each normalised image K times, without arithmetic."""
     out, images = problem.result(), [normalised(batch) for batch in problem.pixels]
     return lambda i: out.copy_(images[i][:, None].expand(problem.shape))
 
 
 def blend_from_pixels(problem: Problem) -> Mix:
-    """The blend behind a graph, as the loaders call it: in one pass on a CPU, in torch's operations on a GPU."""
+    """Blend as the loaders do outside a DALI graph: in one pass on a CPU, by torch operations on a GPU."""
     out, mix, kernel = problem.result(), MixTensors.of(problem.plan, problem.device), host_kernel()
     layout = NORMALIZE.layout(problem.pixels[0].shape)
     if problem.device.type != "cpu" or kernel is None:
@@ -104,13 +105,13 @@ def blend_from_pixels(problem: Problem) -> Mix:
 
 
 def dali_operators(problem: Problem) -> Mix:
-    """crop_mirror_normalize, then the stage `dali.multi_mix`, all of stock operators."""
+    """Run crop_mirror_normalize and then the `dali.multi_mix` stage, which consists of stock DALI operators."""
     from nvidia.dali import Pipeline, fn, types
 
     from multimix_pipe.dali import stage
 
     if problem.dtype == torch.bfloat16:
-        raise ValueError("DALI has no bfloat16")
+        raise ValueError("DALI does not support bfloat16")
     on_gpu = problem.device.type == "cuda"
     handed: Iterator[Any] = cycle(problem.pixels if on_gpu else [batch.numpy() for batch in problem.pixels])
     partner, lam = problem.plan.partner.astype(np.int32), problem.plan.lam
@@ -161,7 +162,7 @@ def main() -> None:
         try:
             work = route(problem)
             apart[name] = problem.difference(work)
-        except Exception as error:  # one route that does not run here must not lose the others
+        except Exception as error:  # one implementation that does not run here must not stop the others
             missing[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
         else:
             works[name] = work
@@ -175,8 +176,10 @@ def main() -> None:
     written = int(np.prod(problem.shape)) * dtype.itemsize
     print(f"{args.batch_size} pairs of 3x{args.size}x{args.size}, K = {args.k}, {args.dtype}, on {device}")
     print(f"{written / 1e6:.0f} MB written\n{figures.table()}")
-    for name, said in (apart | missing).items():
-        print(f"{name}: " + (f"{said:.3g} from the reference" if name in apart else f"not available: {said}"))
+    for name, distance in apart.items():
+        print(f"{name}: differs from the reference by at most {distance:.3g}")
+    for name, reason in missing.items():
+        print(f"{name}: not available: {reason}")
     settings = {"pairs": args.batch_size, "k": args.k, "size": args.size, "dtype": args.dtype, "device": str(device)}
     routes = {name: {"bytes_written": written, "difference": distance} for name, distance in apart.items()}
     report(__doc__, {**settings, "time": figures.summary(), "routes": routes, "not_available": missing}, args.json)

@@ -1,4 +1,4 @@
-"""Images as real data sets hold them among the good ones: broken, cut, misnamed, of rare kinds. The same every time."""
+"""Images of the odd kinds found in real data sets: broken, truncated, misnamed or rarely used. They are the same in every run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 WIDTH, HEIGHT = 120, 96
 
-_ARITHMETIC = (  # 64x48, by libjpeg-turbo's encoder; neither Pillow nor simplejpeg writes this kind
+_ARITHMETIC = (  # 64x48, encoded by libjpeg-turbo, because neither Pillow nor simplejpeg writes arithmetic-coded JPEGs
     "|JeWF01!$>Nk#wx0RR9200961|JwjV00;&K2L=TQ2L}fU2?z=d6b%du3k(?&6Au&}8Xq1V8XO!TBrYc)A}k{u94I#_EHE)NG&CP4"
     "IXyTsJT5adGXL8ELjeg12@DGi7!3^=G9erxGBPqUGBPqUGBPqUGBPqUGBPqUGBPqUGBPqUGBPqUGBPqUGBPqUGBPqUGBPqUGBW?k"
     "01*fPFaSUU0U`hb5di}c0sqVZ3IGrg1pyEd1^?Or3<CiG0ucid06zf#0MBpaJSjaQtJF6Mye^$6P~TLg5HkRG%25-Kli)Uy44%qW"
@@ -24,7 +24,7 @@ _SCAN, _ADOBE, _END = b"\xff\xda", b"\xff\xee\x00\x0eAdobe", b"\xff\xd9"
 
 
 def odd_images() -> dict[str, bytes]:
-    """Encoded images by what is odd about them."""
+    """Return encoded images, named by what is odd about them."""
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (HEIGHT // 12, WIDTH // 12, 3), dtype=np.uint8))
     picture = coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
@@ -37,8 +37,8 @@ def odd_images() -> dict[str, bytes]:
         "JPEG without its end mark": jpeg[:-2],
         "JPEG cut at its first pixel": jpeg[: jpeg.index(_SCAN) + 14],
         "JPEG cut in its header": jpeg[:100],
-        "JPEG with an end mark in the middle": _put(jpeg, _END),
-        "JPEG with an unknown marker in the middle": _put(jpeg, b"\xff\x10"),
+        "JPEG with an end mark in the middle": _overwritten(jpeg, _END),
+        "JPEG with an unknown marker in the middle": _overwritten(jpeg, b"\xff\x10"),
         "JPEG with zeros from the middle on": jpeg[: _middle(jpeg)].ljust(len(jpeg), b"\0"),
         "JPEG with junk from the middle on": jpeg[: _middle(jpeg)] + rng.bytes(len(jpeg) - _middle(jpeg)),
         "JPEG with junk behind it": jpeg + rng.bytes(1000),
@@ -113,12 +113,12 @@ def _middle(jpeg: bytes) -> int:
     return (jpeg.index(_SCAN) + len(jpeg)) // 2
 
 
-def _put(jpeg: bytes, code: bytes) -> bytes:
+def _overwritten(jpeg: bytes, code: bytes) -> bytes:
     return jpeg[: _middle(jpeg)] + code + jpeg[_middle(jpeg) + len(code) :]
 
 
 def _flipped(data: bytes, start: int, seed: int, bits: int = 4) -> bytes:
-    """With flipped bits at random places in its second half, from `start` on at the earliest."""
+    """Flip `bits` bits at random places from `start` on; if there are several, in the second half only."""
     rng = np.random.default_rng(seed)
     flipped = bytearray(data)
     for place in rng.integers(max(start, len(data) // 2 if bits > 1 else start), len(data) - 12, bits).tolist():
@@ -127,13 +127,13 @@ def _flipped(data: bytes, start: int, seed: int, bits: int = 4) -> bytes:
 
 
 def _resized(jpeg: bytes, width: int, height: int) -> bytes:
-    """With another size in the header alone."""
+    """Change the size in the header only."""
     at = max(jpeg.find(frame) for frame in _FRAMES)
     return jpeg[: at + 5] + struct.pack(">HH", height, width) + jpeg[at + 9 :]
 
 
 def _as_ycck(cmyk: bytes) -> bytes:
-    """The same numbers, said to be YCCK: the transform in Adobe's mark."""
+    """Declare the same values to be YCCK, by the transform in the Adobe marker."""
     at = cmyk.index(_ADOBE) + 15
     return cmyk[:at] + b"\x02" + cmyk[at + 1 :]
 
@@ -144,13 +144,13 @@ def _without_adobe(cmyk: bytes) -> bytes:
 
 
 def _png_rows(pixels: np.ndarray) -> bytes:
-    """Compressed rows, each unfiltered."""
+    """Compress the rows, each without a filter."""
     rows = pixels.reshape(len(pixels), -1)
     return zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
 
 
 def _png16(pixels: np.ndarray, colour: int) -> bytes:
-    """A PNG of 16 bits: Pillow writes them of one channel only. The low byte differs from the high one."""
+    """Encode a 16-bit PNG, which Pillow does for one channel only. The low byte differs from the high byte."""
     wide = (pixels.astype(">u2") << 8) | (255 - pixels)
     return _png(pixels.shape[1], pixels.shape[0], 16, colour, _png_rows(wide.astype(">u2")))
 

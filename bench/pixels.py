@@ -1,8 +1,8 @@
-"""How far apart are the pixels of the two backends? Same plan, other decoder and resampler.
+"""How far apart are the pixels of the two backends? The plan is the same, the decoder and resampler differ.
 
     python bench/pixels.py [--shards FOLDER] [--device cuda]
 
-Differences are of 0..255 values, over all pixels of one epoch at 224x224.
+Differences are in 0..255, over all pixels of one epoch at 224x224.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     folder, num_classes = chosen_shards(args.shards)
     scale = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
     cases = [(kind(antialias=smooth), False) for kind in (TrainTransform, EvalTransform) for smooth in (True, False)]
-    if args.device == "cpu":  # what a GPU's graph resizes, the host does on a CPU: here that graph runs on the CPU too
+    if args.device == "cpu":  # the loader resizes on the host there; also run the graph that resizes on a GPU
         cases += [(TrainTransform(antialias=smooth), True) for smooth in (True, False)]
     results = {}
     for transform, in_graph in cases:

@@ -1,4 +1,4 @@
-"""How long does the plan take? A step's decisions at B = 256, and an epoch's order at ImageNet's size.
+"""How long does planning take? A step at B = 256, and the order of an epoch of ImageNet's size.
 
 python bench/plan.py
 """
@@ -37,7 +37,7 @@ def main() -> None:
     }
     plans = {name: make_plan(mix) for name, mix in mixes.items()}
     contenders = {name: (lambda plan=plan: milliseconds_a_step(plan)) for name, plan in plans.items()}
-    steps = in_turn(contenders, unit="ms a step", peer="no mixing", rounds=args.rounds)
+    steps = in_turn(contenders, unit="ms/step", peer="no mixing", rounds=args.rounds)
     print(steps.table())
 
     epochs = iter(range(10**6))
@@ -45,7 +45,7 @@ def main() -> None:
     contenders = {
         shuffle: (lambda plan=plan: seconds(lambda: plan.order(next(epochs)))) for shuffle, plan in orders.items()
     }
-    order = in_turn(contenders, unit="s an epoch", peer="global", rounds=args.rounds)
+    order = in_turn(contenders, unit="s/epoch", peer="global", rounds=args.rounds)
     print(order.table())
     report(__doc__, {"step": steps.summary(), "order": order.summary()}, args.json)
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from data import chosen_shards, open_backend, repeated
 from harness import FAINT, OWN_COLOUR, PEER_COLOUR, in_a_new_process, machine_line, parser, report
 from multimix_pipe.augment.host import crop_and_resize
-from multimix_pipe.config import usable_cores
 from multimix_pipe.native.decode import Decoder
 from multimix_pipe.shards import open_index
+from multimix_pipe.shards.cores import usable_cores
 from race.contenders import CONTENDERS, OURS
 from race.setting import Setting
 

@@ -2,13 +2,14 @@
 
     python bench/shuffle.py --chart shuffle.png
 
-20 shards of 1,000 samples, a class each, as a folder of classes gives when it is packed in order. Two figures of an epoch's
-order: the share of a batch of 256 that its two most common classes have, a mean over the epoch's full batches; and Kendall's tau
-between an epoch's order and the stored one, 1 for none of shuffling and about 0 for all. A round is an epoch with another seed.
-Next to them what a uniformly random permutation gives. All orders are those that a loader really shows.
+There are 20 shards of 1,000 samples, one class each, as a class folder gives when it is packed in order. An epoch's order has two
+figures: the share of its two most common classes in a batch of 256, averaged over the epoch's full batches, and Kendall's tau
+between the epoch's order and the stored order, which is 1 without shuffling and about 0 with a full shuffle. A round is an epoch
+with another seed. The figures of a uniformly random permutation are given for comparison. Each order is read from the samples
+that the loader actually returns.
 
-`window` and buffers mix neighbours: they are for shards that were shuffled as they were written, as `multimix-pipe pack` does.
-webdataset's is `shuffle(1000)`, and `shardshuffle=100` as its documentation has it.
+`window` and shuffle buffers only mix nearby samples. They are meant for shards that were shuffled when they were written, as
+`multimix-pipe pack` does. webdataset uses `shuffle(1000)`, and `shardshuffle=100` as in its documentation.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ NUMBER = "txt"
 """Extension of the members that hold a sample's number in stored order."""
 
 Order = NDArray[np.int64]
-"""(COUNT,) of numbers in stored order."""
+"""(COUNT,) sample numbers; a sample's number is its position in stored order."""
 
 
 def write_sorted_shards(folder: Path) -> None:
-    """CLASSES shards; all images of a class are the same tiny JPEG."""
+    """Write CLASSES shards in which all images of a class are the same tiny JPEG."""
     for label in range(CLASSES):
         picture = io.BytesIO()
         Image.new("RGB", (8, 8), (12 * label, 255 - 12 * label, 128)).save(picture, "JPEG")
@@ -58,7 +59,7 @@ def shards_of(folder: Path) -> list[str]:
 
 
 def own_order(folder: Path, shuffle: str, seed: int) -> Order:
-    """Of the keys of a loader's batches, an epoch of seed 0 for each seed."""
+    """Return the order of this package's loader: epoch number `seed`, read from the keys of its batches."""
     options = {"num_classes": CLASSES, "last_batch": "partial", "transform": TrainTransform(size=8)}
     with open_backend("torch", k=None, shards=folder, batch_size=BATCH, shuffle=shuffle, **options) as loader:
         loader.set_epoch(seed)
@@ -66,7 +67,7 @@ def own_order(folder: Path, shuffle: str, seed: int) -> Order:
 
 
 def webdataset_order(folder: Path, shardshuffle: int | bool, seed: int) -> Order:
-    """Of webdataset with the buffer of its documentation, in one process."""
+    """Return the order of webdataset, in one process, with the shuffle buffer of its documentation."""
     import webdataset
 
     samples = webdataset.WebDataset(shards_of(folder), shardshuffle=shardshuffle, seed=seed).shuffle(1000, seed=seed)
@@ -74,31 +75,31 @@ def webdataset_order(folder: Path, shardshuffle: int | bool, seed: int) -> Order
 
 
 def dali_order(folder: Path, seed: int) -> Order:
-    """Of DALI's reader with its default buffer: the first COUNT samples that it gives."""
+    """Return the first COUNT samples of DALI's reader with its default buffer."""
     reader = webdataset_reader(shards_of(folder), [NUMBER], batch_size=1000, num_threads=1, seed=seed)
     read = [int(bytes(np.asarray(number))) for _ in range(-(-COUNT // 1000)) for number in reader.run()[0]]
     return np.array(read[:COUNT])
 
 
 def random_order(folder: Path, seed: int) -> Order:
-    """What all are held against."""
+    """Return a uniformly random permutation, the baseline."""
     return np.random.default_rng(seed).permutation(COUNT)
 
 
 def two_commonest(order: Order) -> float:
-    """Mean share of their batch that the two most common classes have, over the full batches."""
+    """Return the share of a batch's two most common classes, averaged over the full batches."""
     batches = (order // PER_CLASS)[: COUNT // BATCH * BATCH].reshape(-1, BATCH)
     counts = np.stack([np.bincount(batch, minlength=CLASSES) for batch in batches])
     return float(np.sort(counts)[:, -2:].sum(1).mean() / BATCH)
 
 
 def tau(order: Order) -> float:
-    """Kendall's, between the order and the stored one."""
+    """Return Kendall's tau between the order and the stored order."""
     return float(stats.kendalltau(np.arange(len(order)), order).statistic)
 
 
 def expected() -> dict[str, float]:
-    """Mean and standard error, over the random permutations, of both figures of one epoch."""
+    """Return the mean and the standard error of both figures of one epoch, for random permutations."""
     draws = np.random.default_rng(0).multivariate_hypergeometric([PER_CLASS] * CLASSES, BATCH, size=100_000)
     shares = np.sort(draws)[:, -2:].sum(1) / BATCH
     return {
@@ -120,25 +121,25 @@ CONTENDERS: dict[str, Callable[[Path, int], Order]] = {
 
 
 def draw(results: dict[str, dict[str, list[float]]], random: dict[str, float], path: Path) -> None:
-    """Bars of both figures of each order."""
+    """Draw both figures of each order as bars."""
 
     def bars(figure: str) -> list[Bar]:
         own = {name: name.startswith("shuffle=") for name in results}
         return [Bar(name, np.abs(found[figure]).tolist(), own=own[name]) for name, found in results.items()]
 
     groups = {
-        f"Share of a batch of {BATCH} that its two most common classes have (random: {random['share']:.3f}, "
+        f"Share of the two most common classes in a batch of {BATCH} (random: {random['share']:.3f}, "
         f"standard error {random['share_error']:.4f})": bars("share"),
-        "Kendall's tau between the epoch's order and the stored one, without its sign (random: 0, "
+        "Absolute value of Kendall's tau between the epoch's order and the stored order (random: 0, "
         f"standard error {random['tau_error']:.4f})": bars("tau"),
     }
-    what = f"{CLASSES} shards of {PER_CLASS:,} samples, one class each. Less is better. Blue: this package"
+    what = f"{CLASSES} shards of {PER_CLASS:,} samples, one class each. Lower is better. Blue: this package"
     draw_bars(path, "How well is an epoch shuffled?", [what, machine_line()], groups, "share, tau")
 
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--chart", type=Path, help="draw the figures there too, a PNG")
+    arguments.add_argument("--chart", type=Path, help="also draw the figures to this PNG file")
     args = arguments.parse_args()
     logging.getLogger("multimix_pipe").setLevel(logging.ERROR)
     folder, random = kept_folder("sorted", write_sorted_shards), expected()

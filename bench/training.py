@@ -1,11 +1,11 @@
-"""Does the loader keep a training step fed? Steps with this loader against steps on one batch that stays on the device.
+"""Does the loader keep up with training? Training steps on this loader against steps on one batch that stays on the device.
 
     python bench/training.py [--shards FOLDER] [--k 5]
     python bench/training.py --device cuda --network torchvision.models:resnet50 --batch-size 128 [--shards FOLDER]
 
-The same model, rows and mixing in both: a loader that costs nothing has the ratio 1. --k 0 trains without mixing. A round is
---steps training steps of a pipeline in full run; --repeat is how often an epoch reads the shards. --network is a plain
-convolutional net whose --width sets what a step costs, or a function of a library. On a GPU: bfloat16 under autocast,
+Both use the same model, rows and mixing, so a loader without any cost has the ratio 1. --k 0 trains without mixing. A round is
+--steps training steps after a warm-up; --repeat is how often an epoch reads the shards. --network is "plain", a convolutional
+network whose --width sets the cost of a step, or "module:function" of a library. On a GPU, training uses bfloat16 autocast and
 channels_last.
 """
 
@@ -26,11 +26,11 @@ from multimix_pipe import MultiMixLoss, TrainTransform
 
 RESIDENT = "tensors that lie ready"
 AHEAD = 5
-"""Batches that may be ready before a measurement."""
+"""Batches that may be prefetched before a measurement, and are therefore not counted."""
 
 
 def make_network(name: str, num_classes: int, width: int) -> nn.Module:
-    """`name` is "plain", or "module:function" of any library, called with num_classes=."""
+    """Build the network `name`: "plain", or "module:function", which is called with num_classes=."""
     if name != "plain":
         module, _, function = name.partition(":")
         network: nn.Module = getattr(import_module(module), function)(num_classes=num_classes)
@@ -42,7 +42,7 @@ def make_network(name: str, num_classes: int, width: int) -> nn.Module:
 
 
 def pace_of(network: nn.Module, steps: int, device: torch.device) -> Callable[[Iterable[Any]], Callable[[], float]]:
-    """A function that takes batches, and returns what measures the training steps a second on them."""
+    """Return a function that takes batches and returns a function that measures training steps per second on them."""
     on_gpu = device.type == "cuda"
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     loss_function = MultiMixLoss()
@@ -56,7 +56,7 @@ def pace_of(network: nn.Module, steps: int, device: torch.device) -> Callable[[I
             loss.backward()
             optimizer.step()
         if not loss.isfinite():
-            raise RuntimeError(f"the loss is {loss}: this is no training")
+            raise RuntimeError(f"training diverged: the loss is {loss}")
 
     def pace(batches: Iterable[Any]) -> Callable[[], float]:
         iterator = forever(batches)
@@ -98,7 +98,7 @@ def main() -> None:
     rows = len(resident[0])
     rows_a_second = rows * statistics.median(figures.values[RESIDENT])
     print(
-        f"{args.network}, B = {args.batch_size}, K = {args.k}, {device}: {rows} rows a step, {rows_a_second:.0f} rows/s"
+        f"{args.network}, B = {args.batch_size}, K = {args.k}, {device}: {rows} rows per step, {rows_a_second:.0f} rows/s"
     )
     print(figures.table())
     settings = {"network": args.network, "batch_size": args.batch_size, "k": args.k, "device": str(device)}

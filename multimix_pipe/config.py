@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -23,13 +22,9 @@ DType = Literal["float32", "float16", "bfloat16"]
 Shuffle = Literal["global", "window", "none"]
 LastBatch = Literal["wrap", "drop", "partial"]
 OnBadSample = Literal["raise", "replace"]
+Decode = Literal["fast", "exact"]
 Targets = Literal["rows", "pairs"]
 Keys = str | PathLike[str] | Iterable[str]
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may use; the default number of threads and workers."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

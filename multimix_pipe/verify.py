@@ -17,12 +17,13 @@ import torch
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
-from multimix_pipe.config import Backend, usable_cores
+from multimix_pipe.config import Backend
 from multimix_pipe.errors import ShardError
 from multimix_pipe.loader import Source
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.native.decode import UndecodableError, decode_indexed
 from multimix_pipe.runtime.bad_samples import Unusable, read_sample
+from multimix_pipe.shards.cores import usable_cores
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.listing import list_shards
 from multimix_pipe.shards.progress import Progress

@@ -2,8 +2,8 @@
 
     python pipelines/own_dali_pipeline.py shards/train-000000.tar shards/train-000001.tar --num-classes 10
 
-What `open_loader` adds to this: a global shuffle, exact resume, equal steps over processes, bad samples by name, and the same
-batches without DALI. What this keeps: your own reader, your own augmentations.
+`open_loader` adds a global shuffle, exact resume, equal numbers of steps in all processes, bad samples reported by name, and
+the same batches without DALI. Here you keep your own reader and augmentations.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ def training(shards: list[str], num_classes: int, k: int, size: int, gpu: bool):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a tiny net for one epoch on a DALI pipeline with multi-mix.")
+    parser = argparse.ArgumentParser(
+        description="Train a tiny network for one epoch on a DALI pipeline with multi-mix."
+    )
     parser.add_argument("shards", nargs="+")
     parser.add_argument("--num-classes", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=32, help="pairs; the model sees K times as many rows")
+    parser.add_argument("--batch-size", type=int, default=32, help="pairs per step; the model gets K rows per pair")
     parser.add_argument("--k", type=int, default=5)
     parser.add_argument("--size", type=int, default=64)
     args = parser.parse_args()

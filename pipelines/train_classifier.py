@@ -1,11 +1,12 @@
-"""Train an image classifier on WebDataset shards with multi-mix: a plain PyTorch loop, for one process or many.
+"""Train an image classifier on WebDataset shards with multi-mix, in a plain PyTorch loop for one or many processes.
 
     python pipelines/train_classifier.py "train-{000000..001281}.tar" --val "val-{000000..000049}.tar" \
         --num-classes 1000 --model torchvision.models:resnet50
     torchrun --nproc-per-node 8 pipelines/train_classifier.py ... --resume out/checkpoint.pt
 
-`--batch-size` counts pairs a process: the model sees K rows of each. Interrupt it at any step: `--resume` goes on behind the
-last checkpoint with exactly the samples, crops and weights that were to come, also on another number of processes.
+`--batch-size` is the number of pairs per process and step; the model gets K rows per pair. You can interrupt training at any
+step: `--resume` continues from the last checkpoint with exactly the samples, crops and mixing weights that remained, even with a
+different number of processes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from multimix_pipe import EvalTransform, Loader, MultiMix, MultiMixLoss, TrainTr
 
 
 def small_resnet(num_classes: int) -> nn.Module:
-    """A small residual network for small images, so that this recipe runs without a model library."""
+    """Return a small residual network for small images, so that this recipe runs without a model library."""
 
     class Block(nn.Module):
         def __init__(self, inner: int, outer: int) -> None:
@@ -47,7 +48,7 @@ def small_resnet(num_classes: int) -> nn.Module:
 
 
 def make_model(name: str, num_classes: int) -> nn.Module:
-    """`name` is "small", or "module:function" of any library, called with num_classes=."""
+    """Build the model `name`: "small", or "module:function", which is called with num_classes=."""
     if name == "small":
         return small_resnet(num_classes)
     module, _, function = name.partition(":")
@@ -56,7 +57,7 @@ def make_model(name: str, num_classes: int) -> nn.Module:
 
 
 def evaluate(model: nn.Module, loader: Loader, device: torch.device) -> float:
-    """Top-1 accuracy over all processes; each sample counts once."""
+    """Return the top-1 accuracy over all processes; each sample counts once."""
     model.eval()
     right = torch.zeros(2, device=device, dtype=torch.float64)
     with torch.inference_mode():
@@ -69,7 +70,7 @@ def evaluate(model: nn.Module, loader: Loader, device: torch.device) -> float:
 
 
 def save(path: Path, **parts: object) -> None:
-    """Write a checkpoint that is whole or absent."""
+    """Write a checkpoint atomically: an interrupt never leaves half a file."""
     temporary = path.with_suffix(".tmp")
     torch.save(parts, temporary)
     os.replace(temporary, path)
@@ -83,24 +84,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="small", help='"small" or module:function, e.g. torchvision.models:resnet50')
     parser.add_argument("--epochs", type=int, default=90)
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="pairs a process; the model sees K times as many rows"
+        "--batch-size", type=int, default=64, help="pairs per process and step; the model gets K rows per pair"
     )
-    parser.add_argument("--k", type=int, default=5, help="interpolations of each pair; 0 trains without mixing")
+    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; 0 trains without mixing")
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("--sampling", default="iid", choices=["iid", "stratified"])
     parser.add_argument(
-        "--size", type=int, default=224, help="side of the training crops; evaluation resizes to 8/7 of it"
+        "--size",
+        type=int,
+        default=224,
+        help="size of training crops; evaluation resizes to 8/7 of it and crops the centre",
     )
-    parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate, for all processes' rows together")
+    parser.add_argument("--lr", type=float, default=0.1, help="peak learning rate for the rows of all processes")
     parser.add_argument("--weight-decay", type=float, default=5e-5)
     parser.add_argument("--backend", default="auto", choices=["auto", "dali", "torch"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--on-bad-sample", default="replace", choices=["raise", "replace"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps")
-    parser.add_argument("--max-steps", type=int, default=None, help="stop after so many steps of this call")
-    parser.add_argument("--resume", type=Path, help="a checkpoint of this recipe")
+    parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps between checkpoints")
+    parser.add_argument("--max-steps", type=int, default=None, help="stop after this many steps")
+    parser.add_argument("--resume", type=Path, help="checkpoint of this recipe to continue from")
     return parser.parse_args()
 
 
@@ -186,7 +190,7 @@ def main() -> None:
     train.close()
     for kind, loader in (("training", train), ("validation", val)):
         if leads and loader is not None and loader.bad_samples:
-            print(f"{len(loader.bad_samples)} bad {kind} samples were replaced: {loader.bad_samples}")
+            print(f"bad {kind} samples that were replaced ({len(loader.bad_samples)}): {loader.bad_samples}")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -79,7 +79,7 @@ def test_contenders_that_fail_are_rows_that_say_so_and_the_others_still_come(
         "dies": "failed: ended by SIGSEGV",
         "ends": "failed: it ran out of batches",
         "needs": "missing: not_on_any_machine is not installed",
-        "mixes_once": "cannot: it does no mixing, K = 1 only",
+        "mixes_once": "cannot: it only supports no mixing and K = 1",
         **dict.fromkeys(real, "ok: "),
     }
     assert len(rows[-1].rates) == 2
@@ -257,10 +257,10 @@ def test_end_to_end_prints_a_table_and_writes_figures(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--batch-size", "64"], "--batch-size must be at most the number of samples that can be used; found 64, and 24 of 24"),
+        (["--batch-size", "64"], "--batch-size must be at most the number of usable samples, 24 of 24; found 64"),
         (["--k", "0"], "--k must be an int in [1, 1024]; found 0"),
         (["--k", "many"], "must be a whole number or none; found 'many'"),
-        (["--k", "5", "5"], "--k must name each once"),
+        (["--k", "5", "5"], "--k must not repeat a value"),
         (["--rounds", "0"], "--rounds must be an int >= 1; found 0"),
         (["--seconds", "0"], "--seconds must be a finite number"),
         (["--threads", "0"], "--threads must be an int in [1, 1024]; found 0"),

@@ -217,4 +217,4 @@ def test_a_picture_that_cannot_be_written_is_one_line(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["preview", str(shards), "-o", str(tmp_path / "grid.unknown"), "--size", "16"]) == 2
-    assert "required a file to write a picture to" in capsys.readouterr().err
+    assert "must be a picture file that can be written" in capsys.readouterr().err

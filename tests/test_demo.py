@@ -69,8 +69,8 @@ def test_the_demo_learns_and_writes_its_results(tmp_path: Path, capsys: pytest.C
         pixels = np.asarray(Image.open(out / name).convert("RGB"))
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     printed = capsys.readouterr().out
-    assert "65 images to train on, 7 to evaluate on, 3 classes" in printed
-    assert "takes about K times its time" in printed
+    assert "65 training images, 7 test images, 3 classes" in printed
+    assert "takes about K times as long" in printed
     assert f"--data '{images}'" in printed
 
 
@@ -92,7 +92,7 @@ def test_a_budget_of_minutes_becomes_a_number_of_epochs_that_repeats_the_run(
     assert main([*argv, str(tmp_path / "a"), "--minutes", "0.01"]) == 0
     budget = json.loads((tmp_path / "a" / "results.json").read_text())
     epochs = budget["settings"]["epochs"]
-    assert f"--epochs {epochs:g} repeats this run" in capsys.readouterr().out
+    assert f"to repeat this run, use --epochs {epochs:g}" in capsys.readouterr().out
     assert main([*argv, str(tmp_path / "b"), "--epochs", f"{epochs:g}"]) == 0
     again = json.loads((tmp_path / "b" / "results.json").read_text())
     assert [run["history"] for run in again["runs"]] == [run["history"] for run in budget["runs"]]

@@ -12,8 +12,10 @@ import torch
 
 from helpers.batches import Open, all_same
 from multimix_pipe import ConfigError, MultiMix, TrainTransform
-from multimix_pipe.loader.rank import choose_device, default_threads, rank_and_world
+from multimix_pipe.loader.rank import choose_device, rank_and_world
 from multimix_pipe.runtime.mix_stage import HostMixStage
+from multimix_pipe.shards import cores
+from multimix_pipe.shards.cores import share_of_cores, usable_cores
 
 WITHOUT_DALI = """
 import sys
@@ -61,11 +63,69 @@ def test_rank_and_world_size_come_from_torchruns_environment(monkeypatch: pytest
 
 def test_the_cores_are_shared_between_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
-    assert default_threads() == 16
+    monkeypatch.setattr(cores, "_quotas", lambda root: iter(()))
+    assert share_of_cores() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert default_threads() == 2
+    assert share_of_cores() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    assert default_threads() == 1
+    assert share_of_cores() == 1
+    # a launcher that gives each process cores of its own has shared them already
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16 if process else 4)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert share_of_cores() == 4
+
+
+CGROUPS = {
+    "no cgroups": ({}, 16),
+    "v2, no limit": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 16),
+    "v2": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "400000 100000\n"}, 4),
+    "v2, a part of a core": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+    "v2, one and a half": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+    "v2, an ancestor's": (
+        {
+            "proc/self/cgroup": "0::/pod/app\n",
+            "sys/fs/cgroup/pod/app/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/pod/cpu.max": "300000 100000\n",
+        },
+        3,
+    ),
+    "v2, the least": (
+        {
+            "proc/self/cgroup": "0::/pod/app\n",
+            "sys/fs/cgroup/pod/app/cpu.max": "800000 100000\n",
+            "sys/fs/cgroup/pod/cpu.max": "500000 100000\n",
+        },
+        5,
+    ),
+    "v1": (
+        {
+            "proc/self/cgroup": "9:memory:/x\n4:cpu,cpuacct:/x\n",
+            "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "200000\n",
+            "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000\n",
+        },
+        2,
+    ),
+    "v1, no limit": (
+        {
+            "proc/self/cgroup": "4:cpu,cpuacct:/\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
+            "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+        },
+        16,
+    ),
+    "more than there are": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 16),
+}
+
+
+@pytest.mark.parametrize(("files", "expected"), CGROUPS.values(), ids=CGROUPS)
+def test_a_containers_quota_limits_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path) == expected
 
 
 def test_cuda_is_the_gpu_of_the_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

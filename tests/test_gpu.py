@@ -97,6 +97,28 @@ def test_a_gpu_loaders_rows_are_the_oracle_of_its_plain_batch(opened: Open, back
     assert torch.allclose(mixed.images.cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
 
 
+@needs_dali
+def test_exact_pixels_do_not_depend_on_the_batch_and_fast_ones_repeat(
+    opened: Open, backend: str, tmp_path: Path
+) -> None:
+    """Of JPEG, progressive, gray and PNG alike; "fast" shares a batch between two decoders."""
+    if backend != "dali":
+        pytest.skip("decode= is for DALI")
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "mix": None, "shuffle": "none"}
+    settings |= {"transform": EvalTransform(size=24, resize=28), "last_batch": "partial"}
+
+    def by_key(**options: object) -> dict[str, Tensor]:
+        batches = opened(**{**settings, **options})
+        return {key: image for batch in batches for key, image in zip(batch.keys, batch.images.cpu(), strict=True)}
+
+    expected = by_key(decode="exact", batch_size=100)
+    for batch_size in (1, 7, 64):
+        found = by_key(decode="exact", batch_size=batch_size)
+        assert all(found[key].equal(image) for key, image in expected.items())
+    first, second = by_key(decode="fast", batch_size=64), by_key(decode="fast", batch_size=64)
+    assert all(second[key].equal(image) for key, image in first.items())
+
+
 def slowly(images: Tensor) -> Tensor:
     """A sum over the batch that a stream computes some tens of milliseconds later."""
     torch.cuda._sleep(100_000_000)

@@ -76,7 +76,7 @@ WHOLE = TrainTransform(size=8, scale=(1.0, 1.0), ratio=(0.2, 5.0))
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
-    """bench/judgement.py."""
+    """The module bench/judgement.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).resolve().parents[1] / "bench")
         import judgement
@@ -94,7 +94,7 @@ def images(bench: Any) -> dict[str, bytes]:
 def judged(bench: Any, images: dict[str, bytes]) -> list[Any]:
     if reason := dali_missing():
         pytest.skip(reason)
-    rows: list[Any] = bench.judge(images)
+    rows: list[Any] = bench.check_images(images)
     return rows
 
 
@@ -149,7 +149,7 @@ def test_what_both_take_has_the_same_pixels(judged: list[Any]) -> None:
 @needs_dali
 def test_backends_judge_a_zoo_of_real_files_the_same_but_for_two(bench: Any) -> None:
     zoo = folder_from_environment("MULTIMIX_ODD", "a folder of odd and broken images")
-    rows = bench.judge({path.name: path.read_bytes() for path in sorted(zoo.iterdir()) if path.suffix != ".tsv"})
+    rows = bench.check_images({path.name: path.read_bytes() for path in sorted(zoo.iterdir()) if path.suffix != ".tsv"})
     assert differing(rows) == DIFFERING_OF_ODD
 
 

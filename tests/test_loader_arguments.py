@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers.backends import needs_dali
-from helpers.batches import Open, keys, resumed
+from helpers.batches import Open, all_same, keys, resumed
 from helpers.samples import TINY, N
 from multimix_pipe import (
     ConfigError,
@@ -193,3 +193,11 @@ def test_without_a_gpu_dali_says_why_it_does_not_run_on_one() -> None:
     from multimix_pipe.dali.decode_check import gpu_problem
 
     assert gpu_problem(0)
+
+
+def test_decode_is_checked_changes_nothing_on_a_cpu_and_is_not_in_the_state(opened: Open, backend: str) -> None:
+    fast, exact = (opened(backend=backend, transform=TINY, decode=name) for name in ("fast", "exact"))
+    assert all_same(list(fast), list(exact))
+    exact.load_state_dict(fast.state_dict())
+    with pytest.raises(ConfigError, match="decode must be one of 'fast', 'exact'; found 'quick'"):
+        opened(backend=backend, decode="quick")

@@ -312,7 +312,7 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
     assert command("index", out, "--quiet", "--rebuild") == 0
     line = capsys.readouterr().out
     assert "19 samples, 2 shards, 2 classes" in line
-    assert "1 problems: 1 where the image header cannot be read, first shard-00000" in line
+    assert "1 problem: 1 sample where the image header cannot be read (first: shard-00000" in line
     assert line.count("\n") == 1
 
 

@@ -42,7 +42,7 @@ def test_a_panel_of_shares_counts_in_percent(tmp_path: Path) -> None:
 
 def test_a_picture_that_cannot_be_written_is_one_of_our_errors(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    with pytest.raises(ConfigError, match="required a file to write a picture to"):
+    with pytest.raises(ConfigError, match="must be a picture file that can be written"):
         draw_panels([Panel("loss", "epoch", {"a": [(1.0, 1.0)]})], "t", tmp_path / "curve.unknown")
 
 

@@ -184,7 +184,7 @@ def test_the_report_as_json_has_everything(
     assert {"python", "pillow", "simplejpeg"} <= report["versions"].keys()
     told = capsys.readouterr().out
     assert f"s-5.tar : cut: {bad['reason']}" in told.splitlines()
-    assert "35 samples, 1 bad in 7 shards; 1 more shards are missing or damaged" in told
+    assert "35 samples, 1 bad in 7 shards; 1 more shard missing or damaged" in told
 
 
 def test_json_to_stdout_is_all_there_is_on_it(many: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,7 +211,7 @@ def test_where_a_report_cannot_be_written_is_said_before_anything_is_verified(
     for option in ("--json", "--write-bad"):
         assert main(["verify", str(many), "--quiet", option, str(tmp_path / "no" / "report")]) == 2
         told = capsys.readouterr()
-        assert f"{option} must name a file that can be written" in told.err
+        assert f"{option} must name a writable file" in told.err
         assert told.out == ""
 
 

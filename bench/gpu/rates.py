@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data import chosen_shards, open_backend, repeated
 from harness import forever, in_turn, parser, rate, report
 from multimix_pipe import Loader, TrainTransform
-from multimix_pipe.config import usable_cores
 from multimix_pipe.dali.executor import DaliExecutor
+from multimix_pipe.shards.cores import usable_cores
 from race.contenders import dali_reader
 from race.setting import Setting
 

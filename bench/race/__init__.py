@@ -1,10 +1,10 @@
-"""This package's loader against what people use today: the same work on the same shards, each in a process of its own.
+"""A race between this package's loader and others: the same work on the same shards, each loader in its own process.
 
-    setting     the work that all contenders are asked to do
-    contenders  who takes part; one module for each library
+    setting     the work that every contender does
+    contenders  the loaders; one module per library
     worker      the process of one contender
-    runner      the processes in turn
-    comparison  tables, JSON and charts of what came out
+    runner      runs the processes in turn
+    comparison  the results as tables, JSON and charts
 
-bench/end_to_end.py is the command.
+The command is bench/end_to_end.py.
 """

@@ -1,4 +1,4 @@
-"""Rows of a race as a table, as JSON and as a chart."""
+"""The results of a race as a table, JSON and a chart."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ HEADINGS = ("images/s", "lowest .. highest", "rows/s", "ratio", "CPU s/1,000", "
 
 
 def k_name(k: int | None) -> str:
-    """ "K = 5", or "no mixing"."""
+    """Return e.g. "K = 5", or "no mixing" for None."""
     return "no mixing" if k is None else f"K = {k}"
 
 
 def by_k(rows: Sequence[Row]) -> dict[int | None, list[Row]]:
-    """The rows of each K: the fastest first, those without figures last."""
+    """Group the rows by K, fastest first and rows without figures last."""
     groups: dict[int | None, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.k, []).append(row)
@@ -30,18 +30,18 @@ def by_k(rows: Sequence[Row]) -> dict[int | None, list[Row]]:
 
 
 def reference_of(group: Sequence[Row], peer: str | None) -> Row | None:
-    """What the ratios of one K are to: `peer`, or the faster one of this package; None if it has no figures."""
+    """Return the row that ratios refer to: `peer`, or this package's faster backend; None if it has no figures."""
     wanted = OURS if peer is None else (peer,)
     return next((row for row in group if row.name in wanted and row.status == "ok"), None)
 
 
 def ratio_of(row: Row, reference: Row | None) -> float | None:
-    """Median of the ratios within a round; None if either has no figures."""
+    """Return the median of the ratios within a round; None if either row has no figures."""
     return None if reference is None or row.status != "ok" else ratio(row.rates, reference.rates)
 
 
 def table(rows: Sequence[Row], peer: str | None = None) -> str:
-    """A block for each K. A contender without figures has the reason in their place."""
+    """Format one block per K. A contender without figures shows the reason instead."""
     width = max(len(row.title) for row in rows) + 2
     layout = f"{{:{width}}}{{:>10}}  {{:>19}}{{:>10}}{{:>8}}{{:>13}}{{:>10}}"
     blocks = []
@@ -52,7 +52,7 @@ def table(rows: Sequence[Row], peer: str | None = None) -> str:
             reason = f"{row.title:{width}}{row.status}: {row.message}"
             lines.append(layout.format(row.title, *_cells(row, reference)) if row.status == "ok" else reason)
         if reference is not None:
-            lines.append(f"ratio: to {reference.title}, in the same round")
+            lines.append(f"ratio: relative to {reference.title} in the same round")
         blocks.append("\n".join(line.rstrip() for line in lines))
     return "\n\n".join(blocks)
 
@@ -70,7 +70,7 @@ def _cells(row: Row, reference: Row | None) -> list[str]:
 
 
 def summary(rows: Sequence[Row], settings: Sequence[Setting], peer: str | None = None) -> dict[str, Any]:
-    """For JSON: the settings without the shards' names, and a dict for each row."""
+    """Return JSON-ready data: the settings without the shards' names, and a dict per row."""
     groups = by_k(rows)
     references = {k: reference_of(group, peer) for k, group in groups.items()}
     shared = {key: value for key, value in settings[0].to_json().items() if key not in ("shards", "k")}
@@ -95,12 +95,12 @@ def _as_json(row: Row, reference: Row | None) -> dict[str, Any]:
 
 
 def chart(path: Path, question: str, about: str, rows: Sequence[Row], peer: str | None = None) -> None:
-    """Draw a panel of bars for each K into the picture `path`; `about` is a line on data and settings."""
+    """Draw a bar chart with one panel per K to the picture `path`; `about` is a line about the data and settings."""
     groups = {}
     for k, group in by_k(rows).items():
         reference = reference_of(group, peer)
         groups[k_name(k)] = [_bar(row, ratio_of(row, reference)) for row in group]
-    draw_bars(path, question, [about, machine_line()], groups, "decoded images a second: median, lowest to highest")
+    draw_bars(path, question, [about, machine_line()], groups, "decoded images per second: median, minimum to maximum")
 
 
 def _bar(row: Row, of: float | None) -> Bar:

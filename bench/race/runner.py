@@ -1,6 +1,6 @@
-"""Contenders in turn, each in a process of its own that stands still while another one has its turn.
+"""Runs the contenders in turn, each in its own process, which is suspended during the turns of the others.
 
-A contender that is missing, fails, dies or hangs gives a row that says so, and the others go on.
+A contender that is missing, fails, dies or hangs gets a row with the reason, and the race continues without it.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from race.usage import memory_bytes
 logger = logging.getLogger("multimix_pipe")
 
 PATHS = [str(parent) for parent in Path(__file__).resolve().parents[1:3]]
-"""bench/, and the root, where the package need not be installed."""
+"""bench/, and the repository's root, so that the package need not be installed."""
 
 
 @dataclass
 class Row:
-    """What one contender did in one setting. The lists hold a value a round."""
+    """The result of one contender in one setting. The lists hold one value per round."""
 
     name: str
     title: str
     k: int | None
     status: Literal["ok", "missing", "cannot", "failed"] = "ok"
     message: str = ""
-    """Why there are no figures, or not all; empty if status is "ok"."""
+    """The reason why figures are missing; empty if status is "ok"."""
     rates: list[float] = field(default_factory=list)
-    """Decoded images a second: pairs a second."""
+    """Decoded images per second, which are pairs per second."""
     cpu_seconds: list[float] = field(default_factory=list)
-    """CPU time of the contender's processes for 1,000 images; empty if it is not known."""
+    """CPU time of the contender's processes per 1,000 images, in seconds; empty if unknown."""
     memory: int = 0
-    """Most bytes that its processes held at the end of a turn; 0 if it is not known."""
+    """Largest memory of its processes at the end of a turn, in bytes; 0 if unknown."""
 
     @property
     def rate(self) -> float:
-        """The median over the rounds."""
+        """Median over the rounds."""
         return median(self.rates)
 
 
@@ -67,18 +67,18 @@ def race(
     """Run each contender in each setting, all of them in turn, round after round.
 
     Args:
-        contenders: by name.
-        settings: the work; all of these run against each other and are in memory together.
-        seconds: length of a turn, at least.
-        rounds: turns of each, after one that does not count.
-        limit: seconds after which a contender that does not answer, beyond the length of its turn, is given up.
+        contenders: the contenders by name.
+        settings: the work. All settings are measured in the same rounds and are in memory together.
+        seconds: the minimum length of a turn.
+        rounds: the number of turns of each contender, after an uncounted warm-up turn.
+        limit: the seconds, beyond the length of its turn, after which an unresponsive contender is given up.
 
-    Returns a row for each contender and setting, by setting, in the order given.
+    Returns a row per contender and setting, ordered by setting and then as `contenders`.
     """
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="multimix_bench_")))
         total = len(settings) * len(contenders) * (rounds + 2)
-        bar = stack.enter_context(tqdm(total=total, unit="turn", disable=None, leave=False))  # none in a log
+        bar = stack.enter_context(tqdm(total=total, unit="turn", disable=None, leave=False))  # no bar in a log
         processes: list[_Process] = []
         for setting in settings:
             for name, contender in contenders.items():
@@ -109,14 +109,14 @@ class _Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},  # what it leaves goes with the logs
+                env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},  # removed with the logs
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
     def take_turn(self, seconds: float, limit: float, *, counts: bool) -> None:
-        """Let the contender run for so long; nothing if it failed before."""
+        """Let the contender run for `seconds`; do nothing if it has failed before."""
         if self.row.status != "ok":
             return
         self._signal(signal.SIGCONT)
@@ -128,7 +128,7 @@ class _Process:
             self.row.memory = max(self.row.memory, memory_bytes(self._process.pid) or 0)
 
     def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
-        """Send a line, return the answer, and pause. No answer, or a refusal, goes to the row, and the process ends."""
+        """Send a question, suspend the process and return its answer. After a failure, note it in the row and end the process."""
         answer = self._exchange(json.dumps(question).encode() + b"\n", limit)
         self._signal(signal.SIGSTOP)
         for status in ("missing", "cannot", "failed"):
@@ -139,9 +139,9 @@ class _Process:
         return answer
 
     def end(self) -> None:
-        """End the process and all that it started."""
+        """End the process and everything that it started."""
         try:
-            os.killpg(self._process.pid, signal.SIGKILL)  # also what outlived its leader
+            os.killpg(self._process.pid, signal.SIGKILL)  # also ends children that outlived it
         except ProcessLookupError:
             self._process.kill()
         self._process.wait()
@@ -151,13 +151,13 @@ class _Process:
 
     def _exchange(self, question: bytes, limit: float) -> dict[str, Any]:
         deadline = time.monotonic() + limit
-        with suppress(BrokenPipeError):  # it is dead: how it died is reported below
+        with suppress(BrokenPipeError):  # the process is dead, which is reported below
             self._stdin.write(question)
             self._stdin.flush()
         line = b""
         while not line.endswith(b"\n"):
-            dead = self._process.poll() is not None  # asked before reading: what it wrote last is read nevertheless
-            # processes that the dead one started may still hold the pipe: its end need not show
+            dead = self._process.poll() is not None  # checked before reading, so that its last output is still read
+            # children of a dead process may keep the pipe open, so do not rely on its end
             if select.select([self._stdout], [], [], 0 if dead else 0.2)[0]:
                 part = os.read(self._stdout.fileno(), 1 << 16)
                 line += part
@@ -173,12 +173,12 @@ class _Process:
 
     def _last_line(self) -> str:
         lines = self._log.read_text(errors="replace").split("\n")
-        said = [" ".join(line.split()) for line in lines if line.strip()]
-        return f"; its last line: {said[-1]}" if said else ""
+        printed = [" ".join(line.split()) for line in lines if line.strip()]
+        return f"; its last line: {printed[-1]}" if printed else ""
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.poll() is None:
             try:
                 os.killpg(self._process.pid, number)
-            except ProcessLookupError:  # it is not yet a group of its own
+            except ProcessLookupError:  # it has not yet made its own process group
                 self._process.send_signal(number)

@@ -1,4 +1,4 @@
-"""What a contender is asked to do: the same for all of them."""
+"""The work that a contender does, the same for all of them."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ RATIO = (3 / 4, 4 / 3)
 class Setting:
     """The work: decode, RandomResizedCrop(SCALE, RATIO), flip, resize, normalise with ImageNet's mean and std, mix.
 
-    A contender hands out `(images, targets)`: with `k` (B*k, 3, size, size) mixed rows and dense float32 targets
-    (B*k, num_classes); with `k=None` (B, 3, size, size) and int64 class ids (B,).
+    A contender yields `(images, targets)`. With `k`, images are (B*k, 3, size, size) mixed rows and targets are dense float32
+    (B*k, num_classes); with `k=None`, images are (B, 3, size, size) and targets are int64 class ids (B,).
     """
 
     shards: tuple[str, ...]
-    """Paths of tars, at least one; their order is free, and so is that of the samples."""
+    """Paths of at least one tar. Contenders may read shards and samples in any order."""
     num_classes: int
     batch_size: int
-    """B, images decoded per batch."""
+    """B, the number of images decoded per batch."""
     k: int | None
-    """Weights of each pair; None: no mixing."""
+    """Number of weights per pair; None: no mixing."""
     threads: int
-    """Threads or worker processes that decode."""
+    """Number of decoding threads or worker processes."""
     size: int = 224
     antialias: bool = True
-    """Whether the resize is bilinear with antialias, as Pillow's and torchvision's, or plain linear interpolation."""
+    """Whether to resize with antialiasing, as Pillow and torchvision do, or by plain bilinear interpolation."""
     device: str = "cpu"
-    """Where the batches must be: "cpu", "cuda" or "cuda:N"."""
+    """Device of the batches: "cpu", "cuda" or "cuda:N"."""
     dtype: str = "float32"
     """Type of the images."""
     label: str = "cls"
     """Extension of the member that holds the class id, in ASCII; or "json:KEY"."""
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON takes them."""
+        """Return the fields as JSON-ready data."""
         return {**asdict(self), "shards": list(self.shards)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Setting:
-        """The inverse of `to_json`."""
+        """Make a setting from what `to_json` returned."""
         return cls(**{**fields, "shards": tuple(fields["shards"])})

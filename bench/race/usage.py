@@ -1,4 +1,4 @@
-"""What a process group uses: CPU time and memory, from Linux's /proc."""
+"""CPU time and memory of a process group, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PROC = Path("/proc")
 
 
 def cpu_seconds(group: int) -> float | None:
-    """CPU time, user and system, of all processes of a group and of their children that ended; None without /proc."""
+    """Return the user and system time of all processes of a group and their finished children; None without /proc."""
     if not PROC.is_dir():
         return None
     ticks = sum(sum(map(int, fields[11:15])) for _, fields in _processes(group))
@@ -18,23 +18,23 @@ def cpu_seconds(group: int) -> float | None:
 
 
 def memory_bytes(group: int) -> int | None:
-    """Resident memory of all processes of a group; pages that they share count once. None if it cannot be known."""
+    """Return the resident bytes of all processes of a group, counting shared pages once; None if unknown."""
     total = 0
     for pid, _ in _processes(group):
         try:
             lines = (PROC / pid / "smaps_rollup").read_text().splitlines()
-        except OSError:  # it ended, or it is not ours to look into
+        except OSError:  # the process has ended, or may not be inspected
             continue
         total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return total or None
 
 
 def _processes(group: int) -> Iterator[tuple[str, list[str]]]:
-    """Id, and the fields of `stat` from the state on, of each process of a group."""
+    """Yield the id of each process of a group and its fields of /proc/<id>/stat, from the state on."""
     for entry in os.scandir(PROC) if PROC.is_dir() else ():
         if entry.name.isdecimal():
             try:
-                # the name of the command, in brackets, may hold anything
+                # the command's name, in parentheses, may contain spaces and parentheses
                 fields = (PROC / entry.name / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue

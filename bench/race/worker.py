@@ -1,12 +1,12 @@
-"""The process of one contender: `python -m race.worker`, started and told what to do by `runner`.
+"""The process of one contender: `python -m race.worker`, started and controlled by `runner`.
 
-Lines of JSON come in on stdin and go out on what was stdout; all else that is printed goes to stderr. The first line names the
-contender and the setting, and is answered when the contender is warm; each further line asks for one turn:
+It reads lines of JSON from stdin and writes its answers to stdout; everything else that is printed goes to stderr. The first line
+names the contender and the setting and is answered once the contender is warm; each further line requests one turn:
 
     {"contender": {"batches": "race.contenders.own:torch_batches", ...}, "setting": {...}}  ->  {"ready": true}
     {"seconds": 5.0}                                            ->  {"images": 3456, "seconds": 5.1, "cpu_seconds": 9.8}
 
-or, and then the process ends, with {"missing": ...}, {"cannot": ...} or {"failed": ...}, each a sentence.
+On a problem, the answer is {"missing": reason}, {"cannot": reason} or {"failed": reason}, and the process ends.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from race.contenders import INSTALL, Contender
 from race.setting import Setting
 from race.usage import cpu_seconds
 
-_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 
 
 def main() -> None:
-    """Answer the lines of stdin until they end."""
-    os.setpgrp()  # the runner pauses, measures and ends this process together with those that it starts
-    if sys.platform == "linux":  # a runner that is killed cannot end a process that stands still or hangs
+    """Answer the lines of stdin until it ends."""
+    os.setpgrp()  # the runner suspends, measures and ends this process together with its children
+    if sys.platform == "linux":  # a killed runner cannot end a process that is suspended or hangs
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -55,7 +55,7 @@ def main() -> None:
         print(json.dumps({"failed": _in_a_line(error)}), file=answers)
     finally:
         sys.stderr.flush()
-        # not by way of threads and processes of the contender, which may take their time, or crash
+        # skip the contender's own shutdown, whose threads and processes may be slow or crash
         os._exit(0)
 
 
@@ -65,19 +65,19 @@ def _refusal(contender: Contender, setting: Setting) -> dict[str, str] | None:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-                raise  # it is there, and what it needs is not
+                raise  # the module is installed, but one of its requirements is not
             how = f"; {INSTALL[name]}" if name in INSTALL else ""
             return {"missing": f"{name} is not installed{how}"}
     if contender.mixes is not None and setting.k not in contender.mixes:
-        can = ", ".join("no mixing" if k is None else f"K = {k}" for k in contender.mixes)
-        return {"cannot": f"it does {can} only"}
+        can = " and ".join("no mixing" if k is None else f"K = {k}" for k in contender.mixes)
+        return {"cannot": f"it only supports {can}"}
     return None
 
 
 def _turn(batches: Iterator[Any], setting: Setting, at_least: float) -> dict[str, float | None]:
-    """Take batches for `at_least` so many seconds, after a few that do not count.
+    """Take batches for at least `at_least` seconds, after a few that are not counted.
 
-    Loaders with worker processes return their batches in rounds, one from each worker: a turn is whole rounds.
+    Loaders with worker processes return one batch from each worker in turn, so a measurement covers whole rounds of the workers.
     """
     for _ in range(setting.threads):
         next(batches)
@@ -101,7 +101,7 @@ def _now(setting: Setting) -> float:
 
 
 def _check(batch: Any, setting: Setting) -> None:
-    """Raise ValueError if a contender does other work than it was asked for."""
+    """Raise ValueError if a contender's batch is not what the setting requires."""
     import torch
 
     images, targets = batch
@@ -113,7 +113,7 @@ def _check(batch: Any, setting: Setting) -> None:
     if images.float().abs().mean() > 3 or not images.min() < 0 < images.max():
         raise ValueError(
             "images must be normalised with ImageNet's mean and std; "
-            f"found values in {images.min():.3g} .. {images.max():.3g}"
+            f"found values from {images.min():.3g} to {images.max():.3g}"
         )
     shape = (rows,) if setting.k is None else (rows, setting.num_classes)
     if tuple(targets.shape) != shape:
@@ -123,7 +123,7 @@ def _check(batch: Any, setting: Setting) -> None:
 
 
 def _in_a_line(error: Exception) -> str:
-    """The last line of a message that has several, such as the one of a DataLoader's worker: it is the error there."""
+    """Describe an error in one line. In a message of several lines, as from a DataLoader worker, the last line is the error."""
     if isinstance(error, StopIteration):
         return "it ran out of batches"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The command `multimix-pipe`: a module for each subcommand, with `register(subparsers)` and `run(args) -> exit status`."""
+"""The command `multimix-pipe`. Each subcommand is a module with `register(subparsers)` and `run(args) -> exit status`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PROGRAM = "multimix-pipe"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand. Returns 0, what the subcommand returns, 2 for what cannot work, 130 after an interrupt.
+    """Run one subcommand and return its exit status, or 2 after a usage error, 130 after an interrupt.
 
-    Every failure that a user can mend is one line on stderr; with --verbose a traceback precedes it.
+    Every error that the user can fix is reported in one line on stderr; --verbose prints the traceback before it.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leave:  # --help, --version, or a wrong argument
         return leave.code if isinstance(leave.code, int) else 2
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # keys of samples need not be UTF-8; in a log, lines stand in their order, and an interrupt loses none
+        # sample keys need not be UTF-8; line buffering keeps a log's lines in order and complete after an interrupt
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         with _log_to_stderr(logging.DEBUG if args.verbose else logging.INFO):
@@ -45,40 +45,42 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # the reader of a pipe is gone, as `head` is: nothing to tell, and the flush at exit must not fail again
+        # the reader, e.g. `head`, has closed the pipe: there is nobody to report to, and the flush at exit must not fail too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (MultiMixError, OSError) as error:
         if args.verbose:
-            logging.getLogger("multimix_pipe").debug("the error in full", exc_info=True)
+            logging.getLogger("multimix_pipe").debug("traceback of the error below:", exc_info=True)
         print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line; argparse puts the usage before it."""
+    """An ArgumentParser that reports an error in one line, without argparse's usage message before it."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    # what registers a command imports little; what a command needs to run is imported when it runs
+    # registering a command must stay cheap: each command imports what it needs when it runs
     from multimix_pipe.cli import bench, doctor, index, pack, preview, verify
     from multimix_pipe.cli.demo import command as demo
 
     parser = _Parser(
         prog=PROGRAM,
-        description="WebDataset shards in, ready mixed batches out: K ordered interpolations of each pair of images.",
-        epilog=f"`{PROGRAM} COMMAND --help` tells more of one command.",
+        description="A fast, exactly resumable image-classification loader for WebDataset shards, with mixup and "
+        "multi-mix built in.",
+        epilog=f"Run `{PROGRAM} COMMAND --help` for the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (demo, pack, index, verify, preview, bench, doctor):
         command.register(subparsers)
-    for either_side, default in ((parser, False), *((sub, argparse.SUPPRESS) for sub in subparsers.choices.values())):
-        either_side.add_argument(
-            "-v", "--verbose", action="store_true", default=default, help="log more, and tell errors in full"
+    # --verbose is accepted both before and after the command
+    for accepting, default in ((parser, False), *((sub, argparse.SUPPRESS) for sub in subparsers.choices.values())):
+        accepting.add_argument(
+            "-v", "--verbose", action="store_true", default=default, help="log more, and show tracebacks"
         )
     return parser
 
@@ -98,7 +100,7 @@ def _log_to_stderr(level: int) -> Iterator[None]:
 
 
 class _AboveProgressBars(logging.Handler):
-    """Writes log lines to stderr without tearing a progress bar that is drawn there."""
+    """A handler that writes log lines to stderr above any progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""multimix-pipe bench: how many images a second a user's own shards give on this machine, by each backend."""
+"""multimix-pipe bench: measure each backend's images per second on the user's own shards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import chain, islice, repeat
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.shards.progress import Progress
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from multimix_pipe import Batch, Loader
 
 AHEAD = 5
-"""Batches that may stand ready before a turn: they are not counted."""
+"""Batches that may be prefetched before a turn starts, and are therefore not counted."""
 FEW_STEPS = 50
-"""Steps of an epoch under which its start weighs on the rate."""
+"""Below this number of steps per epoch, the start of an epoch affects the rate."""
 
 
 @dataclass(frozen=True)
@@ -31,36 +31,38 @@ class Contender:
 
     name: str
     rows: int
-    """For the model, of each image."""
+    """Rows that the model gets for each decoded image."""
     loader: Loader
     rates: list[float] = field(default_factory=list)
-    """Images a second, one value a round."""
+    """Images per second, one value per round."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command `bench`."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure images a second on your shards",
-        description="Measure both backends on your shards, with mixing and without, in turn, round after round. An image is "
-        "decoded once and gives K rows for the model. Nothing is trained: this is the most that a loader can deliver. Ctrl-C "
-        "ends with the rounds measured so far.",
+        help="measure images per second on your shards",
+        description="Measure both backends on your shards, with and without mixing. Each image is decoded once and gives the "
+        "model K rows. Nothing is trained, so the rates are upper bounds on what training can reach. Ctrl-C stops early and "
+        "prints the rounds measured so far.",
     )
     add_shards(parser)
-    parser.add_argument("--k", type=int, default=5, help="interpolations of each pair; default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images a step; default: %(default)s")
-    parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of an image; default: %(default)s")
-    parser.add_argument("--no-antialias", action="store_true", help="plain linear interpolation")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N, mps; default: %(default)s")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads that decode; default: usable cores")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each; default: %(default)s")
+    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images per step; default: %(default)s")
+    parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="image size; default: %(default)s")
+    parser.add_argument("--no-antialias", action="store_true", help="resize by plain bilinear interpolation")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or mps; default: %(default)s")
+    parser.add_argument("--threads", type=int, metavar="N", help="decoding threads; default: one per usable core")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="minimum length of a measurement; default: %(default)s"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each loader; default: %(default)s")
     parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, and print a table; after an interrupt or an error, of what was measured until then."""
+    """Measure and print a table; after an interrupt or an error, print what has been measured so far."""
     check_number("--seconds", args.seconds, 0.0, open_low=True)
     check_int("--rounds", args.rounds, 1)
     check_int("--batch-size", args.batch_size, 1)
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             contenders.append(contender)
         if (steps := len(contenders[0].loader)) < FEW_STEPS:
             print(
-                f"an epoch of these shards has {steps} steps, and each epoch starts with empty queues: a larger set gives more"
+                f"note: an epoch has only {counted(steps, 'step')} and starts with empty queues; a larger data set runs faster"
             )
         try:
             _measure(contenders, args.rounds, args.seconds, quiet=args.quiet)
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace) -> Iterator[Contender]:
-    """A loader for each backend that there is, with mixing and without."""
+    """Yield a contender for each available backend, with and without mixing."""
     from multimix_pipe.loader import open_loader
     from multimix_pipe.loader.backend import dali_import_error
     from multimix_pipe.loader.rank import choose_device
@@ -93,10 +95,10 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
     device, mix = choose_device(args.device), MultiMix(k=args.k)
     index = open_index(args.source, label=args.label, cache_dir=args.cache_dir, progress=not args.quiet)
     setting = f"B = {args.batch_size}, {args.size}x{args.size}, on {device}"
-    print(f"{len(index):,} images in {len(index.shards):,} shards, {setting}")
+    print(f"{counted(len(index), 'image')} in {counted(len(index.shards), 'shard')}, {setting}")
     missing = dali_import_error()
     if missing is not None:
-        print(f"dali: not measured, DALI does not import: {missing}")
+        print(f"dali: not measured, because DALI cannot be imported: {missing}")
     backends: list[Backend] = ["torch"] if missing is not None or device.type == "mps" else ["dali", "torch"]
     options: dict[str, Any] = {"batch_size": args.batch_size, "num_classes": max(1, int(index.label.max()) + 1)}
     options |= {"transform": TrainTransform(size=args.size, antialias=not args.no_antialias)}
@@ -109,7 +111,7 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
 
 
 def _measure(contenders: list[Contender], rounds: int, seconds: float, *, quiet: bool) -> None:
-    """Let the contenders take turns, round after round; the first round does not count."""
+    """Measure each contender once per round; the first round is a warm-up and is not counted."""
     endless = [chain.from_iterable(repeat(contender.loader)) for contender in contenders]
     with Progress("measuring", total=(rounds + 1) * len(contenders), unit="turn", disable=quiet) as bar:
         for turn in range(rounds + 1):
@@ -121,9 +123,9 @@ def _measure(contenders: list[Contender], rounds: int, seconds: float, *, quiet:
 
 
 def _turn(batches: Iterator[Batch], at_least: float) -> float:
-    """Images a second over `at_least` so many seconds."""
+    """Return the images per second measured over at least `at_least` seconds."""
     for batch in islice(batches, AHEAD):
-        batch.images[-1, 0, 0, 0].item()  # waits until the device has made it
+        batch.images[-1, 0, 0, 0].item()  # waits for the device
     images, start = 0, time.perf_counter()
     while time.perf_counter() - start < at_least:
         batch = next(batches)
@@ -133,7 +135,7 @@ def _turn(batches: Iterator[Batch], at_least: float) -> float:
 
 
 def _table(contenders: list[Contender]) -> str:
-    """A line each: images, and rows for the model, a second; the median, and from the lowest to the highest."""
+    """Format one line per contender: median, minimum and maximum of images/s and of rows/s."""
     lines = [f"{'':18}{'images/s':>10}{'lowest .. highest':>20}{'rows/s':>10}{'lowest .. highest':>20}"]
     for contender in contenders:
         cells = ""
@@ -141,4 +143,4 @@ def _table(contenders: list[Contender]) -> str:
             rates = [factor * rate for rate in contender.rates]
             cells += f"{median(rates):10,.0f}{f'{min(rates):,.0f} .. {max(rates):,.0f}':>20}"
         lines.append(f"{contender.name:18}{cells}")
-    return "\n".join(lines) if contenders else "nothing has been measured yet"
+    return "\n".join(lines) if contenders else "nothing was measured"

@@ -1,4 +1,4 @@
-"""Names of the classes of shards: the classes.json that `pack` writes beside them."""
+"""Class names, read from the classes.json that `pack` writes next to the shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ logger = logging.getLogger("multimix_pipe")
 
 
 def class_names(index: Index) -> list[str]:
-    """Names by class id, for all ids of the index; the id itself where there is no name."""
+    """Return the names in the order of the class ids, for all ids in the index; a class without a name gets its id."""
     path = index.shards[0].parent / CLASSES_FILE
     names: dict[int, str] = {}
     try:
@@ -21,6 +21,6 @@ def class_names(index: Index) -> list[str]:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, AttributeError) as error:
-        logger.warning("%s: required {id: name, ...}, class ids are shown instead: %s", path, error)
+        logger.warning("%s: must hold {id: name, ...}; showing class ids instead: %s", path, error)
     highest = max([int(index.label.max()), 0, *names])
     return [names.get(number, str(number)) for number in range(highest + 1)]

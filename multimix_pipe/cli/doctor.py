@@ -1,4 +1,4 @@
-"""multimix-pipe doctor: what is installed, what `auto` takes, and a decode and a mix that really run."""
+"""multimix-pipe doctor: show what is installed and what `auto` selects, and check that each backend decodes and mixes."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 PAIRS, K, CLASSES = 10, 5, 10
 
 CPU_TOLERANCE, GPU_TOLERANCE = 1e-6, 1e-5
-"""Largest difference allowed between a backend's mix and the reference, of normalised pixels."""
+"""Largest allowed difference between a backend's normalised, mixed pixels and the reference."""
 DECODER_TOLERANCE = 2.0
-"""Mean difference allowed between the backends' pixels 0..255: they have different decoders and resamplers."""
+"""Largest allowed mean difference between the backends' pixels, 0..255: their decoders and resamplers differ."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command `doctor`."""
     parser = subparsers.add_parser(
         "doctor",
-        help="say what is installed, and try each backend",
-        description="Say what is installed and which backend `auto` takes, then pack a few images and let each backend "
-        "decode and mix them. Exit status 1 if something fails.",
+        help="show what is installed and test each backend",
+        description="Show what is installed and which backend `auto` selects, then pack a few images and check that each "
+        "backend decodes and mixes them correctly. The exit status is 1 if a check fails.",
     )
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print versions, then OK and FAIL lines."""
+    """Print the versions, then one OK or FAIL line per check."""
     _print_versions()
     with tempfile.TemporaryDirectory() as folder, _quiet_loaders():
         shards = _make_shards(Path(folder))
@@ -63,12 +63,12 @@ def _advice(name: str) -> str:
     if name == "DALI":
         return "not installed: pip install 'multimix-pipe[dali]' (CUDA 13, and CPUs) or 'multimix-pipe[dali-cuda12]'"
     if name == "numba":
-        return "not installed: mixing on a CPU takes twice as long, in NumPy: pip install 'multimix-pipe[fast]'"
+        return "not installed, mixing on a CPU is slower: pip install 'multimix-pipe[fast]'"
     return f"not installed: pip install {name}"
 
 
 def _try_backends(shards: str) -> bool:
-    """Run every backend on every device that is here; whether all that was tried is right."""
+    """Check every available backend on every available device; return whether all checks passed."""
     import torch
 
     from multimix_pipe.loader.backend import dali_import_error
@@ -78,12 +78,12 @@ def _try_backends(shards: str) -> bool:
     device = choose_device("auto")
     dali_error = dali_import_error()
     taken: Backend = "dali" if dali_error is None and device.type != "mps" else "torch"
-    why = "DALI imports" if dali_error is None else f"DALI does not import: {dali_error}"
+    why = "DALI is installed" if dali_error is None else f"DALI cannot be imported: {dali_error}"
     if device.type == "mps":
-        why = "DALI has no MPS"
-    print(f"auto takes backend {taken} on {device}: {why}\n")
+        why = "DALI does not support MPS"
+    print(f"auto selects backend {taken} on {device}: {why}\n")
     with _open(shards, "auto", "auto") as loader:
-        good = _say(
+        good = _report(
             (loader.backend, loader.device) == (taken, device), f"auto opens {loader.backend} on {loader.device}"
         )
     devices = ["cpu"] if device.type == "cpu" else ["cpu", str(device)]
@@ -95,8 +95,8 @@ def _try_backends(shards: str) -> bool:
                 continue
             try:
                 found = _mix(shards, backend, name)
-            except Exception as error:  # whatever it is, it is what the user came to learn
-                good &= _say(False, f"{backend} on {name}: {type(error).__name__}: {' '.join(str(error).split())}")
+            except Exception as error:  # any error at all is a finding to report
+                good &= _report(False, f"{backend} on {name}: {type(error).__name__}: {' '.join(str(error).split())}")
                 continue
             good &= _check(found, seen)
             seen.append(found)
@@ -108,11 +108,11 @@ def _cuda() -> str:
 
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
-    return "none that torch sees" if torch.version.cuda else "this torch is built without it"
+    return "torch sees no device" if torch.version.cuda else "no, this torch is built without CUDA"
 
 
 class _Seen:
-    """The first batch of a backend on a device: plain, mixed, and mixed by the reference."""
+    """The first batch of a backend on a device: unmixed, mixed, and mixed by the reference implementation."""
 
     def __init__(self, name: str, plain: Loader, mixed: Loader) -> None:
         from multimix_pipe.mixing import reference
@@ -145,9 +145,9 @@ def _check(found: _Seen, before: list[_Seen]) -> bool:
     off = float(np.abs(found.mixed - found.wanted).max())
     off_targets = float(np.abs(found.targets - found.wanted_targets).max())
     allowed = GPU_TOLERANCE if found.gpu else CPU_TOLERANCE
-    good = _say(
+    good = _report(
         found.mixed.shape == found.wanted.shape and max(off, off_targets) <= allowed,
-        f"{found.name}: decodes {PAIRS} images and mixes them {K} ways; greatest difference from the reference "
+        f"{found.name}: decodes {PAIRS} images and mixes them {K} ways; largest difference from the reference "
         f"{off:.1e} in images, {off_targets:.1e} in targets",
     )
     for other in before:
@@ -155,15 +155,15 @@ def _check(found: _Seen, before: list[_Seen]) -> bool:
         same &= np.allclose(found.targets, other.targets, rtol=0, atol=allowed)
         std = np.asarray(TrainTransform().std, np.float32)[:, None, None]
         apart = float((np.abs(found.plain - other.plain) * std).mean() * 255)
-        good &= _say(
+        good &= _report(
             same and apart <= DECODER_TOLERANCE,
-            f"{found.name} = {other.name}: {'the same' if same else 'NOT the same'} order, weights and targets; pixels "
-            f"{apart:.2f} of 255 apart on average (other decoder and resampler; at most {DECODER_TOLERANCE:g})",
+            f"{found.name} against {other.name}: {'same' if same else 'DIFFERENT'} order, weights and targets; mean pixel "
+            f"difference {apart:.2f} of 255 (limit {DECODER_TOLERANCE:g}, as decoders and resamplers differ)",
         )
     return good
 
 
-def _say(good: bool, what: str) -> bool:
+def _report(good: bool, what: str) -> bool:
     print(f"{'OK  ' if good else 'FAIL'} {what}", flush=True)
     return good
 
@@ -199,7 +199,7 @@ def _make_shards(folder: Path) -> str:
 
 @contextmanager
 def _quiet_loaders() -> Iterator[None]:
-    """Loaders tell what they opened; here the lines of the checks say that."""
+    """Silence the loaders' log lines about what they opened, which the checks print themselves."""
     logger = logging.getLogger("multimix_pipe")
     before = logger.level
     logger.setLevel(max(before, logging.WARNING) if before > logging.DEBUG else before)

@@ -1,4 +1,4 @@
-"""multimix-pipe index: build or read the index of shards, and say what is in them."""
+"""multimix-pipe index: build or read the index of shards and summarise it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 
 import numpy as np
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
 from multimix_pipe.shards.index import PROBLEMS, Index, open_index
 
 
@@ -15,17 +15,17 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "index",
         help="index shards and summarise them",
-        description="Build the index files that are missing or stale, as open_loader does, and summarise the data.",
+        description="Build index files that are missing or out of date, as open_loader does, and summarise the data.",
     )
     add_shards(parser)
-    parser.add_argument("--rebuild", action="store_true", help="build all index files anew")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes; default: one a usable core")
+    parser.add_argument("--rebuild", action="store_true", help="rebuild all index files")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes; default: one per usable core")
     parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Index and print one line."""
+    """Index the shards and print one line."""
     index = open_index(
         args.source,
         label=args.label,
@@ -39,14 +39,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(index: Index) -> str:
-    """Samples, shards, classes, bytes and problems in one line."""
+    """Return one line with the numbers of samples, shards, classes, bytes and problems."""
     classes = len(np.unique(index.label[index.label >= 0]))
-    problems = []
+    problems, bad = [], int(np.count_nonzero(index.problem))
     for code in np.unique(index.problem[index.problem > 0]).tolist():
         ids = np.flatnonzero(index.problem == code)
-        problems.append(f"{len(ids):,} where {PROBLEMS[code]}, first {index.name(int(ids[0]))}")
+        problems.append(f"{counted(len(ids), 'sample')} where {PROBLEMS[code]} (first: {index.name(int(ids[0]))})")
     return (
-        f"{len(index):,} samples, {len(index.shards):,} shards, {classes:,} classes, "
-        f"{index.size.sum() / 1e6:,.1f} MB of images, {np.count_nonzero(index.problem):,} problems"
+        f"{counted(len(index), 'sample')}, {counted(len(index.shards), 'shard')}, {counted(classes, 'class')}, "
+        f"{index.size.sum() / 1e6:,.1f} MB of images, {counted(bad, 'problem')}"
         + (f": {'; '.join(problems)}" if problems else "")
     )

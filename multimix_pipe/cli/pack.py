@@ -1,10 +1,11 @@
-"""multimix-pipe pack: image folder or zip -> shards."""
+"""multimix-pipe pack: convert an image folder or zip into shards."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 
-from multimix_pipe.cli.arguments import NO_PROGRESS
+from multimix_pipe.cli.arguments import NO_PROGRESS, counted
 from multimix_pipe.shards.pack import pack
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
@@ -14,27 +15,31 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command `pack`."""
     parser = subparsers.add_parser(
         "pack",
-        help="pack an image folder or a zip of one into WebDataset shards",
-        description="Pack class/name.jpg into OUT/shard-000000.tar, ... and OUT/classes.json. A source with splits "
-        "(train/class/name.jpg) gives OUT/train/train-000000.tar, ... for each.",
+        help="pack an image folder or zip into WebDataset shards",
+        description="Pack images laid out as class/name.jpg into OUT/shard-000000.tar, ... and write OUT/classes.json. If the "
+        "source has splits (train/class/name.jpg), each is packed into a folder of its own: OUT/train/train-000000.tar, ...",
     )
-    parser.add_argument("source", metavar="SRC", help="folder or zip of class/name.jpg (jpg, jpeg, png, webp)")
-    parser.add_argument("out", metavar="OUT", help="folder for the shards")
-    parser.add_argument("--split", help="pack only this split, as train")
-    parser.add_argument("--samples-per-shard", type=int, default=10_000, metavar="N", help="default: %(default)s")
-    parser.add_argument("--bytes-per-shard", type=_size, default=2**30, metavar="SIZE", help="as 500M; default: 1 GiB")
+    parser.add_argument("source", metavar="SRC", help="folder or zip of class/name.jpg (or .jpeg, .png, .webp)")
+    parser.add_argument("out", metavar="OUT", help="folder to write the shards to")
+    parser.add_argument("--split", help="pack only this split, e.g. train")
+    parser.add_argument(
+        "--samples-per-shard", type=int, default=10_000, metavar="N", help="upper limit; default: %(default)s"
+    )
+    parser.add_argument(
+        "--bytes-per-shard", type=_size, default=2**30, metavar="SIZE", help="upper limit, e.g. 500M; default: 1 GiB"
+    )
     order = parser.add_mutually_exclusive_group()
-    order.add_argument("--seed", type=int, default=0, help="of the shuffle before writing; default: %(default)s")
-    order.add_argument("--no-shuffle", action="store_true", help="keep the images sorted by path")
-    parser.add_argument("--max-side", type=int, metavar="PIXELS", help="shrink images whose longest side is longer")
-    parser.add_argument("--quality", type=int, metavar="Q", help="re-encode every image as JPEG of this quality")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads; default: one a usable core")
+    order.add_argument("--seed", type=int, default=0, help="seed of the shuffle before writing; default: %(default)s")
+    order.add_argument("--no-shuffle", action="store_true", help="write the images sorted by path")
+    parser.add_argument("--max-side", type=int, metavar="PIXELS", help="shrink images whose longest side exceeds this")
+    parser.add_argument("--quality", type=int, metavar="Q", help="re-encode every image as a JPEG of this quality")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of threads; default: one per usable core")
     parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack and say what was written."""
+    """Pack the images and print what was written."""
     report = pack(
         args.source,
         args.out,
@@ -48,18 +53,23 @@ def run(args: argparse.Namespace) -> int:
         progress=not args.quiet,
     )
     print(
-        f"{report.samples:,} samples, {len(report.shards):,} shards, {len(report.classes):,} classes, "
-        f"{report.bytes / 1e6:,.1f} MB in {args.out}"
+        f"{counted(report.samples, 'sample')}, {counted(len(report.shards), 'shard')}, "
+        f"{counted(len(report.classes), 'class')}, {report.bytes / 1e6:,.1f} MB in {args.out}"
     )
     if report.skipped:
-        print(f"{report.skipped:,} files are no images in a class folder and were left out")
+        print(f"skipped {counted(report.skipped, 'file')}: not an image in a class folder")
     if report.kept:
-        print(f"{len(report.kept):,} images could not be re-encoded and are packed as they are: {report.kept[0]}, ...")
+        print(
+            f"packed {counted(len(report.kept), 'image')} unchanged, as re-encoding failed; the first is {report.kept[0]}"
+        )
+    folders = [shard.parent for shard in report.shards]
+    folder = next((folder for folder in folders if folder.name == "train"), folders[0])
+    print(f"next: multimix-pipe preview {shlex.quote(str(folder))} -o grid.png")
     return 0
 
 
 def _size(text: str) -> int:
     number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
     if not number.isdigit() or (unit and unit not in _UNITS):
-        raise argparse.ArgumentTypeError(f"required bytes as 500000000, 500M or 2G; found {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a number of bytes, e.g. 500000000, 500M or 2G; found {text!r}")
     return int(number) * _UNITS.get(unit, 1)

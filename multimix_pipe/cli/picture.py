@@ -1,4 +1,4 @@
-"""Pictures: the grid of interpolations, with Pillow, and curves over training, with matplotlib."""
+"""Pictures: the grid of interpolations, drawn with Pillow, and learning curves, drawn with matplotlib."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAPER, INK = "#ffffff", "#222222"
 COLOURS = ("#1f77b4", "#e6781e")
-"""Of x and x', and of the first and the second curve."""
+"""Colours of x and x', and of the first and second curve."""
 
 _SIDE_COLUMN = 130
 _GAP = 10
@@ -40,7 +40,7 @@ class Row:
 
 
 def to_pixels(images: NDArray[np.float32], transform: Transform) -> Bytes:
-    """Normalised (N, 3, H, W) -> (N, H, W, 3) pixels 0..255."""
+    """Convert normalised images (N, 3, H, W) to pixels (N, H, W, 3) in 0..255."""
     std, mean = np.asarray(transform.std, np.float32), np.asarray(transform.mean, np.float32)
     unit = images.transpose(0, 2, 3, 1) * std + mean
     pixels: Bytes = np.rint(unit * 255).clip(0, 255).astype(np.uint8)
@@ -48,7 +48,7 @@ def to_pixels(images: NDArray[np.float32], transform: Transform) -> Bytes:
 
 
 def draw_grid(rows: Sequence[Row], title: str) -> Image.Image:
-    """A line for each pair: its class names at both ends, under each tile its weight as a bar and a number."""
+    """Draw one line per pair, with the class names at both ends and the weight under each tile as a bar and a number."""
     k, height, width = rows[0].tiles.shape[:3]
     font = _sized_font(max(11, min(16, width // 9)))
     caption = _line_height(font) + 12
@@ -91,20 +91,20 @@ def _name(
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves over one axis."""
+    """Curves in one pair of axes."""
 
     title: str
     x_label: str
     curves: Mapping[str, Sequence[tuple[float, float]]]
     """Name -> (x, y) points; at most as many as COLOURS."""
     percent: bool = False
-    """The y axis is a share, 0..1, and shown in percent."""
+    """Whether y is a fraction in 0..1, to be shown in percent."""
 
 
 def draw_panels(panels: Sequence[Panel], title: str, path: Path) -> None:
-    """Draw panels side by side into the picture `path`, with a legend that gives each curve's last value.
+    """Draw panels side by side and write the picture to `path`; the legend gives each curve's last value.
 
-    Raises ImportError where matplotlib is missing, ConfigError where the picture cannot be written.
+    Raises ImportError if matplotlib is missing, and ConfigError if the picture cannot be written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -126,34 +126,34 @@ def draw_panels(panels: Sequence[Panel], title: str, path: Path) -> None:
 
 
 def save_picture(image: Image.Image, path: Path) -> None:
-    """Write a picture; the extension of `path` chooses the format. Raises ConfigError where it cannot be written."""
+    """Write a picture in the format given by the extension of `path`. Raises ConfigError if it cannot be written."""
     with _writable(path):
         image.save(path)
 
 
 @contextmanager
 def _writable(path: Path) -> Iterator[None]:
-    """Make the folder of a picture; what fails in it or inside is a ConfigError."""
+    """Make the folder of a picture; turn errors, also those of the block inside, into ConfigError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: required a file to write a picture to, as grid.png: {error}") from error
+        raise ConfigError(f"{path}: must be a picture file that can be written, e.g. grid.png: {error}") from error
 
 
 def _sized_font(size: int) -> Font:
-    """Pillow's own font, `size` pixels high."""
+    """Return Pillow's default font, `size` pixels high."""
     return ImageFont.load_default(size=size)
 
 
 def _line_height(font: Font) -> int:
-    """Pixels from the top of a capital to the bottom of a g."""
+    """Return the pixels from the top of a capital letter to the bottom of a "g"."""
     _, top, _, bottom = font.getbbox("Aglp'")
     return round(bottom - top)
 
 
 def _shorten(text: str, font: Font, width: int) -> str:
-    """`text`, cut to `width` pixels with an ellipsis where it is longer."""
+    """Cut `text` to `width` pixels, ending in an ellipsis if it is longer."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -162,7 +162,7 @@ def _shorten(text: str, font: Font, width: int) -> str:
 
 
 def _wrap(name: str, font: Font, width: int, lines: int = 3) -> list[str]:
-    """`name` cut at spaces and underscores into at most `lines` lines that fit `width` pixels."""
+    """Wrap `name` at spaces and underscores into at most `lines` lines of at most `width` pixels."""
     done = [""]
     for word in name.replace("_", " ").split():
         longer = f"{done[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""multimix-pipe preview: a picture of pairs and of the K interpolations between them."""
+"""multimix-pipe preview: draw pairs of images and the K interpolations between them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.mixing import MultiMix, Sampling
 
@@ -15,27 +15,33 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command `preview`."""
     parser = subparsers.add_parser(
         "preview",
-        help="draw pairs and the K interpolations between them",
-        description="Draw what a model gets: a row for each pair, from x (left) to x' (right), with the weight of x under "
-        "each image. The images come from the loader itself, with its crops and flips.",
+        help="draw pairs of images and the K interpolations between them",
+        description="Draw what a model gets: one row per pair, from x (left) to x' (right), with the weight of x under each "
+        "image. The images come from the loader itself, cropped and flipped as in training.",
     )
     add_shards(parser)
-    parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, as grid.png")
-    parser.add_argument("--pairs", type=int, default=6, metavar="N", help="rows; default: %(default)s")
-    parser.add_argument("--k", type=int, default=5, help="interpolations of each pair; default: %(default)s")
-    parser.add_argument("--alpha", type=float, default=1.0, help="of Beta(alpha, alpha); default: %(default)s")
-    parser.add_argument("--sampling", choices=get_args(Sampling), default="iid", help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=160, metavar="PIXELS", help="of an image; default: %(default)s")
+    parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, e.g. grid.png")
+    parser.add_argument("--pairs", type=int, default=6, metavar="N", help="number of pairs; default: %(default)s")
+    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
+    parser.add_argument(
+        "--alpha", type=float, default=1.0, help="draw weights from Beta(alpha, alpha); default: %(default)s"
+    )
+    parser.add_argument(
+        "--sampling", choices=get_args(Sampling), default="iid", help="how weights are drawn; default: %(default)s"
+    )
+    parser.add_argument("--size", type=int, default=160, metavar="PIXELS", help="image size; default: %(default)s")
     parser.add_argument(
         "--scale",
         type=float,
         nargs=2,
         default=(0.08, 1.0),
         metavar=("LOW", "HIGH"),
-        help="part of an image's area that a crop takes; default: 0.08 1.0, as TrainTransform",
+        help="range of the crop's share of the image area; default: 0.08 1.0, as in TrainTransform",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of all draws; default: %(default)s")
-    parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random draws; default: %(default)s")
+    parser.add_argument(
+        "--backend", choices=get_args(Backend), default="auto", help="what decodes and mixes; default: %(default)s"
+    )
     parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
@@ -55,9 +61,8 @@ def run(args: argparse.Namespace) -> int:
         cache_dir=args.cache_dir,
         progress=not args.quiet,
     )
-    print(
-        f"{args.out}: {args.pairs} pairs, K = {mix.k}, weights from Beta({mix.alpha:g}, {mix.alpha:g}), {mix.sampling}"
-    )
+    weights = f"{mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
+    print(f"wrote {args.out}: {counted(args.pairs, 'pair')}, K = {mix.k}, {weights}")
     return 0
 
 
@@ -74,7 +79,7 @@ def write_preview(
     cache_dir: str | None = None,
     progress: bool = True,
 ) -> None:
-    """Draw the loader's first `pairs` pairs into the picture `out`."""
+    """Draw the loader's first `pairs` pairs and write the picture to `out`."""
     from multimix_pipe.cli.classes import class_names
     from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
     from multimix_pipe.config import check_int
@@ -85,7 +90,7 @@ def write_preview(
     names = class_names(open_index(source, label=label, cache_dir=cache_dir, progress=progress))
     with open_loader(
         source,
-        batch_size=max(2, pairs),  # one alone would have nobody to be mixed with
+        batch_size=max(2, pairs),  # a single image would have no partner
         num_classes=len(names),
         mix=mix,
         transform=transform,
@@ -101,7 +106,5 @@ def write_preview(
         lam, labels = batch.plan.lam, batch.labels.numpy()
         others = labels[batch.plan.partner]
         rows = [Row(tiles[b], lam[b], names[labels[b]], names[others[b]]) for b in range(pairs)]
-        title = (
-            f"K = {mix.k} interpolations of each pair, weights from Beta({mix.alpha:g}, {mix.alpha:g}), {mix.sampling}"
-        )
+        title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
         save_picture(draw_grid(rows, title), out)

@@ -1,4 +1,4 @@
-"""multimix-pipe verify: read and decode every sample once."""
+"""multimix-pipe verify: read and decode every sample once and list the bad ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
 from multimix_pipe.errors import ConfigError, printable
 from multimix_pipe.runtime.machine import package_versions
 
@@ -28,37 +28,39 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command `verify`."""
     parser = subparsers.add_parser(
         "verify",
-        help="read and decode every sample, list the bad ones",
-        description="Read and decode every sample in full, by what training decodes it with, and list what is bad as it is "
-        "found. Shards that are missing or damaged are listed too, and the others verified. Exit status 0 where all is good, 1 "
-        "where anything is bad, 2 for what cannot be done, 130 after an interrupt.",
+        help="decode every sample and list the bad ones",
+        description="Read and decode every sample in full, with the decoder that training uses, and list bad samples as they "
+        "are found. Missing and damaged shards are listed too, and the rest are verified. The exit status is 0 if everything "
+        "is good, 1 if anything is bad, 2 after a usage or other error, and 130 after an interrupt.",
     )
     add_shards(parser)
     parser.add_argument(
         "--backend",
         choices=("auto", "dali", "torch"),
         default="auto",
-        help="whose decoder judges, as in open_loader; default: DALI's where it imports, else that of the torch backend",
+        help="backend whose decoder to use; default: auto, which selects DALI if it is installed, else torch",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the report there; - for stdout, and nothing else on it")
     parser.add_argument(
-        "--write-bad", metavar="FILE", help="write the bad samples, one a line, for open_loader(exclude=FILE)"
+        "--json", metavar="FILE", help="write the report as JSON; - prints it, and nothing else, to stdout"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads; default: one a usable core")
+    parser.add_argument(
+        "--write-bad", metavar="FILE", help="write the bad samples, one per line, for open_loader(exclude=FILE)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="number of threads; default: one per usable core")
     parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify, list what is bad, write the reports."""
+    """Verify the shards, list what is bad and write the reports."""
     from multimix_pipe.verify import verify
 
     for option, name in (("--json", args.json), ("--write-bad", args.write_bad)):
-        if name not in (None, STDOUT):  # now, not after an hour of decoding
+        if name not in (None, STDOUT):  # fail now rather than after an hour of decoding
             _check_writable(option, Path(name))
     if args.write_bad and args.write_bad in (STDOUT, args.json):
         raise ConfigError(f"--write-bad must name a file of its own; found {args.write_bad!r}")
-    tells = args.json != STDOUT
+    prints_list = args.json != STDOUT
     report = verify(
         args.source,
         label=args.label,
@@ -66,20 +68,22 @@ def run(args: argparse.Namespace) -> int:
         backend=args.backend,
         workers=args.workers,
         progress=not args.quiet,
-        found=_tell if tells else lambda bad: None,
+        found=_print_bad if prints_list else lambda bad: None,
     )
-    if tells:
+    if prints_list:
         print(summary(report))
     if args.write_bad:
-        names = [sample.name for sample in report.bad if "\n" not in sample.name]  # a line cannot hold it
+        names = [
+            sample.name for sample in report.bad if "\n" not in sample.name
+        ]  # such a name does not fit on one line
         _write("--write-bad", args.write_bad, "".join(name + "\n" for name in names))
         if left := len(report.bad) - len(names):
-            print(
-                f"{left} bad samples have a line end in their names, and are not in {args.write_bad}", file=sys.stderr
-            )
+            print(f"left out of {args.write_bad}: {counted(left, 'name')} with a line break", file=sys.stderr)
+    elif report.bad and prints_list:
+        print("next: rerun with --write-bad FILE and train with open_loader(exclude=FILE)")
     if args.json:
         text = json.dumps(as_json(report), indent=1) + "\n"
-        if tells:
+        if prints_list:
             _write("--json", args.json, text)
         else:
             print(text, end="")
@@ -87,21 +91,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def counts(report: VerifyReport) -> dict[str, int]:
-    """How many samples are bad for which reason, the most frequent first; numbers in reasons are left out."""
+    """Count the bad samples by reason, most frequent first; reasons that differ only in numbers count as one."""
     return dict(Counter(re.sub(r"\d[\d,]*", "N", sample.reason) for sample in report.bad).most_common())
 
 
 def summary(report: VerifyReport) -> str:
-    """What was verified and how much of it is bad, and a line for each reason."""
-    shards = f" in {report.shards:,} shards" + (
-        f"; {len(report.bad_shards):,} more shards are missing or damaged" if report.bad_shards else ""
+    """Summarise what was verified and how much of it is bad, with one line per reason."""
+    shards = f" in {counted(report.shards, 'shard')}" + (
+        f"; {counted(len(report.bad_shards), 'more shard')} missing or damaged" if report.bad_shards else ""
     )
-    lines = [f"{report.samples:,} samples, {len(report.bad):,} bad{shards}; decoded by the {report.backend} backend"]
+    samples = f"{counted(report.samples, 'sample')}, {len(report.bad):,} bad"
+    lines = [f"{samples}{shards}; decoded by the {report.backend} backend"]
     return "\n".join([*lines, *(f"{count:8,}  {reason}" for reason, count in counts(report).items())])
 
 
 def as_json(report: VerifyReport) -> dict[str, Any]:
-    """The report with the versions of what made it."""
+    """Return the report as JSON-ready data, with the versions of the packages used."""
     return {
         "backend": report.backend,
         "samples": report.samples,
@@ -114,17 +119,17 @@ def as_json(report: VerifyReport) -> dict[str, Any]:
     }
 
 
-def _tell(bad: BadSample | BadShard) -> None:
+def _print_bad(bad: BadSample | BadShard) -> None:
     tqdm.write(f"{printable(getattr(bad, 'name', bad.shard))}: {bad.reason}")
 
 
 def _check_writable(option: str, path: Path) -> None:
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise ConfigError(f"{option} must name a file that can be written; found {str(path)!r}")
+        raise ConfigError(f"{option} must name a writable file; found {str(path)!r}")
 
 
 def _write(option: str, name: str, text: str) -> None:
     try:
         Path(name).write_text(text, encoding="utf-8", errors="surrogateescape")
     except OSError as error:
-        raise ConfigError(f"{option} must name a file that can be written: {error}") from error
+        raise ConfigError(f"{option} must name a writable file: {error}") from error

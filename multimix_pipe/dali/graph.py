@@ -48,6 +48,8 @@ class Graph:
     """Outputs are (B, K, ...) or (B, ...) of `dtype`, uint8 (B, C, H, W) or (B, H, W, C), or uint8 windows of any size."""
     mix: MultiMix | None = None
     """The mixing of a graph that ends with the batch; None: none."""
+    hw_decoder_load: float = 0.65
+    """Part of a batch that a GPU's JPEG hardware decodes; the rest is decoded by kernels, which give slightly other pixels."""
     half: bool = False
     """Round a batch to float16; else it is float32, as DALI has no bfloat16."""
 
@@ -100,7 +102,8 @@ def loader_graph(graph: Graph) -> DataNode:
     layout: Literal["CHW", "HWC"] = "HWC" if graph.channels_last else "CHW"
     decoding: dict[str, Any] = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
     if graph.device_id is not None:
-        decoding |= {"device": "mixed", "jpeg_fancy_upsampling": True}  # chroma as on the CPU
+        # chroma as on the CPU
+        decoding |= {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": graph.hw_decoder_load}
 
     # DALI refers to these arrays, and so keeps them, until it has decoded them
     encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)

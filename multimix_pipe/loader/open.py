@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from multimix_pipe.config import (
     Backend,
+    Decode,
     DType,
     Keys,
     LastBatch,
@@ -25,12 +26,13 @@ from multimix_pipe.config import (
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
-from multimix_pipe.loader.rank import choose_device, default_threads, rank_and_world
+from multimix_pipe.loader.rank import choose_device, rank_and_world
 from multimix_pipe.loader.samples import choose_samples
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
+from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.reader import ShardReader
 
@@ -57,6 +59,7 @@ def open_loader(
     max_bad: int | float | None = None,
     num_threads: int | None = None,
     prefetch: int = 2,
+    decode: Decode = "fast",
     targets: Targets = "rows",
     label: str = "cls",
     exif: bool = False,
@@ -99,6 +102,9 @@ def open_loader(
             samples used. One more is an error, on opening if indexing finds it, else at its step. Default: no limit.
         num_threads: decoding threads. Default: usable cores / LOCAL_WORLD_SIZE.
         prefetch: batches prepared ahead, 1 .. 64.
+        decode: for DALI on a GPU, without effect elsewhere. "fast" shares each batch between two JPEG decoders: the same batch
+            gives the same pixels, but an image may differ by up to 3 of 255 in a batch of other samples. "exact" uses one
+            decoder, at half the rate: an image's pixels never depend on its batch.
         targets: "rows" for dense (B*K, num_classes) targets, or "pairs" for (labels, partners' labels, lam).
         label: "cls", or "json:KEY" for an integer field of the samples' json member.
         exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
@@ -152,7 +158,7 @@ def open_context(
         device=str(device),
         rank=rank,
         world_size=world_size,
-        num_threads=default_threads() if num_threads is None else num_threads,
+        num_threads=share_of_cores() if num_threads is None else num_threads,
         **settings,
     )
     index = open_index(

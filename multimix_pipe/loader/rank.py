@@ -7,7 +7,6 @@ import os
 import torch
 import torch.distributed as dist
 
-from multimix_pipe.config import usable_cores
 from multimix_pipe.errors import ConfigError
 
 
@@ -22,11 +21,6 @@ def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return _environment_int("RANK", 0), _environment_int("WORLD_SIZE", 1)
     return 0, 1
-
-
-def default_threads() -> int:
-    """Return this process's share of the usable cores, at least 1: usable cores / LOCAL_WORLD_SIZE."""
-    return max(1, usable_cores() // max(1, _environment_int("LOCAL_WORLD_SIZE", 1)))
 
 
 def choose_device(device: str | torch.device) -> torch.device:

@@ -39,7 +39,7 @@ class Decoder:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._height_at = np.zeros(len(index), dtype=np.int32)
-        """Where a sample's header holds its height; 0: not decoded yet, or no JPEG that can be shortened."""
+        """Where a sample's header holds its height; 0: not known yet, -1: it cannot be shortened."""
 
     def decode(self, sample: int, data: Encoded, stop: int | None = None) -> Pixels:
         """uint8 (height, width, 3) RGB as `decode_indexed`; of its rows at least [0, stop). Writes to `data` meanwhile."""
@@ -47,12 +47,14 @@ class Decoder:
         if stop is None:
             return decode_indexed(data, height, width)
         at, rows = int(self._height_at[sample]), stop + ROWS_BELOW
-        if at and rows < height:
+        if at > 0 and rows < height:
             shortened = decode_rows(data, at, rows)
             if shortened is not None and shortened.shape[:2] == (rows, width):
-                return shortened  # else the bytes are others by now
+                return shortened
+            at = 0  # the bytes have changed
         image, plainly = _decode(data, height, width)
-        self._height_at[sample] = place_of_height(data) if plainly else 0
+        if at == 0:
+            self._height_at[sample] = (place_of_height(data) if plainly else 0) or -1
         return image
 
 

@@ -50,16 +50,17 @@ def decode_rows(data: NDArray[np.uint8], height_at: int, rows: int) -> Pixels | 
 
 def place_of_height(data: NDArray[np.uint8]) -> int:
     """The byte of a sound JPEG at which its header holds the height, if all rows lie in the order of the image; else 0."""
-    if bytes(data[:2]) != b"\xff\xd8":
+    header = data.data  # a memoryview gives ints, several times as fast as NumPy
+    if bytes(header[:2]) != b"\xff\xd8":
         return 0
     place, found, components = 2, 0, 0
-    while place + _FRAME_BYTES <= len(data):
-        mark, code, length = int(data[place]), int(data[place + 1]), int(data[place + 2]) << 8 | int(data[place + 3])
+    while place + _FRAME_BYTES <= len(header):
+        mark, code, length = header[place], header[place + 1], header[place + 2] << 8 | header[place + 3]
         if mark != 0xFF or code in _WITHOUT_LENGTH:  # unusual here; libjpeg passes them
             return 0
         if code == _SCAN:  # one of all components, or their rows lie apart
-            return found if data[place + 4] == components else 0
+            return found if header[place + 4] == components else 0
         if code in _BASELINE:
-            found, components = place + 5, int(data[place + 9])
+            found, components = place + 5, header[place + 9]
         place += 2 + length
     return 0

@@ -10,6 +10,7 @@ import torch
 
 from multimix_pipe.config import (
     Backend,
+    Decode,
     DType,
     EvalTransform,
     Keys,
@@ -56,6 +57,7 @@ class LoaderConfig:
     max_bad: int | float | None
     num_threads: int
     prefetch: int
+    decode: Decode
     targets: Targets
     label: str
     exif: bool
@@ -85,6 +87,7 @@ class LoaderConfig:
             check_int("max_bad", self.max_bad, 0)
         check_int("num_threads", self.num_threads, 1, 1024)
         check_int("prefetch", self.prefetch, 1, 64)
+        check_choice("decode", self.decode, get_args(Decode))
         check_choice("targets", self.targets, get_args(Targets))
         for name in ("channels_last", "exif", "expand"):
             check_bool(name, getattr(self, name))

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
-from multimix_pipe.config import usable_cores
+from multimix_pipe.shards.cores import usable_cores
 
 PACKAGES = ("torch", "webdataset", "numpy", "scipy", "simplejpeg", "pillow", "numba")
 """What this package requires, and Numba, which it gains from."""

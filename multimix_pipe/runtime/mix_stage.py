@@ -17,7 +17,6 @@ from multimix_pipe.runtime.buffers import BufferPool
 from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.kernels import device, host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
-from multimix_pipe.runtime.tensors import KeptUntilRead
 
 
 class MixStage(Protocol):
@@ -89,7 +88,6 @@ class DeviceMixStage:
             torch.from_numpy(values).reshape(shape).to(context.device)
             for values in (self._normalize.mean, self._normalize.scale)
         )
-        self._kept = KeptUntilRead(context.device)
 
     def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
         """See `MixStage.gather`. On CUDA the memory is pinned, and torch uses it again once copies are over."""
@@ -110,8 +108,6 @@ class DeviceMixStage:
         tensors = context.tensors(step)
         on_device = pixels.to(context.device, non_blocking=pixels.is_pinned())
         images = torch.sub(on_device, self._mean).mul_(self._scale)
-        if pixels.device.type == "cuda":
-            self._kept.keep(pixels)
         if tensors.mix is not None:
             out = torch.empty((*step.lam.shape, *images.shape[1:]), dtype=context.dtype, device=context.device)
             device.blend(images, tensors.mix, out, self._normalize.layout(images.shape))
@@ -119,8 +115,7 @@ class DeviceMixStage:
         return ExecutedStep(step, self._normalize.channels_first(images.to(context.dtype)), tensors)
 
     def close(self) -> None:
-        """Let go of pixels, once they have been read."""
-        self._kept.close()
+        """Nothing is to be freed."""
 
 
 def make_mix_stage(context: LoaderContext) -> MixStage:

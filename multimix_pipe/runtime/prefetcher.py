@@ -20,9 +20,10 @@ from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.runtime.buffers import BufferPool
 from multimix_pipe.runtime.context import LoaderContext
+from multimix_pipe.shards.cores import local_world_size
 
 MAX_READS = 128
-"""Chunks that are read at once on the slowest storage; threads start as they are needed."""
+"""Chunks that a machine reads at once on the slowest storage; threads start as they are needed."""
 
 MIN_ROWS, FIRST_ROWS, MAX_ROWS = 4, 16, 128
 """Rows of a chunk; FIRST_ROWS before anything has been measured."""
@@ -44,6 +45,11 @@ _SLACK = 4  # a quarter more memory than needed: it then fits most of the chunks
 _SPARE_BYTES = 256 * 2**20  # of unused memory that is kept
 
 Row = Encoded | Exception
+
+
+def max_reads() -> int:
+    """Chunks that this process reads at once at most: its share among the local ranks, at least 16."""
+    return max(16, MAX_READS // local_world_size())
 
 
 class Pacing:
@@ -69,7 +75,7 @@ class Pacing:
     @property
     def rows_ahead(self) -> int:
         """Rows to have under way or read."""
-        return min(math.ceil(self.wait * READS_PER_SECOND), MAX_READS) * self.rows
+        return min(math.ceil(self.wait * READS_PER_SECOND), max_reads()) * self.rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +125,7 @@ class Prefetcher:
         self._context = context
         self._check = check
         self._pacing = Pacing()
-        self._threads = ThreadPoolExecutor(MAX_READS, thread_name_prefix="multimix-read")
+        self._threads = ThreadPoolExecutor(max_reads(), thread_name_prefix="multimix-read")
         self._buffers = BufferPool(spare=MAX_READS, spare_bytes=_SPARE_BYTES)
         self._mean_size = float(context.index.size.mean()) if len(context.index) else 0.0
 

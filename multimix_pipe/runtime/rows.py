@@ -61,6 +61,7 @@ class RowWorkers:
         self._count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._jobs: list[RowJob[Any]] = []  # replaced as a whole, so that threads need no lock to go through it
+        self._active = 0  # threads that look for rows
         self._lock = threading.Lock()
 
     def add(self, job: RowJob[Item]) -> None:
@@ -72,7 +73,10 @@ class RowWorkers:
         """Let threads work on some rows of a job that was added."""
         rows = list(items)
         job.todo.extend(rows)
-        for _ in range(min(self._count, len(rows))):
+        with self._lock:
+            more = min(self._count - self._active, len(rows))
+            self._active += more
+        for _ in range(more):
             self._threads.submit(self._work)
 
     def remove(self, job: RowJob[Item]) -> None:
@@ -85,7 +89,14 @@ class RowWorkers:
         self._threads.shutdown(cancel_futures=True)
 
     def _work(self) -> None:
-        while (found := self._next()) is not None:
+        while True:
+            found = self._next()
+            if found is None:
+                with self._lock:  # what is started from here on gets a thread of its own
+                    found = self._next()
+                    if found is None:
+                        self._active -= 1
+                        return
             job, row, item = found
             if job.do(row, item):
                 self.remove(job)

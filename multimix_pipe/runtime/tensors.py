@@ -59,8 +59,8 @@ class StepTensors:
 
 
 class KeptUntilRead:
-    """Keeps what DALI has made on a GPU until the consumer's stream has read it: DALI uses memory anew in the order of its own
-    stream, which waits for no consumer's."""
+    """Keeps what DALI has made on a GPU until it has been read: DALI reuses memory in the order of its own stream, which waits
+    for no other."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

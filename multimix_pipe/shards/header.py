@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+# the plugins here, not by Pillow in the thread that meets the first such image: a process that is forked during an import has an
+# import lock that nobody releases
+from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, PpmImagePlugin, WebPImagePlugin  # noqa: F401
 
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 MAX_BYTES = 2**28  # of an encoded image; a photo of MAX_PIXELS at the highest quality is smaller

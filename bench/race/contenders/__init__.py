@@ -1,7 +1,8 @@
-"""Who takes part. Each library has a module here, set up at its best as its own documentation says.
+"""The contenders. Each library has a module here that sets it up as well as its own documentation shows.
 
-A function of that module takes a `Setting` and returns an endless iterator, over epochs, of (images, targets) as `Setting`
-describes them. It runs in a process of its own and raises what goes wrong. A contender of your own is such a function and a row.
+A function of that module takes a `Setting` and returns an endless iterator, over epochs, of the (images, targets) that `Setting`
+describes. It runs in its own process and raises an exception if something goes wrong. To add a contender, write such a function
+and add an entry to `CONTENDERS`.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ INSTALL = {
     "torchvision": "pip install 'multimix-pipe[bench]'",
     "timm": "pip install 'multimix-pipe[bench]'",
     "spdl": "pip install 'multimix-pipe[bench]'",
-    "ffcv": "see bench/README.md: it needs libraries of the system",
+    "ffcv": "see bench/README.md: it needs system libraries",
 }
-"""Module that a contender needs -> how to get it."""
+"""Required module -> how to install it."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One row of the race."""
+    """One contender of the race."""
 
     title: str
-    """Its name in tables, at most 40 characters."""
+    """Name in tables, at most 40 characters."""
     batches: str
-    """Where its batches come from: "module:function"."""
+    """The function that returns its batches, as "module:function"."""
     needs: tuple[str, ...] = ()
-    """Modules that must import; if one is missing, the row says so."""
+    """Required modules; if one is missing, the row says so."""
     mixes: tuple[int | None, ...] | None = None
-    """The `Setting.k` that it can do; None: all, and no mixing."""
+    """The values of `Setting.k` that it supports; None: all."""
     queued: tuple[int, int] = (2, 4)
-    """(n, m): at most n * threads + m batches stand ready while nobody asks for one. They are left out of a turn."""
+    """(n, m): at most n * threads + m batches are prefetched while it is idle. They are skipped before measuring."""
 
     def load(self) -> Callable[[Setting], Iterator[object]]:
         """Import the function that `batches` names."""
@@ -52,7 +53,7 @@ OURS = ("own_dali", "own_torch")
 CONTENDERS = {
     "own_dali": Contender("multimix_pipe, dali", f"{_HERE}.own:dali_batches", ("nvidia.dali",)),
     "own_torch": Contender("multimix_pipe, torch", f"{_HERE}.own:torch_batches"),
-    # DALI's queue of 2, and the 2 batches that its iterator has already asked for
+    # DALI's queue of 2, and 2 batches that its iterator has already requested
     "dali_reader": Contender(
         "DALI readers.webdataset, mixed in torch", f"{_HERE}.dali_reader:batches", ("nvidia.dali",), queued=(0, 4)
     ),
@@ -68,7 +69,7 @@ CONTENDERS = {
     "webdataset_pillow": Contender(
         "DataLoader, webdataset, Pillow", f"{_WEBDATASET}:with_pillow", ("webdataset",), queued=_DATALOADER
     ),
-    # the workers' batches, and the one that timm's prefetcher holds
+    # the workers' batches, and one that timm's prefetcher holds
     "timm_loader": Contender(
         "timm create_loader and Mixup",
         f"{_HERE}.timm_loader:batches",
@@ -76,8 +77,8 @@ CONTENDERS = {
         mixes=(None, 1),
         queued=(2, 1),
     ),
-    # the sink of 3, a batch in each stage and its queue, and decoded images that wait for their batch
+    # the sink of 3, one batch in each stage and its queue, and decoded images that wait for their batch
     "spdl_loader": Contender("SPDL pipeline, mixed in torch", f"{_HERE}.spdl_loader:batches", ("spdl",), queued=(0, 8)),
-    # FFCV's queue of 3, and the batch that waits to enter it
+    # FFCV's queue of 3, and one batch that waits to enter it
     "ffcv_loader": Contender("FFCV, mixed in torch", f"{_HERE}.ffcv_loader:batches", ("ffcv",), queued=(0, 4)),
 }

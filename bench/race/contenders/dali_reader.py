@@ -1,11 +1,11 @@
-"""NVIDIA's way: DALI's own reader of WebDataset shards, its PyTorch iterator, and mixing in torch outside of DALI.
+"""NVIDIA's approach: DALI's own WebDataset reader, its PyTorch iterator, and mixing in torch outside of DALI.
 
 The graph is that of NVIDIA's DeepLearningExamples (ConvNets: `image_random_crop`, `resize`, `crop_mirror_normalize`), with the
-reader of tars in place of the reader of files; mixing the batch that the iterator returns is from there too. Without index files
-the reader scans the tars once, when it starts. The iterator has no size, so the reader goes on over epochs without a pause. DALI
+tar reader instead of the file reader; like there, the batch that the iterator returns is mixed. Without index files the reader
+scans the tars once, when it starts. The iterator has no size, so the reader continues from epoch to epoch without a pause. DALI
 decodes only the crop's window.
 
-Tried: a queue of 3 batches, and index files, made no difference to the rate.
+A queue of 3 batches or index files made no difference to the rate.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from race.setting import RATIO, SCALE, Setting
 
 PREFETCH = 2
 
-fn: Any = operators  # its annotations know no reader with outputs
+fn: Any = operators  # DALI's annotations lack readers with outputs
 
 
 def batches(setting: Setting) -> Iterator[object]:
-    """Endless (images, targets)."""
+    """Yield (images, targets) endlessly."""
     draw = np.random.default_rng(0)
     device = torch.device(setting.device)
     pipeline = classification(
@@ -50,7 +50,7 @@ def batches(setting: Setting) -> Iterator[object]:
 
 @pipeline_def  # type: ignore[untyped-decorator]
 def classification(setting: Setting) -> tuple[Any, Any]:
-    """Normalised images (3, H, W), and the bytes of the label members, padded with zeros."""
+    """Output normalised images (3, H, W), and the bytes of the label members, padded with zeros."""
     on_gpu = setting.device != "cpu"
     encoded, labels = fn.readers.webdataset(
         paths=list(setting.shards),
@@ -64,7 +64,7 @@ def classification(setting: Setting) -> tuple[Any, Any]:
         output_type=types.RGB,
         random_area=SCALE,
         random_aspect_ratio=RATIO,
-        # DeepLearningExamples' sizes: room for all of ImageNet's images without new allocations
+        # sizes from DeepLearningExamples: enough for every ImageNet image without new allocations
         **({"device_memory_padding": 211025920, "host_memory_padding": 140544512} if on_gpu else {}),
     )
     images = fn.resize(
@@ -82,7 +82,7 @@ def classification(setting: Setting) -> tuple[Any, Any]:
 
 
 def _class_id(text: Any, label: str) -> int:
-    """The class id in the bytes of a label member, a uint8 array that may end in zeros."""
+    """Parse the class id from the bytes of a label member, a uint8 array that may end in zeros."""
     content = text.tobytes().rstrip(b"\0")
     kind, _, key = label.partition(":")
     return int(json.loads(content)[key] if kind == "json" else content)

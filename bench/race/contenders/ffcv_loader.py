@@ -1,19 +1,18 @@
-"""FFCV: its own file, written once before the measurement, and its compiled pipeline, as its documentation sets it up.
+"""FFCV: a file of its own format, written once before the measurement, and its compiled pipeline, as in its documentation.
 
-The file keeps the shards' JPEGs as they are: no raw pixels, no smaller images, so that FFCV decodes what the others
-decode. It is read through the page cache (`os_cache`) in random order. K = 1 is FFCV's own ImageMixup and LabelMixup with a
-weight for each row, on uint8; the partner is the row before. More are mixed in torch. On a GPU uint8 batches are sent by
-`ToDevice` and normalised in torch: FFCV's NormalizeImage needs cupy there; that route has not run yet.
+The file stores the shards' JPEGs unchanged rather than raw pixels or smaller images, so that FFCV decodes what the others decode.
+It is read through the page cache (`os_cache`) in random order. K = 1 uses FFCV's own ImageMixup and LabelMixup with one weight
+per row, on uint8; the partner is the previous row. For larger K, batches are mixed in torch. On a GPU, uint8 batches are sent by
+`ToDevice` and normalised in torch, because FFCV's NormalizeImage needs cupy there; this path has not been run yet.
 
-FFCV decodes with libjpeg-turbo's fast DCT, the whole image and not only the window, and resizes with OpenCV's INTER_AREA:
-`antialias` cannot be chosen, and what it gives is near to neither. Its batches lie in buffers that it uses again a few
-batches later. It draws no random numbers from a seed of its caller's, but from NumPy's and numba's global state.
+FFCV decodes the whole image, not only the window, with libjpeg-turbo's fast DCT, and resizes with OpenCV's INTER_AREA:
+`antialias` cannot be chosen, and the result resembles neither choice. It reuses a batch's buffers a few batches later. It cannot
+be seeded by its caller: its random numbers come from the global state of NumPy and Numba.
 
-An epoch repeats the samples until there are a million, all in one random order: at the start of each, FFCV makes its threads
-and buffers anew, which would weigh on a small set of shards. The first batch comes after numba has compiled, in half a minute
-or more.
+An epoch repeats the samples until there are a million, in one random order, because FFCV recreates its threads and buffers at the
+start of an epoch, which would slow down a small set of shards. The first batch takes half a minute or more, for Numba to compile.
 
-Tried: uint8 out of FFCV and normalising in torch, and 2 batches ahead, made no difference.
+Returning uint8 from FFCV and normalising in torch made no difference, and neither did 2 batches ahead.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ from race.contenders.steps import mix, normalise
 from race.setting import ALPHA, RATIO, SCALE, Setting
 
 PREFETCH = 3
-"""Batches that FFCV makes in advance: its own default."""
+"""Number of batches that FFCV prepares in advance, which is its default."""
 EPOCH = 2**20
 
 
 def batches(setting: Setting) -> Iterator[object]:
-    """Endless (images, targets)."""
+    """Yield (images, targets) endlessly."""
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "samples.beton")
@@ -64,7 +63,7 @@ def batches(setting: Setting) -> Iterator[object]:
             custom_fields={"image": EncodedImage},
             pipelines={"image": _images(setting), "label": _labels(setting)},
         )
-        epoch = iter(loader)  # maps the file, which can be read from then on without its name
+        epoch = iter(loader)  # maps the file into memory, so that its folder can be removed
     while True:
         for images, labels in epoch:
             images = normalise(images) if images.dtype == torch.uint8 else images
@@ -93,16 +92,16 @@ def _labels(setting: Setting) -> list[Any]:
 
 
 class EncodedImage(RGBImageField):  # type: ignore[misc]
-    """An image given as its file's bytes: a JPEG of RGB or grey is stored as it is; FFCV's field would encode it anew.
+    """An image given as the bytes of its file. RGB and grayscale JPEGs are stored unchanged, where FFCV's field re-encodes them.
 
-    All else is encoded as the JPEG that FFCV's field makes of it.
+    All other images are encoded as JPEG by FFCV's field.
     """
 
     def __init__(self) -> None:
         super().__init__(write_mode="jpg")
 
     def encode(self, destination: Any, image: bytes, malloc: Any) -> None:
-        """Write one image: its place and size to `destination`, its bytes to what `malloc` gives."""
+        """Write one image: its size and location to `destination`, its bytes to memory from `malloc`."""
         with Image.open(io.BytesIO(image)) as picture:
             if picture.format != "JPEG" or picture.mode not in ("RGB", "L"):
                 super().encode(destination, np.array(picture.convert("RGB")), malloc)
@@ -127,6 +126,6 @@ class _Samples:
 
 
 def _write_file(index: Index, target: Path, workers: int) -> None:
-    """Write all samples of `index` that have no problem, as the fields `image` and `label`."""
+    """Write all samples of `index` without problems, as the fields `image` and `label`."""
     writer = DatasetWriter(str(target), {"image": EncodedImage(), "label": IntField()}, num_workers=workers)
     writer.from_indexed_dataset(_Samples(index), indices=np.flatnonzero(index.problem == 0).tolist())

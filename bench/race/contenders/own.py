@@ -1,4 +1,4 @@
-"""This package's loader, one contender for each backend. A bad sample is replaced by another one."""
+"""This package's loader, one contender per backend. Bad samples are replaced by other samples."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from race.setting import ALPHA, RATIO, SCALE, Setting
 
 
 def dali_batches(setting: Setting) -> Iterator[object]:
-    """Endless batches of backend="dali"."""
+    """Return endless batches of backend="dali"."""
     return _batches(setting, "dali")
 
 
 def torch_batches(setting: Setting) -> Iterator[object]:
-    """Endless batches of backend="torch"."""
+    """Return endless batches of backend="torch"."""
     return _batches(setting, "torch")
 
 

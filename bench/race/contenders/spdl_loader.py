@@ -1,13 +1,13 @@
-"""Meta's SPDL: a pipeline of threads, decoded by FFmpeg, as its documentation recommends for images.
+"""Meta's SPDL: a pipeline of threads that decode with FFmpeg, as its documentation recommends for images.
 
-A source reads tars whole and cuts them by `spdl.io.iter_tarfile`, shards and the samples of each in random order. One stage
-decodes image by image, with crop, scale and flip in FFmpeg's filter graph; the next puts the frames into one buffer without a
-tensor for each image (SPDL's "best practice") and normalises; mixing is done on the batch, in torch. For a GPU, uint8 batches
-are sent by `spdl.io.transfer_tensor_h2d`, and normalised and mixed there; the package on PyPI is built without nvJPEG, so
-that images are decoded on the CPU; that route has not run yet.
+The source reads whole tars and splits them with `spdl.io.iter_tarfile`; shards, and the samples of each, come in random order.
+One stage decodes single images, with crop, scale and flip in FFmpeg's filter graph; the next copies the frames into one buffer
+without a tensor per image (SPDL's "best practice") and normalises them; batches are mixed in torch. For a GPU, uint8 batches are
+sent by `spdl.io.transfer_tensor_h2d`, and normalised and mixed there. Images are decoded on the CPU, because the package on PyPI
+is built without nvJPEG. The GPU path has not been run yet.
 
-FFmpeg scales the planes of the JPEG and converts them to RGB in one go: `bilinear` has antialias as Pillow's, `fast_bilinear`
-has none. The window's corner is rounded to the chroma's grid (even numbers for 4:2:0).
+FFmpeg scales the planes of the JPEG and converts them to RGB in one step: `bilinear` antialiases as Pillow does, `fast_bilinear`
+does not. The window's corner is rounded to the chroma grid (even numbers for 4:2:0).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from race.contenders.webdataset_loaders import image_and_class
 from race.setting import Setting
 
 PREFETCH = 3
-"""Batches in the sink: the number of SPDL's own examples."""
+"""Number of batches in the sink, as in SPDL's own examples."""
 
 
 def batches(setting: Setting) -> Iterator[object]:
-    """Endless (images, targets)."""
-    spdl.io.decode_config()  # where FFmpeg is missing this raises, and not only a thread of the pipeline, which would hang
+    """Yield (images, targets) endlessly."""
+    spdl.io.decode_config()  # raises if FFmpeg is missing; otherwise a pipeline thread would raise, and the pipeline hang
     draw = np.random.default_rng(0)
     algorithm = "bilinear" if setting.antialias else "fast_bilinear"
 
@@ -67,7 +67,7 @@ def batches(setting: Setting) -> Iterator[object]:
 
 
 def _samples(setting: Setting) -> Iterator[tuple[Any, int]]:
-    """Endless (encoded image, class id)."""
+    """Yield (encoded image, class id) endlessly."""
     shuffle = np.random.default_rng(1)
     label = setting.label.partition(":")[0]
     while True:

@@ -1,4 +1,4 @@
-"""Steps that several peers need: a random window, normalising and mixing a batch in plain torch, as people write them."""
+"""Steps that several contenders share: a random window, normalising and mixing in plain torch, as people write them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from race.setting import ALPHA, RATIO, SCALE, Setting
 
 
 def mix(images: Tensor, labels: Tensor, setting: Setting, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """K mixes of each row with a random other row.
+    """Mix each row K times with a random other row.
 
-    images (B, C, H, W) floating, labels (B,) int64, on the same device -> images (B*K, C, H, W) of `setting.dtype`, float32
-    targets (B*K, num_classes); as they came, but for the type, where `setting.k` is None.
+    Takes floating-point images (B, C, H, W) and int64 labels (B,) on the same device. Returns images (B*K, C, H, W) of
+    `setting.dtype` and float32 targets (B*K, num_classes); if `setting.k` is None, the images in that dtype and the labels.
 
-    `torch.lerp` reads and writes once: of what people write, it was faster on a CPU than a batched matmul of the (B, K, 2)
-    weights with the stacked pairs, and that faster than `lam * x + (1 - lam) * x[partner]`.
+    `torch.lerp` reads and writes only once. On a CPU it was faster than a batched matmul of the (B, K, 2) weights with the
+    stacked pairs, which was faster than `lam * x + (1 - lam) * x[partner]`.
     """
     images = images.to(getattr(torch, setting.dtype))
     if setting.k is None:
@@ -34,22 +34,22 @@ def mix(images: Tensor, labels: Tensor, setting: Setting, generator: np.random.G
 
 
 def _lerp(rows: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
-    """lam[b, k] * rows[b] + (1 - lam[b, k]) * rows[partner[b]], as (B, K, ...)."""
+    """Return lam[b, k] * rows[b] + (1 - lam[b, k]) * rows[partner[b]], shape (B, K, ...)."""
     weight = lam.reshape(*lam.shape, *[1] * (rows.ndim - 1))
     return torch.lerp(rows[partner][:, None], rows[:, None], weight)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """uint8 images (B, 3, H, W) of any strides -> float32 (B, 3, H, W), contiguous, by ImageNet's mean and std."""
+    """Normalise uint8 images (B, 3, H, W) of any strides with ImageNet's mean and std; returns contiguous float32."""
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).mul_(255).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, device=images.device).mul_(255).view(3, 1, 1)
     return images.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
 
 
 def random_window(width: int, height: int, draw: np.random.Generator) -> tuple[int, int, int, int]:
-    """torchvision's RandomResizedCrop for those that do without torchvision: a window (x, y, width, height).
+    """Draw a window (x, y, width, height) as torchvision's RandomResizedCrop does, without torchvision.
 
-    width, height: of the image, in pixels. Ten tries, else the largest centred window.
+    `width` and `height` are those of the image, in pixels. After ten failed tries it is the largest centred window.
     """
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for _ in range(10):

@@ -1,15 +1,15 @@
 """timm: `create_dataset("wds/...")` and `create_loader` with its mixup, as timm's train.py sets them up.
 
-Each worker process decodes and resizes with Pillow. With the prefetcher, train.py's default, mixing is `FastCollateMixup`, in
-the workers and on uint8, whose result is rounded to uint8; images become float32 and are normalised after the hand-over. One
-weight a batch (train.py's default), the partner is the batch reversed, so B is even. timm mixes once a row: K = 1 and no
-more. Its resize is Pillow's, which always has antialias. The route to a GPU has not run yet.
+Worker processes decode and resize with Pillow. With the prefetcher, train.py's default, they also mix with `FastCollateMixup`, in
+uint8 and with a uint8 result; the main process converts the images to float32 and normalises them. There is one weight per batch
+(train.py's default), and partners come from the reversed batch, so B must be even. timm mixes each row once, so only K = 1 is
+possible. Pillow's resize always antialiases. The GPU path has not been run yet.
 
-The shards are named by an `_info.json`, as timm wants, and `num_samples` (train.py's --train-num-samples) is so large that no
-epoch ends: after each, its workers would begin with empty buffers.
+timm reads the shards' names from an `_info.json`. `num_samples` (train.py's --train-num-samples) is so large that no epoch ends,
+because after each epoch the workers would start with empty buffers.
 
-Tried: without the prefetcher, `Mixup` on float32 in the main process, as train.py then does, was slower (a ratio of 0.83); a
-third worker on two cores made no difference.
+Without the prefetcher, train.py uses `Mixup` on float32 in the main process, which was slower (a ratio of 0.83). A third worker
+on two cores made no difference.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENDLESS = 10**12
 
 
 def batches(setting: Setting) -> Iterator[object]:
-    """Endless (images, targets)."""
+    """Yield (images, targets) endlessly."""
     device = torch.device(setting.device)
     mixup = FastCollateMixup(mixup_alpha=ALPHA, label_smoothing=0.0, num_classes=setting.num_classes)
     key = setting.label.partition(":")[2]
@@ -56,7 +56,7 @@ def batches(setting: Setting) -> Iterator[object]:
         interpolation="bilinear",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        # a worker without a shard of its own would find no samples
+        # a worker without a shard would have no samples
         num_workers=min(setting.threads, len(setting.shards)),
         collate_fn=None if setting.k is None else mixup,
         use_prefetcher=True,
@@ -68,6 +68,6 @@ def batches(setting: Setting) -> Iterator[object]:
 
 
 def _describe(shards: tuple[str, ...], root: Path) -> None:
-    # of the lengths training reads the sum alone, and `num_samples` goes before it
+    # training only uses the sum of the shard lengths, and `num_samples` overrides it
     split = {"name": "train", "filenames": [str(Path(shard).resolve()) for shard in shards], "shard_lengths": []}
     (root / "_info.json").write_text(json.dumps({"splits": {"train": {**split, "num_samples": ENDLESS}}}))

@@ -1,8 +1,8 @@
-"""webdataset and torch's DataLoader: with Pillow, with torchvision, and the best that tuning gets out of them.
+"""webdataset and torch's DataLoader: with Pillow, with torchvision, and tuned as well as we could.
 
-webdataset is set up as in its ResNet-50 example. Shards are drawn with replacement (`resampled=True`): endless, and any number of
-workers is served by any number of shards. The example also takes batches apart and shuffles them again in the main process,
-which costs copies; that is left out, in the peers' favour.
+webdataset is set up as in its ResNet-50 example. Shards are drawn with replacement (`resampled=True`), so the stream is endless
+and any number of workers can share any number of shards. The example also splits the batches and shuffles them again in the main
+process, which costs copies; this is left out, in favour of these contenders.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from race.contenders.steps import mix, random_window
 from race.setting import ALPHA, RATIO, SCALE, Setting
 
 PREFETCH = 2
-"""Batches that each DataLoader worker keeps ready: the DataLoader's own default."""
+"""Number of batches that each DataLoader worker prefetches, which is the DataLoader's default."""
 MIXING_THREADS = 4
 
 
 def with_pillow(setting: Setting) -> Iterator[object]:
-    """Endless (images, targets): worker processes decode and transform with Pillow, the main process mixes in plain torch."""
+    """Yield (images, targets): worker processes decode and transform with Pillow, the main process mixes in plain torch."""
     return _mixed_batches(setting, _PillowTransform(setting))
 
 
 def with_torchvision(setting: Setting) -> Iterator[object]:
-    """Endless (images, targets): the same with torchvision.io and its v2 transforms.
+    """Yield (images, targets) as `with_pillow` does, but with torchvision.io and its v2 transforms.
 
-    As torchvision's documentation recommends: tensors, uint8 through the crop and the resize, float32 and normalised then; all
-    of that in the workers.
+    As torchvision's documentation recommends, the workers crop and resize uint8 tensors, then convert to float32 and normalise.
     """
     return _mixed_batches(setting, _TorchvisionTransform(setting, normalises=True))
 
 
 def tuned(setting: Setting) -> Iterator[object]:
-    """Endless (images, targets), made as fast as we could. A batch is valid until the next one is taken.
+    """Yield (images, targets) as fast as we could make it. A batch is valid until the next one is taken.
 
-    Workers decode with torchvision, crop, resize and flip in uint8, into one batch in shared memory: a quarter of the bytes of
-    float32, and no copy when it is handed over. On a CPU the main process normalises and mixes a pair at a time, so that the pair
-    stays in the core's cache, into one output that is kept, in a few threads of one core each: torch's own threads wait for each
-    other where the workers take the cores, and took three to four times as long. On a GPU both are one pass over the batch.
+    Workers decode, crop, resize and flip with torchvision in uint8, into one batch in shared memory: a quarter of the bytes of
+    float32, passed on without a copy. On a CPU the main process normalises and mixes one pair at a time, which stays in the
+    core's cache, into a preallocated output. It uses a few single-core threads: torch's own threads wait for each other while the
+    workers use the cores, and took three to four times as long. On a GPU, normalising and mixing each take one pass over the
+    batch.
     """
     loaded = _load(setting, _TorchvisionTransform(setting, normalises=False), _collate_shared)
     mixes = _on_gpu(setting) if setting.device != "cpu" else _on_cpu(setting)
@@ -70,7 +70,7 @@ def tuned(setting: Setting) -> Iterator[object]:
 
 
 def image_and_class(sample: Mapping[str, Any], label: str) -> tuple[bytes, int]:
-    """The encoded image and the class id of a webdataset sample; `label` is "cls" or "json:KEY"."""
+    """Return the encoded image and the class id of a webdataset sample; `label` is "cls" or "json:KEY"."""
     encoded: bytes = next(sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample)
     kind, _, key = label.partition(":")
     return encoded, int(json.loads(sample["json"])[key] if kind == "json" else sample[kind])
@@ -79,7 +79,7 @@ def image_and_class(sample: Mapping[str, Any], label: str) -> tuple[bytes, int]:
 def _load(
     setting: Setting, prepare: Callable[[tuple[bytes, int]], Any], collate: Callable[[list[Any]], Any] | None = None
 ) -> Iterator[Any]:
-    """Endless batches of `prepare(sample)`, made in `setting.threads` worker processes; `collate` forms them there."""
+    """Return endless batches of `prepare(sample)`, which `setting.threads` worker processes make and `collate`."""
     import webdataset
 
     samples = webdataset.WebDataset(list(setting.shards), resampled=True, shardshuffle=False).shuffle(1000)
@@ -96,7 +96,7 @@ def _load(
 
 
 def _mixed_batches(setting: Setting, prepare: Callable[[tuple[bytes, int]], Any]) -> Iterator[object]:
-    """Batches of (normalised image, class id), brought to the device and mixed there by the main process."""
+    """Yield batches that workers load and the main process moves to the device and mixes there."""
     draw = np.random.default_rng()
     for images, labels in _load(setting, prepare):
         images, labels = (part.to(setting.device, non_blocking=True) for part in (images, labels))
@@ -104,7 +104,7 @@ def _mixed_batches(setting: Setting, prepare: Callable[[tuple[bytes, int]], Any]
 
 
 class _PillowTransform:
-    """What torchvision's RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize do to a Pillow image."""
+    """Does to a Pillow image what torchvision's RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize do."""
 
     def __init__(self, setting: Setting) -> None:
         self._size, self._antialias = (setting.size, setting.size), setting.antialias
@@ -113,7 +113,7 @@ class _PillowTransform:
 
     def __call__(self, sample: tuple[bytes, int]) -> tuple[Tensor, int]:
         encoded, label = sample
-        if self._draw is None:  # each worker its own
+        if self._draw is None:  # each worker needs its own generator
             self._draw = np.random.default_rng()
         image = Image.open(io.BytesIO(encoded)).convert("RGB")
         x, y, width, height = random_window(*image.size, self._draw)
@@ -129,7 +129,7 @@ class _PillowTransform:
 
 
 class _TorchvisionTransform:
-    """`decode_image`, random crop, resize and flip, in uint8; and if asked for float32, normalised."""
+    """Decodes, crops, resizes and flips in uint8, and optionally converts to float32 and normalises."""
 
     def __init__(self, setting: Setting, *, normalises: bool) -> None:
         from torchvision.transforms import v2
@@ -156,11 +156,11 @@ def _collate_shared(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 
 
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""uint8 images (B, 3, H, W), partners (B,), weights (B, K) -> (B*K, 3, H, W), in memory that the next call takes again."""
+"""uint8 images (B, 3, H, W), partners (B,), weights (B, K) -> (B*K, 3, H, W), in memory that the next call reuses."""
 
 
 def _scale_and_shift(device: str) -> tuple[Tensor, Tensor]:
-    """What normalising is to a pixel of 0..255: a product and a sum."""
+    """Return the (scale, shift) by which normalising maps a pixel in 0..255 to pixel * scale + shift."""
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return 1 / (255 * std), -mean / std
 

@@ -1,1 +1,1 @@
-"""The demo: made or given images, packed, trained on with and without mixing."""
+"""The demo: pack generated or given images and train on them with and without mixing."""

@@ -1,4 +1,4 @@
-"""multimix-pipe demo: train a small network with multi-mix and without, on made or own images, and show what came out."""
+"""multimix-pipe demo: train a small network with and without multi-mix, on generated or given images, and compare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from multimix_pipe.cli.arguments import NO_PROGRESS
+from multimix_pipe.cli.arguments import NO_PROGRESS, counted
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
 from multimix_pipe.mixing import MultiMix, Sampling
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from multimix_pipe.cli.demo.training import Recipe, Run
 
 SHAPES = (150, 100)
-"""Generated images of each class to train on, and to evaluate on."""
+"""Number of generated training and test images per class."""
 SHAPES_EPOCHS = 8.0
-"""Of the generated images; a fixed number, so that everybody gets the same run."""
+"""Default number of epochs on the generated images; a fixed number, so that everybody gets the same run."""
 DATA_MINUTES = 7.0
-"""Planned for the two trainings on --data where neither --epochs nor --minutes is given."""
+"""Default total length of the two trainings on --data."""
 EQUAL = (
-    "equal in both runs: network, initial weights, images, crops, flips, optimiser steps, learning rates; "
-    "not equal: multi-mix shows the network K mixed rows of each image, and so takes about K times its time"
+    "Both runs share the network, initial weights, images, crops, flips, optimiser steps and learning rates, "
+    "but multi-mix shows the network K mixed rows per image and so takes about K times as long."
 )
 
 
@@ -36,57 +36,69 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command `demo`."""
     parser = subparsers.add_parser(
         "demo",
-        help="train a small network with multi-mix and without, and compare",
-        description="Train a small network twice, with multi-mix and without, and write preview.png, curve.png and "
-        "results.json. Without --data it makes ten classes of shapes (two minutes on two cores). "
-        f"{EQUAL[0].upper()}{EQUAL[1:]}.",
+        help="train a small network with and without multi-mix, and compare",
+        description="Train a small network twice, with and without multi-mix, and write preview.png, curve.png and "
+        f"results.json. Without --data it trains on ten classes of generated shapes (two minutes on two cores). {EQUAL}",
     )
     parser.add_argument(
         "--data",
         metavar="FOLDER|ZIP|SHARDS",
-        help="images as class/name.jpg in a folder or zip, with or without train/ and test/ above; or shards",
+        help="shards, or a folder or zip of images as class/name.jpg, with or without train/ and test/ above them",
     )
     parser.add_argument(
-        "--test-data", metavar="SHARDS", help="to evaluate on; default: a test split, else 10%% of --data"
+        "--test-data",
+        metavar="SHARDS",
+        help="shards to evaluate on; default: the test split of --data if it has one, else 10%% of --data",
     )
-    parser.add_argument("--out", metavar="DIR", default="multimix_demo", help="for all results; default: %(default)s")
+    parser.add_argument(
+        "--out", metavar="DIR", default="multimix_demo", help="folder for the results; default: %(default)s"
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--epochs", type=float, help=f"times that each image is decoded; default: {SHAPES_EPOCHS:g} for the shapes"
-    )  # fmt: skip
+        "--epochs", type=float, help=f"number of epochs; default: {SHAPES_EPOCHS:g} for the generated shapes"
+    )
     length.add_argument(
-        "--minutes", type=float, help="choose --epochs by the rate of the first steps, so that both trainings take "
-        f"this long; default: {DATA_MINUTES:g} with --data"
+        "--minutes", type=float, help="choose the number of epochs from the speed of the first steps, so that both "
+        f"trainings together take this long; default: {DATA_MINUTES:g} with --data"
     )  # fmt: skip
-    parser.add_argument("--k", type=int, default=5, help="interpolations of each pair; default: %(default)s")
+    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
     parser.add_argument(
         "--alpha",
         type=float,
         default=0.2,
-        help="of Beta(alpha, alpha); default: %(default)s, as so short a training wants little mixing",
+        help="draw weights from Beta(alpha, alpha); default: %(default)s, as little mixing suits such a short training",
     )
-    parser.add_argument("--sampling", choices=get_args(Sampling), default="stratified", help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=32, metavar="PIXELS", help="of an image; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and loader; default: %(default)s")
-    parser.add_argument("--backend", choices=get_args(Backend), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--sampling",
+        choices=get_args(Sampling),
+        default="stratified",
+        help="how weights are drawn; default: %(default)s",
+    )
+    parser.add_argument("--size", type=int, default=32, metavar="PIXELS", help="image size; default: %(default)s")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the network's weights and of the loader; default: %(default)s"
+    )
+    parser.add_argument(
+        "--backend", choices=get_args(Backend), default="auto", help="what decodes and mixes; default: %(default)s"
+    )
     parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prepare data, train twice, write the results."""
+    """Prepare the data, train twice and write the results."""
     _check(args)
     mix = MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling)
     started, out = time.perf_counter(), Path(args.out)
-    # read when torch is first imported: its threads, while they wait, leave the cores to those that decode
+    # torch reads this when it is first imported: its idle threads then sleep instead of taking cores from decoding
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from multimix_pipe.cli.demo.data import prepare_data
     from multimix_pipe.cli.demo.training import BATCH_SIZE, Recipe, epochs_within, open_evaluation, train
     from multimix_pipe.cli.preview import write_preview
 
     data = prepare_data(args.data, args.test_data, out, SHAPES, progress=not args.quiet)
-    print(f"{data.what}: {data.train_count:,} images to train on, {data.test_count:,} to evaluate on, "
-          f"{len(data.classes):,} classes")  # fmt: skip
+    print(f"{data.what}: {counted(data.train_count, 'training image')}, {counted(data.test_count, 'test image')}, "
+          f"{counted(len(data.classes), 'class')}")  # fmt: skip
     recipe = Recipe(mix, args.size, args.seed, args.backend)
     write_preview(
         [data.train], out / "preview.png", pairs=6, mix=mix, transform=_preview_transform(recipe),
@@ -100,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             minutes = DATA_MINUTES if args.minutes is None else args.minutes
             epochs = epochs_within(minutes, recipe, data, test)
             print(
-                f"{epochs:g} epochs fit {minutes:g} minutes at the rate just measured; --epochs {epochs:g} repeats this run"
+                f"{epochs:g} epochs should take about {minutes:g} minutes; to repeat this run, use --epochs {epochs:g}"
             )
         runs = [train(recipe, data, epochs, mixed, test, progress=not args.quiet) for mixed in (True, False)]
         backend, device = test.backend, str(test.device)
@@ -115,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     }
     _write_results(out, args, data, runs, settings, time.perf_counter() - started)
     pictures = [out / "preview.png", *([out / "curve.png"] if _draw_curves(out / "curve.png", data, runs) else [])]
-    _tell(args, out, data, runs, epochs, pictures)
+    _print_summary(args, out, data, runs, epochs, pictures)
     return 0
 
 
@@ -129,7 +141,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _preview_transform(recipe: Recipe) -> TrainTransform:
-    """The crops of the training, at a size for people."""
+    """Return the training transform at a size that people can see."""
     return replace(recipe.train_transform, size=max(recipe.size, 96))
 
 
@@ -153,7 +165,7 @@ def _write_results(
 
 
 def _draw_curves(path: Path, data: DemoData, runs: list[Run]) -> bool:
-    """Draw the curves; whether matplotlib is there to do it."""
+    """Draw the learning curves; return False if matplotlib is not installed."""
     from multimix_pipe.cli.picture import Panel, draw_panels
 
     metrics = (("test accuracy", "accuracy"), ("test loss (NLL)", "nll"), ("training loss", "train_loss"))
@@ -169,7 +181,7 @@ def _draw_curves(path: Path, data: DemoData, runs: list[Run]) -> bool:
     return True
 
 
-def _tell(
+def _print_summary(
     args: argparse.Namespace, out: Path, data: DemoData, runs: list[Run], epochs: float, pictures: list[Path]
 ) -> None:
     mixed, plain = runs
@@ -179,11 +191,12 @@ def _tell(
         print(f"{run.name:18}{at['accuracy']:9.1%}{at['nll']:8.3f}{at['ece']:8.3f}{run.steps:8,}"
               f"{run.rows:10,}{run.seconds:9.0f}")  # fmt: skip
     more = 100 * (mixed.last["accuracy"] - plain.last["accuracy"])
-    print(f"multi-mix: {more:+.1f} points of accuracy against no mixing, in one run of one seed, on "
-          f"{data.test_count:,} images ({EQUAL})")  # fmt: skip
-    print(f"\nwritten: {', '.join(map(str, [out / 'results.json', *pictures]))}")
+    print(f"multi-mix changed accuracy by {more:+.1f} points, measured on {counted(data.test_count, 'test image')} with "
+          "one seed.")  # fmt: skip
+    print(EQUAL)
+    print(f"\nwrote {', '.join(map(str, [out / 'results.json', *pictures]))}")
     if len(pictures) < 2:
-        print("no curve.png: matplotlib is not installed; pip install 'multimix-pipe[plot]' draws the curves")
+        print("no curve.png: drawing it needs matplotlib (pip install 'multimix-pipe[plot]')")
     print("\nnext:")
     grid, longer = out / "grid.png", out.with_name(out.name + "_longer")
     own = ["--data", args.data] if args.data else []

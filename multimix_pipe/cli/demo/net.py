@@ -1,4 +1,4 @@
-"""The demo's network: small enough to train on a CPU within minutes."""
+"""The demo's network, small enough to train on a CPU within minutes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 
 def small_net(num_classes: int) -> nn.Module:
-    """Images (N, 3, H, W), H and W >= 16 -> logits (N, num_classes). 0.44 M parameters and 15 M multiplications at 32x32.
+    """Return a network that maps images (N, 3, H, W), with H and W >= 16, to logits (N, num_classes).
 
-    The first convolution halves the image already: on a CPU the layers at full size cost the most and bring the least.
+    It has 0.44 M parameters and takes 15 M multiplications per image at 32x32. The first convolution already halves the
+    image, because on a CPU the layers at full resolution cost the most and gain the least.
     """
     return nn.Sequential(
         _conv(3, 32, kernel=4, stride=2),  # 16x16, from 32x32
@@ -31,7 +32,7 @@ def _conv(channels: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Modul
 
 
 class _Scale(nn.Module):
-    """Makes the first predictions unsure: without it the first steps at a high learning rate go astray."""
+    """Scales the logits down: uncertain first predictions keep the first steps at a high learning rate from diverging."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()

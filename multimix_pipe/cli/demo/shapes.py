@@ -1,6 +1,6 @@
-"""A small image set made from nothing: ten kinds of shapes, of any colour, place and size, turned a little, on textured ground.
+"""A small generated image set: ten kinds of shapes of random colour, position, size and rotation on a textured background.
 
-Nothing but the outline tells the classes apart; strong JPEG compression, clutter and noise keep it from being trivial.
+Only the outline distinguishes the classes; strong JPEG compression, clutter and noise keep the task from being trivial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multimix_pipe.shards.progress import Progress
 Points = NDArray[np.float64]
 
 SIDE = 96
-"""Pixels of an image's side."""
+"""Height and width of an image, in pixels."""
 _OVERSAMPLE = 2
 
 _Colour = NDArray[np.float32]
@@ -62,13 +62,13 @@ OUTLINES: dict[str, tuple[Points, Points | None]] = {
     "star": (_star(), None),
     "triangle": (_regular(3), None),
 }
-"""Class name -> outline within the unit circle, and what is cut out of it."""
+"""Class name -> outline within the unit circle, and the outline of the hole in it, if any."""
 
 
 def write_shapes(folder: Path, train: int, test: int, *, progress: bool = True) -> None:
-    """Write `folder/{train,test}/{class}/{number}.jpg`, `train` and `test` images of each of the ten classes.
+    """Write `train` and `test` images of each of the ten classes as `folder/{train,test}/{class}/{number}.jpg`.
 
-    An image is a function of (split, class, number) alone.
+    Each image depends on its split, class and number only.
     """
     with Progress("drawing shapes", total=(train + test) * len(OUTLINES), unit="image", disable=not progress) as bar:
         for split, count in enumerate((train, test)):
@@ -82,7 +82,7 @@ def write_shapes(folder: Path, train: int, test: int, *, progress: bool = True) 
 
 
 def draw_shape(name: str, rng: np.random.Generator) -> bytes:
-    """One image of a class of OUTLINES as JPEG bytes, SIDE pixels square."""
+    """Draw one image of the class `name` of OUTLINES, SIDE pixels square, and return it as JPEG bytes."""
     ground, figure = _two_colours(rng)
     picture = _with_strokes(_textured(ground, rng), rng)
     shown = _mask(name, rng) > rng.uniform(80, 170)
@@ -102,7 +102,7 @@ def _two_colours(rng: np.random.Generator) -> tuple[_Colour, _Colour]:
 
 
 def _textured(colour: _Colour, rng: np.random.Generator) -> _Field:
-    """A field (SIDE, SIDE, 3) around `colour`: coarse and fine stains."""
+    """Return an image (SIDE, SIDE, 3) of coarse and fine stains around `colour`."""
     field = np.tile(colour, (SIDE, SIDE, 1))
     for cells, strength in ((4, 28), (16, 15)):
         stains = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8))
@@ -112,7 +112,7 @@ def _textured(colour: _Colour, rng: np.random.Generator) -> _Field:
 
 
 def _with_strokes(field: _Field, rng: np.random.Generator) -> _Field:
-    """The field with one to three lines across it, so that an edge alone tells nothing."""
+    """Draw one to three lines across the image, so that an edge alone does not reveal the class."""
     image = Image.fromarray(field.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(1, 4)):

@@ -1,8 +1,8 @@
-"""The demo's training: one recipe, run with multi-mix and without.
+"""The demo's training: one recipe, run with and without multi-mix.
 
-Held equal in both runs: the network and its initial weights, the images in each step with their crops and flips, the number of
-optimiser steps, the learning rate at each step, the evaluation. Not equal: a step of multi-mix shows the network K mixed rows of
-each image, a step without mixing the image itself, so multi-mix takes about K times the network's time.
+Both runs share the network and its initial weights, the images in each step with their crops and flips, the number of optimiser
+steps, the learning rate at each step and the evaluation. They differ in the rows per step: multi-mix shows the network K mixed
+rows per image, the other run the image itself, so multi-mix spends about K times as long in the network.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ WEIGHT_DECAY = 5e-4
 SCALE = (0.5, 1.0)
 ECE_BINS = 15
 EVAL_BATCH = 250
-SLOWEST = 1.15
-"""A measured rate may be too good by this: a budget of minutes is planned with what remains."""
+TIME_MARGIN = 1.15
+"""Safety margin: training may take this many times as long as the first steps suggest."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides what a run computes, but its data."""
+    """Everything that determines what a run computes, apart from its data."""
 
     mix: MultiMix
     size: int
@@ -48,7 +48,7 @@ class Recipe:
         return TrainTransform(size=self.size, scale=SCALE)
 
     def steps(self, epochs: float, count: int) -> int:
-        """Steps in which epochs * count images are decoded."""
+        """Return the number of steps in which `epochs * count` images are decoded."""
         return max(1, round(epochs * count / BATCH_SIZE))
 
 
@@ -65,14 +65,14 @@ class Evaluation:
 
 @dataclass
 class Run:
-    """What came out of one training."""
+    """The result of one training."""
 
     name: str
     steps: int
     rows: int
-    """Images that the network was shown, mixed ones or plain ones."""
+    """Number of images that the network was shown, mixed or not."""
     seconds: float = 0.0
-    """Of training and evaluation together."""
+    """Time of training and evaluation together."""
     history: list[dict[str, float]] = field(default_factory=list)
 
     @property
@@ -81,7 +81,7 @@ class Run:
 
 
 def open_training(recipe: Recipe, data: DemoData, mixed: bool) -> Loader:
-    """The same images in the same steps, mixed or plain."""
+    """Open the training loader; with or without mixing, it gives the same images in the same steps."""
     return open_loader(
         data.train,
         batch_size=BATCH_SIZE,
@@ -97,7 +97,7 @@ def open_training(recipe: Recipe, data: DemoData, mixed: bool) -> Loader:
 
 
 def open_evaluation(recipe: Recipe, data: DemoData) -> Loader:
-    """The test set in stored order, unmixed."""
+    """Open the loader of the test set, in stored order and without mixing."""
     return open_loader(
         data.test,
         batch_size=min(EVAL_BATCH, data.test_count),
@@ -111,7 +111,7 @@ def open_evaluation(recipe: Recipe, data: DemoData) -> Loader:
 
 
 def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Loader, *, progress: bool = True) -> Run:
-    """Train for `epochs` times the training images, and evaluate after each epoch."""
+    """Train for `epochs` epochs and evaluate after each of them."""
     steps = recipe.steps(epochs, data.train_count)
     name = f"multi-mix, K = {recipe.mix.k}" if mixed else "no mixing"
     run = Run(name, steps, steps * BATCH_SIZE * (recipe.mix.k if mixed else 1))
@@ -138,10 +138,10 @@ def train(recipe: Recipe, data: DemoData, epochs: float, mixed: bool, test: Load
 
 
 class Trainer:
-    """The network, SGD with Nesterov momentum, and one rise and fall of the learning rate over `steps`."""
+    """Trains the network by SGD with Nesterov momentum and a one-cycle learning rate over `steps` steps."""
 
     def __init__(self, recipe: Recipe, num_classes: int, device: torch.device, steps: int) -> None:
-        with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
+        with torch.random.fork_rng(devices=[]):  # do not change the caller's random state
             torch.manual_seed(recipe.seed)
             net = small_net(num_classes)
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -153,7 +153,7 @@ class Trainer:
         self._done = 0
 
     def step(self, batch: Batch) -> Tensor:
-        """Train on a batch; returns its loss, detached."""
+        """Train on a batch and return its detached loss."""
         for group in self._optimiser.param_groups:
             group["lr"] = MAX_LR * self._lr(self._done)
         self.net.train()
@@ -166,20 +166,20 @@ class Trainer:
 
 
 def one_cycle(steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at step 0..steps-1: up to 1 in the first fifth, then down towards 0, both linear."""
+    """Return the factor of the learning rate at steps 0..steps-1: linear up to 1 in the first fifth, then down to 0."""
     rise = max(1, steps // 5)
     return lambda step: min((step + 1) / rise, (steps - step) / max(1, steps - rise + 1), 1.0)
 
 
 def endless(loader: Loader) -> Iterator[Batch]:
-    """Epoch after epoch."""
+    """Yield batches, epoch after epoch."""
     while True:
         yield from loader
 
 
 @torch.inference_mode()
 def evaluate(net: nn.Module, test: Loader) -> Evaluation:
-    """Accuracy, NLL and ECE of the network on all of `test`."""
+    """Return the network's accuracy, NLL and ECE on all of `test`."""
     net.eval()
     outputs = [(net(batch.images).log_softmax(1), batch.labels) for batch in test]
     log_p, labels = (torch.cat(parts) for parts in zip(*outputs, strict=True))
@@ -193,18 +193,21 @@ def evaluate(net: nn.Module, test: Loader) -> Evaluation:
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:
-    """sum over bins of |share of samples in the bin| * |accuracy - mean confidence|; both inputs (N,), in [0, 1]."""
+    """Return the expected calibration error; both inputs are (N,), in [0, 1].
+
+    It is the sum over the bins of (fraction of the samples in the bin) * |accuracy - mean confidence|.
+    """
     number = (confidence * ECE_BINS).long().clamp(max=ECE_BINS - 1)
     gap = torch.zeros(ECE_BINS, device=confidence.device).index_add_(0, number, right - confidence)
     return gap.abs().sum().item() / len(confidence)
 
 
 def epochs_within(minutes: float, recipe: Recipe, data: DemoData, test: Loader) -> float:
-    """How many epochs both runs can have in `minutes`, from the rate of the first steps of each.
+    """Estimate how many epochs both runs can train in `minutes` together, from the speed of their first steps.
 
-    It trains throw-away networks, and the loaders' draws depend on positions alone: measuring changes no result.
+    Measuring does not change any result: it trains throw-away networks, and the loaders' draws depend on positions only.
     """
-    seconds = min(6.0, 6 * minutes)  # of measuring each
+    seconds = min(6.0, 6 * minutes)  # spent on measuring each
     per_step = sum(_seconds_per_step(recipe, data, mixed, seconds) for mixed in (True, False))
     net = Trainer(recipe, len(data.classes), test.device, 1).net
     started, evaluated = time.perf_counter(), 0
@@ -217,7 +220,7 @@ def epochs_within(minutes: float, recipe: Recipe, data: DemoData, test: Loader) 
                 break
     per_evaluation = (time.perf_counter() - started) / evaluated * data.test_count
     per_epoch = per_step * data.train_count / BATCH_SIZE + 2 * per_evaluation
-    epochs = 60 * minutes / (per_epoch * SLOWEST)
+    epochs = 60 * minutes / (per_epoch * TIME_MARGIN)
     return max(round(epochs, 1), 0.1)
 
 

@@ -342,10 +342,11 @@ def blend(
 
 
 def _in_parts(rows: int, work: Callable[[int, int], None], threads: ThreadPoolExecutor | None) -> None:
-    """Do `work(first, stop)` for all rows, in the calling thread or by the threads of a pool."""
-    if threads is None:
-        work(0, rows)
-        return
-    step = -(-rows // (2 * MIXERS))
-    for _ in threads.map(lambda first: work(first, min(first + step, rows)), range(0, rows, step)):
-        pass
+    """Do `work(first, stop)` for all rows, in the calling thread, with the help of a pool's."""
+    step = rows if threads is None else max(1, -(-rows // MIXERS))
+    parts = [
+        threads.submit(work, first, min(first + step, rows)) for first in range(step, rows, step) if threads is not None
+    ]
+    work(0, min(step, rows))
+    for part in parts:
+        part.result()

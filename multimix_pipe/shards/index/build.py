@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
 
-from multimix_pipe.config import usable_cores
 from multimix_pipe.errors import MultiMixError, ShardError
+from multimix_pipe.shards.cores import usable_cores
 from multimix_pipe.shards.index.scan import scan_shard
 from multimix_pipe.shards.index.store import save_table
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from multimix_pipe.config import check_int, usable_cores
+from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.shards.cores import usable_cores
 from multimix_pipe.shards.pack.encode import encode_images
 from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, open_image_folder
 from multimix_pipe.shards.pack.shard_writer import PARTIAL, ShardWriter, write_atomically
