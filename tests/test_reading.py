@@ -18,7 +18,17 @@ from multimix_pipe import MultiMixError, ShardError
 from multimix_pipe.runtime import prefetcher
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.runtime.context import LoaderContext
-from multimix_pipe.runtime.prefetcher import MAX_READS, MAX_ROWS, MIN_ROWS, Pacing, Prefetcher, ReadStep
+from multimix_pipe.runtime.prefetcher import (
+    MAX_READS,
+    MAX_ROWS,
+    MIN_READS,
+    MIN_ROWS,
+    Pacing,
+    Prefetcher,
+    Readers,
+    ReadStep,
+    Row,
+)
 from multimix_pipe.shards import Index, open_index, reader
 from multimix_pipe.shards.files import Descriptors, SlowStorage, descriptor_limit
 from multimix_pipe.shards.reader import ShardReader
@@ -120,6 +130,38 @@ def test_many_reads_wait_at_once_where_storage_is_slow(opened: Open, slow: Calla
         step.rows()
     assert time.monotonic() - began < 4
     ahead.close()
+
+
+def test_as_many_chunks_are_read_at_once_as_wait() -> None:
+    pacing, lock = Pacing(), threading.Lock()
+    readers, most, now = Readers(pacing), 0, 0
+
+    def read() -> list[Row]:
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.005)
+        with lock:
+            now -= 1
+        return []
+
+    def at_once(wait: float) -> int:
+        nonlocal most
+        most = 0
+        for _ in range(8):
+            pacing.note(wait, 1)
+        for task in [readers.submit(read) for _ in range(100)]:
+            assert task.result(timeout=30) == []
+        return most
+
+    assert 1 < at_once(20e-6) <= MIN_READS
+    assert MIN_READS < at_once(1e-3) <= 40
+    assert 1 < at_once(20e-6) <= MIN_READS
+    cancelled = [readers.submit(read) for _ in range(100)]
+    readers.close()
+    assert all(task.done() for task in cancelled)
+    assert cancelled[-1].cancelled()
 
 
 def test_close_ends_within_one_read(opened: Open, slow: Callable[[float], None]) -> None:

@@ -8,10 +8,12 @@ best served by a few large ones, a disk or a network share by many small ones.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ from multimix_pipe.shards.cores import local_world_size
 
 MAX_READS = 128
 """Chunks that a machine reads at once on the slowest storage; threads start as they are needed."""
+
+MIN_READS, FIRST_READS = 4, 16
+"""Chunks that are read at once from a page cache, and before anything has been measured: more only get into each other's way."""
 
 MIN_ROWS, FIRST_ROWS, MAX_ROWS = 4, 16, 128
 """Rows of a chunk; FIRST_ROWS before anything has been measured."""
@@ -73,9 +78,68 @@ class Pacing:
         return FIRST_ROWS if not self.wait else min(max(int(CHUNK_SECONDS / self.wait), MIN_ROWS), MAX_ROWS)
 
     @property
+    def reads(self) -> int:
+        """Chunks to read at once."""
+        return max(self._waiting_reads, MIN_READS) if self.wait else FIRST_READS
+
+    @property
     def rows_ahead(self) -> int:
         """Rows to have under way or read."""
-        return min(math.ceil(self.wait * READS_PER_SECOND), max_reads()) * self.rows
+        return self._waiting_reads * self.rows
+
+    @property
+    def _waiting_reads(self) -> int:
+        return min(math.ceil(self.wait * READS_PER_SECOND), max_reads())
+
+
+class Readers:
+    """Threads that read chunks in the order in which they are asked for, as many at once as `Pacing.reads` says."""
+
+    def __init__(self, pacing: Pacing) -> None:
+        self._pacing = pacing
+        self._threads = ThreadPoolExecutor(max_reads(), thread_name_prefix="multimix-read")
+        self._lock = threading.Lock()
+        self._waiting: deque[tuple[Future[list[Row]], Callable[[], list[Row]]]] = deque()
+        self._busy = 0
+
+    def submit(self, read: Callable[[], list[Row]]) -> Future[list[Row]]:
+        """Read a chunk, after those that were asked for before."""
+        task: Future[list[Row]] = Future()
+        self._waiting.append((task, read))
+        self._start()
+        return task
+
+    def close(self) -> None:
+        """Cancel what has not begun, and wait for the rest."""
+        with self._lock:
+            for task, _ in self._waiting:
+                task.cancel()
+        self._threads.shutdown()
+
+    def _start(self) -> None:
+        with self._lock:
+            needed = min(len(self._waiting), self._pacing.reads - self._busy)
+            self._busy += max(needed, 0)
+        for _ in range(needed):
+            self._threads.submit(self._work)
+
+    def _work(self) -> None:
+        while (found := self._next()) is not None:
+            task, read = found
+            if task.set_running_or_notify_cancel():
+                try:
+                    task.set_result(read())
+                except BaseException as error:
+                    task.set_exception(error)
+            del task, read, found  # what was read belongs to the step alone
+            self._start()  # of slow storage, once it is known to be slow
+
+    def _next(self) -> tuple[Future[list[Row]], Callable[[], list[Row]]] | None:
+        with self._lock:
+            if self._waiting and self._busy <= self._pacing.reads:
+                return self._waiting.popleft()
+            self._busy -= 1
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +189,7 @@ class Prefetcher:
         self._context = context
         self._check = check
         self._pacing = Pacing()
-        self._threads = ThreadPoolExecutor(max_reads(), thread_name_prefix="multimix-read")
+        self._readers = Readers(self._pacing)
         self._buffers = BufferPool(spare=MAX_READS, spare_bytes=_SPARE_BYTES)
         self._mean_size = float(context.index.size.mean()) if len(context.index) else 0.0
 
@@ -146,7 +210,7 @@ class Prefetcher:
     def close(self) -> None:
         """Stop the threads, after the reads that they are at."""
         with self._context.reader.stopping():
-            self._threads.shutdown(cancel_futures=True)
+            self._readers.close()
 
     def _steps_ahead(self) -> int:
         batch_size = self._context.config.batch_size
@@ -157,7 +221,7 @@ class Prefetcher:
         replacements = self._context.replacements(step)
         order = np.argsort(step.sample, kind="stable")
         chunks = [
-            Chunk(rows.tolist(), self._threads.submit(self._read_chunk, replacements, rows))
+            Chunk(rows.tolist(), self._readers.submit(partial(self._read_chunk, replacements, rows)))
             for rows in self._cut(order, self._context.index.size[step.sample[order]])
         ]
         return ReadStep(replacements, chunks)
