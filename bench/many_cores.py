@@ -27,7 +27,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from data import NUMBER_AT, SIDE, open_backend, padded_jpeg, padded_shards
+from data import NUMBER_AT, SIDE, open_backend, padded_jpeg, padded_shards, repeated
 from harness import forever, parser, ratio, report
 from multimix_pipe import TrainTransform
 from multimix_pipe.runtime.context import LoaderContext
@@ -36,6 +36,9 @@ from multimix_pipe.runtime.kernels.normalize import Normalize
 
 SHARES, COST = {16: 0.85, 32: 0.6}, 1.6
 """Targets: the share of the bare pool's rate by threads, at least, and CPU time by that of the bare calls, at most."""
+
+EPOCH = 16_384
+"""Images: at an epoch's end nothing is prepared ahead, which is another question."""
 
 AHEAD = 12
 """Batches that are taken before a measurement: they may have been ready."""
@@ -118,7 +121,7 @@ def measured(threads: int, wait: float, batch_size: int, seconds: float, rounds:
     found, waiting = defaultdict(list), Waiting(wait, threads)
     whole = TrainTransform(size=SIDE, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     options: dict[str, Any] = {"num_threads": threads, "batch_size": batch_size, "transform": whole}
-    options |= {"shards": str(padded_shards(512, 4))}
+    options |= {"shards": repeated(padded_shards(512, 4), EPOCH // 512)}
     decoding = mock.patch.object(simplejpeg, "decode_jpeg", waiting)
     with decoding, open_backend("torch", k=None, **options) as loader:
         batches, bare = forever(loader), BareCalls(loader.context, waiting.images)

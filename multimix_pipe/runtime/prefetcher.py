@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,9 +198,9 @@ class Prefetcher:
         """Yield each step while it is being read, with those after it under way."""
         remaining, ahead = iter(steps), deque[ReadStep]()
         try:
-            while True:
-                while len(ahead) < self._steps_ahead() and (step := next(remaining, None)) is not None:
-                    ahead.append(self._start(step))
+            for most in count(1):  # the first step is under way before the next ones are planned
+                while len(ahead) < min(self._steps_ahead(), most) and (step := next(remaining, None)) is not None:
+                    ahead.append(self._start(step, FIRST_ROWS if most == 1 else MAX_ROWS))
                 if not ahead:
                     return
                 yield ahead.popleft()
@@ -217,18 +218,19 @@ class Prefetcher:
         rows = min(self._pacing.rows_ahead, MAX_BYTES_AHEAD / max(1.0, self._mean_size))
         return max(MIN_STEPS, math.ceil(rows / batch_size) + 1)
 
-    def _start(self, step: StepPlan) -> ReadStep:
+    def _start(self, step: StepPlan, rows: int) -> ReadStep:
+        """Read a step, in chunks of at most `rows` rows."""
         replacements = self._context.replacements(step)
         order = np.argsort(step.sample, kind="stable")
         chunks = [
             Chunk(rows.tolist(), self._readers.submit(partial(self._read_chunk, replacements, rows)))
-            for rows in self._cut(order, self._context.index.size[step.sample[order]])
+            for rows in self._cut(order, self._context.index.size[step.sample[order]], min(rows, self._pacing.rows))
         ]
         return ReadStep(replacements, chunks)
 
-    def _cut(self, order: NDArray[np.int64], size: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        """Chunks of rows in the order of the shards, of which none can have more than rows."""
-        rows = min(self._pacing.rows, self._context.reader.max_shards)
+    def _cut(self, order: NDArray[np.int64], size: NDArray[np.int64], rows: int) -> Iterator[NDArray[np.int64]]:
+        """Chunks of at most `rows` rows in the order of the shards, of which none can have more than it has rows."""
+        rows = min(rows, self._context.reader.max_shards)
         for first in range(0, len(order), rows):
             chunk = slice(first, first + rows)
             end_of_bytes = np.cumsum(size[chunk]) // MAX_CHUNK_BYTES
