@@ -20,6 +20,9 @@ from multimix_pipe import Loader, MultiMix, open_loader
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.pack import pack
 
+SIDE, PADDED_BYTES, NUMBER_AT = 224, 110_000, 6
+"""Of a `padded_jpeg`: pixels a side, bytes, and the place of the byte that tells it from others."""
+
 
 def scratch_folder() -> Path:
     """Make a temporary folder that is removed when this process ends."""
@@ -63,6 +66,44 @@ def generated_shards(count: int = 256) -> Path:
         pack(folder / "images", folder / "shards", samples_per_shard=-(-count // 4), progress=False)
 
     return kept_folder(str(count), fill) / "shards"
+
+
+def padded_jpeg(number: int) -> bytes:
+    """A flat JPEG image of SIDE x SIDE pixels, filled up with comments to the size of a photo: PADDED_BYTES.
+
+    Byte NUMBER_AT is `number`, 0..255, and so is the image's red.
+    """
+    buffer = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE), (number, 80, 120)).save(buffer, "JPEG", quality=90)
+    flat = buffer.getvalue()
+    scan = flat.index(b"\xff\xda")
+    missing = PADDED_BYTES - len(flat) - len(_comment(bytes(1))) - 2 * len(_comment(b""))
+    padding = _comment(bytes(missing // 2)) + _comment(bytes(missing - missing // 2))
+    return flat[:2] + _comment(bytes([number])) + flat[2:scan] + padding + flat[scan:]
+
+
+def _comment(content: bytes) -> bytes:
+    return b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content
+
+
+def padded_shards(samples: int, shards: int) -> Path:
+    """A kept folder of such images: as many bytes to read as photos have, and next to nothing to decode."""
+
+    def fill(folder: Path) -> None:
+        images = [padded_jpeg(number) for number in range(256)]
+        for shard in range(shards):
+            numbers = range(shard * samples // shards, (shard + 1) * samples // shards)
+            members = [
+                member
+                for number in numbers
+                for member in (
+                    (f"{number:07}.cls", b"%d" % (number % 1000)),
+                    (f"{number:07}.jpg", images[number % 256]),
+                )
+            ]
+            write_tar(folder / f"train-{shard:06}.tar", members)
+
+    return kept_folder(f"padded_{samples}_{shards}", fill)
 
 
 def chosen_shards(folder: Path | None) -> tuple[Path, int]:

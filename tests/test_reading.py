@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,17 @@ from multimix_pipe import MultiMixError, ShardError
 from multimix_pipe.runtime import prefetcher
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.runtime.context import LoaderContext
-from multimix_pipe.runtime.prefetcher import MAX_READS, MAX_ROWS, MIN_ROWS, Pacing, Prefetcher, ReadStep
+from multimix_pipe.runtime.prefetcher import (
+    MAX_READS,
+    MAX_ROWS,
+    MIN_READS,
+    MIN_ROWS,
+    Pacing,
+    Prefetcher,
+    Readers,
+    ReadStep,
+    Row,
+)
 from multimix_pipe.shards import Index, open_index, reader
 from multimix_pipe.shards.files import Descriptors, SlowStorage, descriptor_limit
 from multimix_pipe.shards.reader import ShardReader
@@ -99,8 +109,8 @@ def test_chunks_are_large_and_few_without_a_wait_and_small_and_many_with_one() -
 
     cached, disk, network = (pacing(wait) for wait in (20e-6, 1e-3, 20e-3))
     assert (cached.rows, cached.rows_ahead) == (MAX_ROWS, MAX_ROWS)
-    assert disk.rows == 8
-    assert disk.rows_ahead == 40 * 8
+    assert disk.rows == 32
+    assert disk.rows_ahead == 40 * 32
     assert (network.rows, network.rows_ahead) == (MIN_ROWS, MAX_READS * MIN_ROWS)
     network.note(10e-6, 1)  # one read that was cached
     assert network.wait < 20e-3, "the minimum counts, because a busy machine makes reads look slow"
@@ -120,6 +130,38 @@ def test_many_reads_wait_at_once_where_storage_is_slow(opened: Open, slow: Calla
         step.rows()
     assert time.monotonic() - began < 4
     ahead.close()
+
+
+def test_as_many_chunks_are_read_at_once_as_wait() -> None:
+    pacing, lock = Pacing(), threading.Lock()
+    readers, most, now = Readers(pacing), 0, 0
+
+    def read() -> list[Row]:
+        nonlocal most, now
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.005)
+        with lock:
+            now -= 1
+        return []
+
+    def at_once(wait: float) -> int:
+        nonlocal most
+        most = 0
+        for _ in range(8):
+            pacing.note(wait, 1)
+        for task in [readers.submit(read) for _ in range(100)]:
+            assert task.result(timeout=30) == []
+        return most
+
+    assert 1 < at_once(20e-6) <= MIN_READS
+    assert MIN_READS < at_once(1e-3) <= 40
+    assert 1 < at_once(20e-6) <= MIN_READS
+    cancelled = [readers.submit(read) for _ in range(100)]
+    readers.close()
+    assert all(task.done() for task in cancelled)
+    assert cancelled[-1].cancelled()
 
 
 def test_close_ends_within_one_read(opened: Open, slow: Callable[[float], None]) -> None:
@@ -159,17 +201,17 @@ def test_bytes_count_only_if_their_shard_is_unchanged_after_the_read(own_shards:
     start = np.cumsum(index.size) - index.size
     memory = np.zeros(int(index.size.sum()), dtype=np.uint8)
     reads = ShardReader(index)
-    assert reads.read_rows(samples, start, memory).all()
+    assert reads.read_rows(samples, start, memory)[0].all()
     os.utime(own_shards / "set-001.tar", ns=(1, 1))
-    assert np.array_equal(reads.read_rows(samples, start, memory), index.shard != 1)
+    assert np.array_equal(reads.read_rows(samples, start, memory)[0], index.shard != 1)
     os.utime(own_shards / "set-001.tar", ns=(index.stamps[1][1], index.stamps[1][1]))
-    assert reads.read_rows(samples, start, memory).all()
+    assert reads.read_rows(samples, start, memory)[0].all()
     with open(own_shards / "set-003.tar", "ab") as file:
         file.write(b"\0")
-    assert np.array_equal(reads.read_rows(samples, start, memory), index.shard != 3)
+    assert np.array_equal(reads.read_rows(samples, start, memory)[0], index.shard != 3)
     os.unlink(own_shards / "set-003.tar")
     again = ShardReader(index)
-    assert np.array_equal(again.read_rows(samples, start, memory), index.shard != 3)
+    assert np.array_equal(again.read_rows(samples, start, memory)[0], index.shard != 3)
     with pytest.raises(ShardError, match="No such file"):
         again.read(int(samples[index.shard == 3][0]))
 
@@ -181,11 +223,13 @@ def test_a_row_that_was_not_read_whole_is_read_again_alone(
     context = opened(batch_size=16, backend="torch").context
     real = ShardReader.read_rows
 
-    def interrupted(self: ShardReader, samples: np.ndarray, start: np.ndarray, memory: np.ndarray) -> np.ndarray:
-        there = real(self, samples, start, memory)
+    def interrupted(
+        self: ShardReader, samples: np.ndarray, start: np.ndarray, memory: np.ndarray
+    ) -> tuple[np.ndarray, float]:
+        there, seconds = real(self, samples, start, memory)
         there[::2] = False
         memory[:] = 0
-        return np.zeros_like(there)
+        return np.zeros_like(there), seconds
 
     monkeypatch.setattr(ShardReader, "read_rows", interrupted)
     ahead, (step,) = read_steps(context, 16)
@@ -194,8 +238,27 @@ def test_a_row_that_was_not_read_whole_is_read_again_alone(
     ahead.close()
 
 
+def test_only_reads_count_as_waits(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, slow: Callable[[float], None]
+) -> None:
+    """Else threads that wait for each other would make a page cache look like slow storage, and start more threads."""
+    index, samples = open_index(shards, progress=False), np.arange(10)
+    start, memory = np.cumsum(index.size[:10]) - index.size[:10], np.empty(int(index.size[:10].sum()), dtype=np.uint8)
+    real = reader._exchange
+
+    def late(closing: Sequence[int], opening: Sequence[Path]) -> list[int]:
+        time.sleep(0.5)
+        return real(closing, opening)
+
+    monkeypatch.setattr(reader, "_exchange", late)
+    reads = ShardReader(index)
+    assert reads.read_rows(samples, start, memory)[1] < 0.4
+    slow(0.02)
+    assert reads.read_rows(samples, start, memory)[1] >= 0.2
+
+
 def held(index: Index, limit: int) -> Descriptors:
-    return Descriptors(index.shards, limit)
+    return Descriptors(index.shards, limit, reader._exchange)
 
 
 def open_descriptors() -> int:

@@ -60,11 +60,16 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
         partial(run_script, "gpu/rates.py", *common, *shards),
     )
     training = partial(run_script, "training.py", *common, *shards, *resnet)
+    handover = ["--device", device, *shards, *([] if gpu else ["--batch-size", 4, "--repeat", 1, "--take", 2])]
+    host_side = [*common[2:], *([] if gpu else ["--samples", 512, "--tars", 8, "--seconds", 0.2])]
+    scaling = ["--rounds", 3, *shards] if gpu else ["--rounds", 1, "--seconds", 0.2, "--images", 256, *shards]
     return {
         "tests/test_gpu.py": (200, partial(run_tests, "tests/test_gpu.py")),
         "tests/test_gpu_dali.py": (60, partial(run_tests, "tests/test_gpu_dali.py")),
         "mix_stage float32": (60, mix_stage),
         "pipeline": (150, partial(rates, *tiny)),
+        "handover": (60, partial(run_script, "gpu/handover.py", *handover)),
+        "host_side": (90, partial(run_script, "host_side.py", *host_side)),
         "training, K=5": (100, partial(training, "--batch-size", 128, *tiny)),
         "training, no mixing": (100, partial(training, "--batch-size", 640, "--k", 0, *tiny)),
         "pixels": (90, partial(run_script, "pixels.py", "--device", device, *shards)),
@@ -72,6 +77,7 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
         "mix_stage float16": (60, partial(mix_stage, "--dtype", "float16")),
         "mix_stage float32, K=1": (60, partial(mix_stage, "--k", 1)),
         "pipeline float16": (120, partial(rates, *tiny, "--dtype", "float16")),
+        "scaling": (540, partial(run_script, "scaling.py", *scaling)),
         "plan": (60, partial(run_script, "plan.py", *common[2:])),
     }
 

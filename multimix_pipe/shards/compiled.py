@@ -1,4 +1,4 @@
-"""The loop that reads many samples from many files, compiled by Numba: it releases the GIL once for all of them.
+"""Loops that open many files and read many samples, compiled by Numba: each leaves the interpreter's lock once for all.
 
 Importing this module imports Numba.
 """
@@ -6,6 +6,7 @@ Importing this module imports Numba.
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import numba
@@ -32,6 +33,9 @@ _statx: Any = types.ExternalFunction(
     "statx", types.int32(types.int32, types.uintp, types.int32, types.uint32, types.uintp)
 )
 _usleep: Any = types.ExternalFunction("usleep", types.int32(types.uint32))
+_open: Any = types.ExternalFunction("open", types.int32(types.uintp, types.int32))
+_close: Any = types.ExternalFunction("close", types.int32(types.int32))
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.uintp))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -47,6 +51,34 @@ def _load(typing_context: Any, address: Any) -> Any:
 # struct statx of Linux, the same on every architecture
 _STATX_BYTES, _SIZE_AT, _SECONDS_AT, _NANOSECONDS_AT = 256, 40, 112, 120
 _AT_EMPTY_PATH, _SIZE_AND_MTIME = 0x1000, 0x240
+_CLOCK_MONOTONIC = 1
+_TO_READ = os.O_RDONLY | os.O_CLOEXEC
+
+
+@jit
+def _nanoseconds() -> Any:
+    now = np.zeros(2, dtype=np.int64)
+    _clock_gettime(_CLOCK_MONOTONIC, np.uint64(now.ctypes.data))
+    return now[0] * 1_000_000_000 + now[1]
+
+
+@jit
+def exchange(closing: Any, names: Any, start: Any, pause_us: int, opened: Any) -> None:
+    """Close descriptors, then open files to read.
+
+    Args:
+        closing: int32, descriptors.
+        names: uint8, the files' names, each with a zero at its end.
+        start: (n,) int64, where each name begins.
+        pause_us: microseconds to wait before each opening.
+        opened: (n,) int32, out: their descriptors, -1 for one that cannot be opened.
+    """
+    for descriptor in closing:
+        _close(descriptor)
+    for i in range(len(start)):
+        if pause_us:
+            _usleep(pause_us)
+        opened[i] = _open(np.uint64(names.ctypes.data + start[i]), _TO_READ)
 
 
 @jit
@@ -61,8 +93,8 @@ def read_rows(
     stop: Any,
     got: Any,
     stamp: Any,
-) -> None:
-    """Read rows into `memory`, then get the size and modification time of their files.
+) -> Any:
+    """Read rows into `memory`, then take size and time of their files. Returns the nanoseconds that the reads took.
 
     Args:
         files: (F,) int32, file descriptors.
@@ -76,6 +108,7 @@ def read_rows(
         stamp: (F, 2) int64, output: size in bytes and modification time in ns of each file; the size is -1 on an error.
     """
     address = memory.ctypes.data
+    began = _nanoseconds()
     for i in range(len(file_of)):
         got[i] = 0
         if _load(np.uint64(stop.ctypes.data)):
@@ -92,6 +125,7 @@ def read_rows(
             if n <= 0:  # error, interrupt or end of file: reading the row again shows which
                 break
             got[i] += n
+    spent = _nanoseconds() - began
     status = np.zeros(_STATX_BYTES, dtype=np.uint8)
     empty_path = np.zeros(1, dtype=np.uint8)
     for f in range(len(files)):
@@ -100,3 +134,4 @@ def read_rows(
         stamp[f, 0] = -1 if failed else status[_SIZE_AT : _SIZE_AT + 8].view(np.int64)[0]
         seconds = status[_SECONDS_AT : _SECONDS_AT + 8].view(np.int64)[0]
         stamp[f, 1] = seconds * 1_000_000_000 + status[_NANOSECONDS_AT : _NANOSECONDS_AT + 4].view(np.uint32)[0]
+    return spent

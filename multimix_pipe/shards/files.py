@@ -7,9 +7,10 @@ import resource
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 MAX_OPEN = 1024
@@ -45,6 +46,21 @@ def read_fully(descriptor: int, into: memoryview, offset: int) -> int:
     return done
 
 
+def exchange(closing: Sequence[int], opening: Sequence[Path]) -> list[int]:
+    """Close descriptors, then open files to read; return their descriptors, -1 for one that cannot be opened."""
+    for descriptor in closing:
+        with suppress(OSError):
+            os.close(descriptor)
+    opened = []
+    for path in opening:
+        SlowStorage.wait()
+        try:
+            opened.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            opened.append(-1)
+    return opened
+
+
 @dataclass
 class _Entry:
     holders: int = 0
@@ -55,8 +71,14 @@ class _Entry:
 class Descriptors:
     """File descriptors by shard. A shard is open while it is held, and afterwards until its descriptor is needed."""
 
-    def __init__(self, paths: Sequence[Path], limit: int | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        limit: int | None = None,
+        exchange: Callable[[Sequence[int], Sequence[Path]], list[int]] = exchange,
+    ) -> None:
         self._paths = paths
+        self._exchange = exchange
         self.limit = descriptor_limit() if limit is None else limit
         """Shards that can be open at once."""
         self._pid = os.getpid()
@@ -71,15 +93,19 @@ class Descriptors:
         to open itself. So there is no deadlock.
         """
         with self._changed:
-            while not self._make_room(shards):
+            while (idle := self._idle(shards)) is None:
                 self._changed.wait()
-            to_open = [shard for shard in shards if shard not in self._shards]
-            entries = [self._hold(shard) for shard in shards]
+            closing = [self._shards.pop(shard).descriptor for shard in idle]
+            mine = [shard for shard in shards if shard not in self._shards]
+            found = [self._hold(shard) for shard in shards]
         try:
-            for shard in to_open:
-                self._shards[shard].descriptor = self._try_open(shard)
+            if mine:
+                unused = [descriptor for descriptor in closing if descriptor is not None and descriptor >= 0]
+                opened = self._exchange(unused, [self._paths[shard] for shard in mine])
             with self._changed:
-                if to_open:
+                if mine:
+                    for shard, descriptor in zip(mine, opened, strict=True):
+                        self._shards[shard].descriptor = descriptor
                     self._changed.notify_all()
                 while any(entry.descriptor is None for entry in entries):
                     self._changed.wait()
@@ -100,23 +126,15 @@ class Descriptors:
         self._shards.move_to_end(shard)
         return entry
 
-    def _try_open(self, shard: int) -> int:
-        SlowStorage.wait()
-        try:
-            return os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return -1
-
-    def _make_room(self, shards: Sequence[int]) -> bool:
-        """Close idle shards until `shards` fit. Returns False if too many are held."""
+    def _idle(self, shards: Sequence[int]) -> list[int] | None:
+        """The shards to close so that `shards` fit, those first that were not used for longest; None where too many are held."""
         surplus = len(self._shards) + sum(shard not in self._shards for shard in shards) - self.limit
         if surplus <= 0:
-            return True
+            return []
         wanted = set(shards)
-        idle = [shard for shard, entry in self._shards.items() if not entry.holders and shard not in wanted]
-        for shard in idle[:surplus]:
-            self._close(shard)
-        return len(idle) >= surplus
+        unused = (number for number, shard in self._shards.items() if not shard.holders and number not in wanted)
+        idle = list(islice(unused, surplus))
+        return idle if len(idle) == surplus else None
 
     def close(self) -> None:
         """Close idle shards. Does nothing in a forked child, where a thread of the parent may hold the lock forever."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from multimix_pipe.errors import MultiMixError, ShardError
-from multimix_pipe.shards.files import Descriptors, SlowStorage, read_fully
+from multimix_pipe.shards.files import Descriptors, SlowStorage, exchange, read_fully
 from multimix_pipe.shards.index import Index
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class ShardReader:
     def __init__(self, index: Index, open_files: int | None = None) -> None:
         """`open_files` limits the shards open at once; by default half of the descriptors that this process may have."""
         self._index = index
-        self._descriptors = Descriptors(index.shards, open_files)
+        self._descriptors = Descriptors(index.shards, open_files, _exchange)
         self._stamps = np.array(index.stamps, dtype=np.int64).reshape(-1, 2)
         self._stop = np.zeros(1, dtype=np.uint8)
 
@@ -74,8 +76,10 @@ class ShardReader:
             )
         return data
 
-    def read_rows(self, sample_ids: NDArray[np.int64], start: NDArray[np.int64], memory: Memory) -> NDArray[np.bool_]:
-        """Read several samples, sample i to `memory[start[i]:]`. Returns which of them were read completely, (n,) bool.
+    def read_rows(
+        self, sample_ids: NDArray[np.int64], start: NDArray[np.int64], memory: Memory
+    ) -> tuple[NDArray[np.bool_], float]:
+        """Read several samples, sample i to `memory[start[i]:]`; return which of them are there, and the seconds of the reads.
 
         They may be in at most `max_shards` shards. Size and modification time of these are checked after the reads; samples
         count only if both are as indexed. Never raises for a sample: `read` raises what is wrong with a missing one.
@@ -89,10 +93,10 @@ class ShardReader:
         read = _read_rows_in_python if loop is None else loop.read_rows
         with self._descriptors.held(shards.tolist()) as descriptors:
             files = np.array(descriptors, dtype=np.int32)
-            read(files, file_of, offset, size, start, memory, int(1e6 * SlowStorage.seconds), self._stop, got, stamp)
+            spent = read(files, file_of, offset, size, start, memory, _pause_us(), self._stop, got, stamp)
         unchanged = (stamp == self._stamps[shards]).all(axis=1)
-        complete: NDArray[np.bool_] = (got == size) & unchanged[file_of]
-        return complete
+        there: NDArray[np.bool_] = (got == size) & unchanged[file_of]
+        return there, 1e-9 * spent
 
     @property
     def stopped(self) -> bool:
@@ -124,6 +128,23 @@ def _compiled() -> ModuleType | None:
     return compiled if compiled.AVAILABLE else None
 
 
+def _pause_us() -> int:
+    return int(1e6 * SlowStorage.seconds)
+
+
+def _exchange(closing: Sequence[int], opening: Sequence[Path]) -> list[int]:
+    """As `files.exchange`, compiled where there is more than one file to open: never in a main thread, which reads one."""
+    loop = _compiled()
+    if loop is None or len(opening) == 1:
+        return exchange(closing, opening)
+    names = [os.fsencode(path) + b"\0" for path in opening]
+    start = np.cumsum([0, *map(len, names[:-1])])
+    opened = np.empty(len(names), dtype=np.int32)
+    joined = np.frombuffer(b"".join(names), dtype=np.uint8)
+    loop.exchange(np.array(closing, dtype=np.int32), joined, start, _pause_us(), opened)
+    return opened.tolist()
+
+
 def _read_rows_in_python(
     files: NDArray[np.int32],
     file_of: NDArray[np.int64],
@@ -135,18 +156,20 @@ def _read_rows_in_python(
     stop: NDArray[np.uint8],
     got: NDArray[np.int64],
     stamp: NDArray[np.int64],
-) -> None:
-    """Do the same as `compiled.read_rows`, in Python."""
+) -> int:
+    """As `compiled.read_rows`, in Python."""
     got[:] = 0
     descriptors = files.tolist()
     rows = zip(file_of.tolist(), offset.tolist(), size.tolist(), start.tolist(), strict=True)
+    began = time.perf_counter_ns()
     for i, (file, at, length, to) in enumerate(rows):
         if stop[0]:
             break
         try:
             got[i] = read_fully(descriptors[file], memory.data[to : to + length], at)
         except OSError:
-            continue  # reading the row again shows the error
+            continue  # whoever reads this row again finds out
+    spent = time.perf_counter_ns() - began
     for f, descriptor in enumerate(descriptors):
         try:
             status = os.fstat(descriptor)
@@ -154,3 +177,4 @@ def _read_rows_in_python(
             stamp[f] = -1
         else:
             stamp[f] = status.st_size, status.st_mtime_ns
+    return spent

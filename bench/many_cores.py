@@ -1,0 +1,160 @@
+"""Would the torch backend keep 16 and 32 cores busy? Images a second where decoding is a wait that takes no core.
+
+    python bench/many_cores.py [--threads 4 16 32] [--ms 2.1]
+
+`simplejpeg.decode_jpeg` becomes a wait of --ms (2.1: decode and resize of a photo on a core of a cloud's Xeon) that holds neither
+a core nor the interpreter's lock, so that a machine of two cores can show what would hold sixteen back. At most --threads waits
+run at once. All else is real: 110 KB are read for each image, copied into the batch, normalised.
+
+The limit is a bare pool of as many threads that do nothing but wait. The CPU time of an image is set against that of the same
+reads, copies and normalising, called one after the other by one thread. All three are measured in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+
+from data import NUMBER_AT, SIDE, open_backend, padded_jpeg, padded_shards, repeated
+from harness import forever, parser, ratio, report
+from multimix_pipe import TrainTransform
+from multimix_pipe.runtime.context import LoaderContext
+from multimix_pipe.runtime.kernels import host_kernel
+from multimix_pipe.runtime.kernels.normalize import Normalize
+
+SHARES, COST = {16: 0.85, 32: 0.6}, 1.6
+"""Targets: the share of the bare pool's rate by threads, at least, and CPU time by that of the bare calls, at most."""
+
+EPOCH = 16_384
+"""Images: at an epoch's end nothing is prepared ahead, which is another question."""
+
+AHEAD = 12
+"""Batches that are taken before a measurement: they may have been ready."""
+
+
+class Waiting:
+    """Stands in for `simplejpeg.decode_jpeg`: waits, then hands out pixels that are there already."""
+
+    def __init__(self, seconds: float, at_once: int) -> None:
+        self._seconds, self._slots = seconds, threading.Semaphore(at_once)
+        self.images: list[NDArray[np.uint8]] = [
+            simplejpeg.decode_jpeg(padded_jpeg(number), colorspace="RGB") for number in range(256)
+        ]
+
+    def __call__(self, data: NDArray[np.uint8], *args: object, **options: object) -> NDArray[np.uint8]:
+        with self._slots:
+            time.sleep(self._seconds)
+        return self.images[int(data[NUMBER_AT])]
+
+
+class BareCalls:
+    """Reads, copies and normalises the loader's steps, in the calling thread."""
+
+    def __init__(self, context: LoaderContext, images: list[NDArray[np.uint8]]) -> None:
+        kernel, rows = host_kernel(), context.config.batch_size
+        assert kernel is not None, "this question needs Numba"
+        self._kernel, self._context, self._images = kernel, context, images
+        self._normalize = Normalize.of(context.config.transform, channels_last=False)
+        self._encoded = np.empty(rows * int(context.index.size.max()), dtype=np.uint8)
+        self._pixels = torch.empty(rows, 3, SIDE, SIDE, dtype=torch.uint8)
+        self._out = torch.empty(rows, 3, SIDE, SIDE)
+
+    def step(self, first: int) -> None:
+        """Work on the images of the step that begins at position `first`."""
+        context, plan = self._context, self._context.plan.step(0, first, first + len(self._pixels))
+        samples = np.sort(plan.sample)
+        size = context.index.size[samples]
+        assert context.reader.read_rows(samples, np.cumsum(size) - size, self._encoded)[0].all()
+        images = [self._images[sample % 256] for sample in samples.tolist()]
+        self._kernel.copy_rows(images, plan.flip, self._pixels, False)
+        layout = self._normalize.layout(self._pixels.shape)
+        self._kernel.blend(self._pixels, None, self._out, layout, self._normalize)
+
+    def cost(self, steps: int) -> float:
+        """CPU microseconds an image."""
+        start, rows = time.thread_time(), len(self._pixels)
+        for number in range(steps):
+            self.step(number * rows % len(self._context.index))
+        return 1e6 * (time.thread_time() - start) / (steps * rows)
+
+
+def taken(batches: Iterator[object], batch_size: int, seconds: float) -> tuple[float, float]:
+    """Images a second of a loader, and CPU microseconds an image of this process."""
+    for _ in islice(batches, AHEAD):
+        pass
+    start, cpu, images = time.perf_counter(), time.process_time(), 0
+    while (spent := time.perf_counter() - start) < seconds:
+        next(batches)
+        images += batch_size
+    return images / spent, 1e6 * (time.process_time() - cpu) / images
+
+
+def bare_pool(threads: int, wait: float, seconds: float) -> float:
+    """Waits a second of threads that do nothing else."""
+    stop = time.perf_counter() + seconds
+
+    def waits(_: int) -> int:
+        done = 0
+        while time.perf_counter() < stop:
+            time.sleep(wait)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(waits, range(threads))) / seconds
+
+
+def measured(threads: int, wait: float, batch_size: int, seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Every figure of so many threads, a value a round."""
+    found, waiting = defaultdict(list), Waiting(wait, threads)
+    whole = TrainTransform(size=SIDE, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    options: dict[str, Any] = {"num_threads": threads, "batch_size": batch_size, "transform": whole}
+    options |= {"shards": repeated(padded_shards(512, 4), EPOCH // 512)}
+    decoding = mock.patch.object(simplejpeg, "decode_jpeg", waiting)
+    with decoding, open_backend("torch", k=None, **options) as loader:
+        batches, bare = forever(loader), BareCalls(loader.context, waiting.images)
+        for turn in range(rounds + 1):
+            rate, cost = taken(batches, batch_size, seconds)
+            figures = {"images/s": rate, "bare pool": bare_pool(threads, wait, seconds), "CPU us": cost}
+            figures["bare calls, CPU us"] = bare.cost(-(-2048 // batch_size))
+            for name, value in figures.items() if turn else ():
+                found[name].append(value)
+    return dict(found)
+
+
+def main() -> None:
+    arguments = parser(__doc__, ms=2.1, batch_size=64, seconds=3.0)
+    arguments.add_argument("--threads", type=int, nargs="+", default=[4, 16, 32], help="default: 4 16 32")
+    args = arguments.parse_args()
+    print(f"{args.ms} ms of waiting an image, B = {args.batch_size}, {SIDE}x{SIDE} float32, not mixed")
+    results = {}
+    for threads in args.threads:
+        values = measured(threads, args.ms / 1e3, args.batch_size, args.seconds, args.rounds)
+        share = ratio(values["images/s"], values["bare pool"])
+        cost = ratio(values["CPU us"], values["bare calls, CPU us"])
+        target = f" (target: {SHARES[threads]})" if threads in SHARES else ""
+        rate, pool, cpu, calls = (statistics.median(found) for found in values.values())
+        print(
+            f"{threads:3} threads: {rate:7,.0f} images/s, {share:.2f} of the bare pool's {pool:,.0f}{target}; "
+            f"{cpu:.0f} us of CPU an image, {cost:.2f} of the bare calls' {calls:.0f} (target: {COST})",
+            flush=True,
+        )
+        results[threads] = {"values": values, "share_of_pool": share, "cpu_to_bare_calls": cost}
+    targets = {"share_of_pool": SHARES, "cpu_to_bare_calls": COST}
+    report(__doc__, {"ms": args.ms, "batch_size": args.batch_size, "threads": results, "targets": targets}, args.json)
+
+
+if __name__ == "__main__":
+    main()
