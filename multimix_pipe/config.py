@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any, ClassVar, Literal
@@ -139,7 +140,7 @@ class TrainTransform:
         _check_channels("TrainTransform.std", self.std, positive=True)
         make_plain(self)
 
-    @property
+    @cached_property
     def height_width(self) -> tuple[int, int]:
         """Output size as (height, width)."""
         return _height_width("TrainTransform.size", self.size)
@@ -179,7 +180,7 @@ class EvalTransform:
         """Shorter side of an image after the resize, in pixels."""
         return round(min(self.height_width) * 256 / 224) if self.resize is None else self.resize
 
-    @property
+    @cached_property
     def height_width(self) -> tuple[int, int]:
         """Output size as (height, width)."""
         return _height_width("EvalTransform.size", self.size)

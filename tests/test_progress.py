@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import termios
 import threading
@@ -85,8 +86,10 @@ def on_a_terminal(work: Callable[[], object]) -> str:
         with open(screen, "w") as terminal, redirect_stderr(terminal):
             work()
             terminal.flush()
-            os.set_blocking(keyboard, False)
-            return os.read(keyboard, 2**16).decode()
+            shown = b""
+            while not shown.endswith(b"\n") and select.select([keyboard], [], [], 10)[0]:  # the kernel hands it on in parts
+                shown += os.read(keyboard, 2**16)
+            return shown.decode()
     finally:
         os.close(keyboard)
 

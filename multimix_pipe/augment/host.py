@@ -54,7 +54,7 @@ def apply_orientation(image: Pixels, orientation: int) -> Pixels:
 
 def crop_whole(image: Pixels, window: NDArray[np.float32]) -> Pixels:
     """Return the window (y, x, height, width), in whole pixels, as a view."""
-    y, x, height, width = (int(value) for value in window)
+    y, x, height, width = map(int, window.tolist())
     return image[y : y + height, x : x + width]
 
 
@@ -62,9 +62,11 @@ def resize(image: Pixels, height: int, width: int, antialias: bool) -> Pixels:
     """Resize bilinearly to uint8 (height, width, 3). With `antialias` the filter is Pillow's."""
     if image.shape[:2] == (height, width):
         return image
-    # copy() because ascontiguousarray() keeps the negative stride of a mirrored row of one pixel, which torch refuses
-    planes = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]
-    resized = torch.nn.functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=antialias)
+    if image.strides[0] < 0 or image.strides[1:] != (3, 1):  # mirrored or transposed; torch refuses negative strides
+        image = image.copy()
+    # With permute(2, 0, 1)[None] the stride of the batch axis would be 3; torch would then write planes, not pixels
+    batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(batch, size=(height, width), mode="bilinear", antialias=antialias)
     return resized[0].permute(1, 2, 0).numpy()
 
 
@@ -73,7 +75,7 @@ def resize_window(image: Pixels, window: NDArray[np.float32], height: int, width
 
     Pixels just outside the window contribute at its edges, as they do when the whole image is resized and then cropped.
     """
-    y, x, window_height, window_width = (float(value) for value in window)
+    y, x, window_height, window_width = window.tolist()
     if antialias:
         box = (x, y, min(x + window_width, image.shape[1]), min(y + window_height, image.shape[0]))
         resized = Image.fromarray(np.ascontiguousarray(image)).resize(

@@ -74,7 +74,7 @@ class DaliExecutor:
         mixes = ends == "batch" and context.mixes
         queue = config.prefetch + 1  # the requested step, and those ahead of it
         self._context = context
-        self._mix_stage = mix_stage or make_mix_stage(context)
+        self._mix_stage = mix_stage or make_mix_stage(context, parallel=True)
         self._graph = Graph(
             batch_size=config.batch_size,
             device_id=context.device.index if on_gpu else None,

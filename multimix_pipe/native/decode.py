@@ -7,7 +7,6 @@ import struct
 import zlib
 
 import numpy as np
-import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from multimix_pipe.augment.host import Pixels
@@ -65,9 +64,8 @@ def _decode(data: Encoded, height: int, width: int) -> tuple[Pixels, bool]:
     """Decode as `decode_indexed`; also return whether libjpeg-turbo did so without a warning. If not, Pillow decodes it."""
     try:
         try:
-            found_height, found_width, *_ = simplejpeg.decode_jpeg_header(data)
-            _check_pixels(found_height, found_width)  # again, as the bytes may have changed since they were indexed
-            image, is_clean = decode_jpeg(data, strict=True), True
+            memory = np.empty(height * width * 3, dtype=np.uint8)  # too small if the bytes have changed since indexing
+            image, is_clean = decode_jpeg(data, strict=True, memory=memory), True
         except ValueError:  # other formats, and JPEGs with warnings
             image, is_clean = _decode_with_pillow(data), False
     except UndecodableError as error:

@@ -1,12 +1,14 @@
 """Executes step plans with threads and torch: decode, crop and resize on the host, normalise and mix on the device.
 
 A step's rows are decoded as soon as their chunk of bytes has been read. On a CPU another thread then runs the mix stage, so that
-batches are ready before they are requested. For an accelerator that thread copies the pixels into pinned memory; they are
-uploaded when the step is requested, and the device does the rest on the consumer's stream.
+batches are ready before they are requested. For an accelerator that thread only copies the pixels into pinned memory; they are
+uploaded when the step is requested, and the device does the rest on the consumer's stream. So that the decoding threads never
+wait for the mix stage, some more steps are decoded than batches are finished.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,19 +27,34 @@ from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
 from multimix_pipe.runtime.prefetcher import Prefetcher, ReadStep, Row, usable
 from multimix_pipe.runtime.rows import RowJob, RowWorkers
 
+_ROWS_AHEAD = 4
+"""Rows per decoding thread that are decoded beyond the batches that are finished."""
+
+_ROWS_PER_MIXER = 80
+"""Decoding threads, times rows per image, that one thread of the mix stage keeps up with: it writes about 80 times as many rows
+per second as a thread decodes. Threads that share a batch would wait for the GIL; so each finishes its own one."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """A step whose rows are being decoded."""
+
+    read: ReadStep
+    job: RowJob[Row]
+    images: list[Pixels]
+
+    def cancel(self) -> None:
+        self.job.cancel()
+        self.read.cancel()
+
 
 @dataclass(frozen=True, eq=False)
 class _Pending:
-    replacements: Replacements
-    read: ReadStep
-    rows: RowJob[Row]
+    """A step that a mixing thread finishes once its rows are decoded."""
+
+    decoding: _Decoding
     future: Future[Tensor | ExecutedStep]
     """Its result is the executed step on a CPU; otherwise the step's pixels, in pinned memory."""
-
-    def cancel(self) -> None:
-        self.future.cancel()
-        self.rows.cancel()
-        self.read.cancel()
 
 
 class NativeExecutor:
@@ -50,20 +67,28 @@ class NativeExecutor:
         self._prefetcher = Prefetcher(context, _accept)
         self._decoder = Decoder(context.index)
         self._decoders = RowWorkers(context.config.num_threads, "multimix-decode")
-        self._mix_thread = ThreadPoolExecutor(1, thread_name_prefix="multimix-mix-stage")
+        config = context.config
+        rows_per_image = config.mix.k if config.mix is not None and context.mixes and self._on_host else 1
+        threads = 1 + config.num_threads * rows_per_image // _ROWS_PER_MIXER
+        self._mixers = ThreadPoolExecutor(threads, thread_name_prefix="multimix-mix")
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
-        pending: deque[_Pending] = deque()
+        decoding, pending = deque[_Decoding](), deque[_Pending]()
+        config = self._context.config
+        ahead = config.prefetch + 1 + math.ceil(_ROWS_AHEAD * config.num_threads / config.batch_size)
         reading = self._prefetcher.read(steps)
         try:
             while True:
-                while len(pending) <= self._context.config.prefetch and (read := next(reading, None)) is not None:
-                    pending.append(self._start(read))
+                while len(decoding) + len(pending) < ahead and (read := next(reading, None)) is not None:
+                    decoding.append(self._start(read))
+                while decoding and len(pending) <= config.prefetch:
+                    started = decoding.popleft()
+                    pending.append(_Pending(started, self._mixers.submit(self._finish, started)))
                 if not pending:
                     return
                 result = pending[0].future.result()
-                replacements = pending.popleft().replacements
+                replacements = pending.popleft().decoding.read.replacements
                 if isinstance(result, Tensor):  # finished here, because this thread uses the consumer's stream
                     result = self._mix_stage.finish(replacements.step, result)
                 replacements.record()
@@ -71,17 +96,19 @@ class NativeExecutor:
         finally:
             reading.close()
             for unused in pending:
-                unused.cancel()
-                self._decoders.remove(unused.rows)
+                unused.future.cancel()
+            for unfinished in [*(unused.decoding for unused in pending), *decoding]:
+                unfinished.cancel()
+                self._decoders.remove(unfinished.job)
 
     def close(self) -> None:
         """Stop the threads once their current rows are done."""
         self._prefetcher.close()
         self._decoders.close()
-        self._mix_thread.shutdown(cancel_futures=True)
+        self._mixers.shutdown(cancel_futures=True)
         self._mix_stage.close()
 
-    def _start(self, read: ReadStep) -> _Pending:
+    def _start(self, read: ReadStep) -> _Decoding:
         replacements = read.replacements
         images: list[Pixels] = [np.empty(0, dtype=np.uint8)] * len(replacements.step)
 
@@ -95,7 +122,7 @@ class NativeExecutor:
         self._decoders.add(job)
         for chunk in read.chunks:
             chunk.task.add_done_callback(partial(self._decode_rows, job, chunk.rows))
-        return _Pending(replacements, read, job, self._mix_thread.submit(self._finish, replacements, job, images))
+        return _Decoding(read, job, images)
 
     def _decode_rows(self, job: RowJob[Row], rows: list[int], task: Future[list[Row]]) -> None:
         if task.cancelled():
@@ -113,10 +140,10 @@ class NativeExecutor:
             return Unusable(str(error))
         return crop_and_resize(image, transform, window=window, orientation=orientation)
 
-    def _finish(self, replacements: Replacements, job: RowJob[Row], images: list[Pixels]) -> Tensor | ExecutedStep:
-        job.wait()
-        step = replacements.step
-        pixels = self._mix_stage.gather(images, step.flip)
+    def _finish(self, decoding: _Decoding) -> Tensor | ExecutedStep:
+        decoding.job.wait()
+        step = decoding.read.replacements.step
+        pixels = self._mix_stage.gather(decoding.images, step.flip)
         return self._mix_stage.finish(step, pixels) if self._on_host else pixels
 
 

@@ -29,9 +29,14 @@ _WITHOUT_LENGTH = (0x01, 0xFF, *range(0xD0, 0xDA))
 _FRAME_BYTES = 10
 
 
-def decode_jpeg(data: NDArray[np.uint8], strict: bool) -> Pixels:
-    """Decode with exact DCT and fancy upsampling. Raises ValueError for errors and, if `strict`, for warnings."""
-    image: Pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, strict=strict)
+def decode_jpeg(data: NDArray[np.uint8], strict: bool, memory: NDArray[np.uint8] | None = None) -> Pixels:
+    """Decode with exact DCT and fancy upsampling, into `memory` if given.
+
+    Raises ValueError for errors, if `strict` also for warnings, and if `memory` is too small.
+    """
+    image: Pixels = simplejpeg.decode_jpeg(
+        data, colorspace="RGB", fastdct=False, fastupsample=False, strict=strict, buffer=memory
+    )
     return image
 
 

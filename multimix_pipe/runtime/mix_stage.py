@@ -41,7 +41,8 @@ class MixStage(Protocol):
 class HostMixStage:
     """The mix stage for a CPU with Numba: one pass over memory, into reused buffers."""
 
-    def __init__(self, context: LoaderContext) -> None:
+    def __init__(self, context: LoaderContext, parallel: bool = False) -> None:
+        """With `parallel`, several threads share the rows of a batch; otherwise the calling thread does all the work."""
         kernel = host_kernel()
         assert kernel is not None, "Numba is missing: use make_mix_stage"
         self._kernel = kernel
@@ -49,7 +50,7 @@ class HostMixStage:
         self._normalize = Normalize.of(context.config.transform, context.config.channels_last)
         self._buffers = BufferPool()
         threads = min(kernel.MIXERS, context.config.num_threads)
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="multimix-mix")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="multimix-mix") if parallel else None
 
     def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
         """See `MixStage.gather`."""
@@ -70,7 +71,8 @@ class HostMixStage:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._threads.shutdown(cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
     def _memory(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         memory = self._buffers.take(int(np.prod(shape)) * dtype.itemsize)
@@ -118,8 +120,8 @@ class DeviceMixStage:
         """Do nothing: there is nothing to free."""
 
 
-def make_mix_stage(context: LoaderContext) -> MixStage:
-    """Return the mix stage for the loader's device."""
+def make_mix_stage(context: LoaderContext, parallel: bool = False) -> MixStage:
+    """Return the mix stage for the loader's device; `parallel`: see `HostMixStage`."""
     if context.device.type == "cpu" and host_kernel() is not None:
-        return HostMixStage(context)
+        return HostMixStage(context, parallel)
     return DeviceMixStage(context)

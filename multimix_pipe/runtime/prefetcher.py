@@ -8,12 +8,11 @@ small ones for a disk or a network share.
 from __future__ import annotations
 
 import math
-import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 
 import numpy as np
@@ -28,14 +27,11 @@ from multimix_pipe.shards.cores import local_world_size
 MAX_READS = 128
 """Chunks that a machine reads at once on the slowest storage; threads start as needed."""
 
-MIN_READS, FIRST_READS = 4, 16
-"""Chunks that are read at once from a page cache, and before anything has been measured: more only get into each other's way."""
-
 MIN_ROWS, FIRST_ROWS, MAX_ROWS = 4, 16, 128
 """Rows per chunk; FIRST_ROWS until a latency has been measured."""
 
 CHUNK_SECONDS = 0.032
-"""How long a chunk may wait: so many rows are read one after the other."""
+"""Target duration of a chunk, whose rows are read one after another."""
 
 READS_PER_SECOND = 40_000
 """Target rate of reads; together with the latency it sets how many reads are in flight."""
@@ -79,68 +75,9 @@ class Pacing:
         return FIRST_ROWS if not self.wait else min(max(int(CHUNK_SECONDS / self.wait), MIN_ROWS), MAX_ROWS)
 
     @property
-    def reads(self) -> int:
-        """Chunks to read at once."""
-        return max(self._waiting_reads, MIN_READS) if self.wait else FIRST_READS
-
-    @property
     def rows_ahead(self) -> int:
-        """Rows to have under way or read."""
-        return self._waiting_reads * self.rows
-
-    @property
-    def _waiting_reads(self) -> int:
-        return min(math.ceil(self.wait * READS_PER_SECOND), max_reads())
-
-
-class Readers:
-    """Threads that read chunks in the order in which they are asked for, as many at once as `Pacing.reads` says."""
-
-    def __init__(self, pacing: Pacing) -> None:
-        self._pacing = pacing
-        self._threads = ThreadPoolExecutor(max_reads(), thread_name_prefix="multimix-read")
-        self._lock = threading.Lock()
-        self._waiting: deque[tuple[Future[list[Row]], Callable[[], list[Row]]]] = deque()
-        self._busy = 0
-
-    def submit(self, read: Callable[[], list[Row]]) -> Future[list[Row]]:
-        """Read a chunk, after those that were asked for before."""
-        task: Future[list[Row]] = Future()
-        self._waiting.append((task, read))
-        self._start()
-        return task
-
-    def close(self) -> None:
-        """Cancel what has not begun, and wait for the rest."""
-        with self._lock:
-            for task, _ in self._waiting:
-                task.cancel()
-        self._threads.shutdown()
-
-    def _start(self) -> None:
-        with self._lock:
-            needed = min(len(self._waiting), self._pacing.reads - self._busy)
-            self._busy += max(needed, 0)
-        for _ in range(needed):
-            self._threads.submit(self._work)
-
-    def _work(self) -> None:
-        while (found := self._next()) is not None:
-            task, read = found
-            if task.set_running_or_notify_cancel():
-                try:
-                    task.set_result(read())
-                except BaseException as error:
-                    task.set_exception(error)
-            del task, read, found  # what was read belongs to the step alone
-            self._start()  # of slow storage, once it is known to be slow
-
-    def _next(self) -> tuple[Future[list[Row]], Callable[[], list[Row]]] | None:
-        with self._lock:
-            if self._waiting and self._busy <= self._pacing.reads:
-                return self._waiting.popleft()
-            self._busy -= 1
-            return None
+        """Rows to read ahead: in flight, or read and not yet used."""
+        return min(math.ceil(self.wait * READS_PER_SECOND), max_reads()) * self.rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +127,7 @@ class Prefetcher:
         self._context = context
         self._check = check
         self._pacing = Pacing()
-        self._readers = Readers(self._pacing)
+        self._threads = ThreadPoolExecutor(max_reads(), thread_name_prefix="multimix-read")
         self._buffers = BufferPool(spare=MAX_READS, spare_bytes=_SPARE_BYTES)
         self._mean_size = float(context.index.size.mean()) if len(context.index) else 0.0
 
@@ -198,12 +135,14 @@ class Prefetcher:
         """Yield each step while it is being read; reads of later steps are in flight by then."""
         remaining, ahead = iter(steps), deque[ReadStep]()
         try:
-            for most in count(1):  # the first step is under way before the next ones are planned
-                while len(ahead) < min(self._steps_ahead(), most) and (step := next(remaining, None)) is not None:
-                    ahead.append(self._start(step, FIRST_ROWS if most == 1 else MAX_ROWS))
+            for limit in count(1):  # the first step is handed out before the second one is planned
+                while len(ahead) < min(self._steps_ahead(), limit) and (step := next(remaining, None)) is not None:
+                    ahead.append(self._start(step, FIRST_ROWS if limit == 1 else MAX_ROWS))
                 if not ahead:
                     return
                 yield ahead.popleft()
+                if limit == 1:
+                    time.sleep(0)  # lets the threads start to read before this thread plans the next steps
         finally:
             for unread in ahead:
                 unread.cancel()
@@ -211,26 +150,27 @@ class Prefetcher:
     def close(self) -> None:
         """Stop the threads once their current reads are done."""
         with self._context.reader.stopping():
-            self._readers.close()
+            self._threads.shutdown(cancel_futures=True)
 
     def _steps_ahead(self) -> int:
         batch_size = self._context.config.batch_size
         rows = min(self._pacing.rows_ahead, MAX_BYTES_AHEAD / max(1.0, self._mean_size))
         return max(MIN_STEPS, math.ceil(rows / batch_size) + 1)
 
-    def _start(self, step: StepPlan, rows: int) -> ReadStep:
-        """Read a step, in chunks of at most `rows` rows."""
+    def _start(self, step: StepPlan, max_rows: int) -> ReadStep:
+        """Start to read a step, in chunks of at most `max_rows` rows."""
         replacements = self._context.replacements(step)
-        order = np.argsort(step.sample, kind="stable")
         chunks = [
-            Chunk(rows.tolist(), self._readers.submit(partial(self._read_chunk, replacements, rows)))
-            for rows in self._cut(order, self._context.index.size[step.sample[order]], min(rows, self._pacing.rows))
+            Chunk(rows.tolist(), self._threads.submit(self._read_chunk, replacements, rows))
+            for rows in self._split(step, min(max_rows, self._pacing.rows))
         ]
         return ReadStep(replacements, chunks)
 
-    def _cut(self, order: NDArray[np.int64], size: NDArray[np.int64], rows: int) -> Iterator[NDArray[np.int64]]:
-        """Chunks of at most `rows` rows in the order of the shards, of which none can have more than it has rows."""
+    def _split(self, step: StepPlan, rows: int) -> Iterator[NDArray[np.int64]]:
+        """Split a step's rows, sorted by shard, into chunks of at most `rows` rows, so that a chunk's shards can all be open."""
         rows = min(rows, self._context.reader.max_shards)
+        order = np.argsort(step.sample, kind="stable")
+        size = self._context.index.size[step.sample[order]]
         for first in range(0, len(order), rows):
             chunk = slice(first, first + rows)
             end_of_bytes = np.cumsum(size[chunk]) // MAX_CHUNK_BYTES
@@ -251,7 +191,7 @@ class Prefetcher:
         memory = self._buffers.take(needed + needed // _SLACK)
         complete = np.zeros(len(rows), dtype=np.bool_)
         if sound.any():
-            there[sound], seconds = self._context.reader.read_rows(sample[sound], start[sound], memory)
+            complete[sound], seconds = self._context.reader.read_rows(sample[sound], start[sound], memory)
             if self._context.reader.stopped:
                 raise CancelledError
             self._pacing.note(seconds, int(sound.sum()))

@@ -1,4 +1,4 @@
-"""Loops that open many files and read many samples, compiled by Numba: each leaves the interpreter's lock once for all.
+"""Loops that open many files and read many samples, compiled by Numba: each releases the GIL once for all of them.
 
 Importing this module imports Numba.
 """
@@ -64,14 +64,14 @@ def _nanoseconds() -> Any:
 
 @jit
 def exchange(closing: Any, names: Any, start: Any, pause_us: int, opened: Any) -> None:
-    """Close descriptors, then open files to read.
+    """Close descriptors, then open files for reading.
 
     Args:
         closing: int32, descriptors.
-        names: uint8, the files' names, each with a zero at its end.
-        start: (n,) int64, where each name begins.
+        names: uint8, the names of the files, each ending with a zero byte.
+        start: (n,) int64, start of each name.
         pause_us: microseconds to wait before each opening.
-        opened: (n,) int32, out: their descriptors, -1 for one that cannot be opened.
+        opened: (n,) int32, output: their descriptors, -1 for one that cannot be opened.
     """
     for descriptor in closing:
         _close(descriptor)
@@ -94,7 +94,7 @@ def read_rows(
     got: Any,
     stamp: Any,
 ) -> Any:
-    """Read rows into `memory`, then take size and time of their files. Returns the nanoseconds that the reads took.
+    """Read rows into `memory`, then get the size and modification time of their files. Returns the reads' nanoseconds.
 
     Args:
         files: (F,) int32, file descriptors.

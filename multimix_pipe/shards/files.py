@@ -47,7 +47,7 @@ def read_fully(descriptor: int, into: memoryview, offset: int) -> int:
 
 
 def exchange(closing: Sequence[int], opening: Sequence[Path]) -> list[int]:
-    """Close descriptors, then open files to read; return their descriptors, -1 for one that cannot be opened."""
+    """Close descriptors, then open files for reading. Returns their descriptors, -1 for one that cannot be opened."""
     for descriptor in closing:
         with suppress(OSError):
             os.close(descriptor)
@@ -96,15 +96,15 @@ class Descriptors:
             while (idle := self._idle(shards)) is None:
                 self._changed.wait()
             closing = [self._shards.pop(shard).descriptor for shard in idle]
-            mine = [shard for shard in shards if shard not in self._shards]
-            found = [self._hold(shard) for shard in shards]
+            to_open = [shard for shard in shards if shard not in self._shards]
+            entries = [self._hold(shard) for shard in shards]
         try:
-            if mine:
+            if to_open:
                 unused = [descriptor for descriptor in closing if descriptor is not None and descriptor >= 0]
-                opened = self._exchange(unused, [self._paths[shard] for shard in mine])
+                opened = self._exchange(unused, [self._paths[shard] for shard in to_open])
             with self._changed:
-                if mine:
-                    for shard, descriptor in zip(mine, opened, strict=True):
+                if to_open:
+                    for shard, descriptor in zip(to_open, opened, strict=True):
                         self._shards[shard].descriptor = descriptor
                     self._changed.notify_all()
                 while any(entry.descriptor is None for entry in entries):
@@ -116,7 +116,7 @@ class Descriptors:
                     entry.holders -= 1
                     if entry.descriptor is None and shard in to_open:  # interrupted
                         entry.descriptor = -1
-                    if entry.descriptor == -1 and not entry.holders:  # the next thread tries again
+                    if entry.descriptor == -1 and not entry.holders:  # the next caller tries again
                         del self._shards[shard]
                 self._changed.notify_all()
 
@@ -127,12 +127,12 @@ class Descriptors:
         return entry
 
     def _idle(self, shards: Sequence[int]) -> list[int] | None:
-        """The shards to close so that `shards` fit, those first that were not used for longest; None where too many are held."""
+        """Return the idle shards to close so that `shards` fit, least recently used first; None if too many are held."""
         surplus = len(self._shards) + sum(shard not in self._shards for shard in shards) - self.limit
         if surplus <= 0:
             return []
         wanted = set(shards)
-        unused = (number for number, shard in self._shards.items() if not shard.holders and number not in wanted)
+        unused = (shard for shard, entry in self._shards.items() if not entry.holders and shard not in wanted)
         idle = list(islice(unused, surplus))
         return idle if len(idle) == surplus else None
 

@@ -79,7 +79,9 @@ class ShardReader:
     def read_rows(
         self, sample_ids: NDArray[np.int64], start: NDArray[np.int64], memory: Memory
     ) -> tuple[NDArray[np.bool_], float]:
-        """Read several samples, sample i to `memory[start[i]:]`; return which of them are there, and the seconds of the reads.
+        """Read several samples, sample i to `memory[start[i]:]`.
+
+        Returns which of them were read completely, (n,) bool, and how many seconds the reads took.
 
         They may be in at most `max_shards` shards. Size and modification time of these are checked after the reads; samples
         count only if both are as indexed. Never raises for a sample: `read` raises what is wrong with a missing one.
@@ -93,10 +95,10 @@ class ShardReader:
         read = _read_rows_in_python if loop is None else loop.read_rows
         with self._descriptors.held(shards.tolist()) as descriptors:
             files = np.array(descriptors, dtype=np.int32)
-            spent = read(files, file_of, offset, size, start, memory, _pause_us(), self._stop, got, stamp)
+            took_ns = read(files, file_of, offset, size, start, memory, _pause_us(), self._stop, got, stamp)
         unchanged = (stamp == self._stamps[shards]).all(axis=1)
-        there: NDArray[np.bool_] = (got == size) & unchanged[file_of]
-        return there, 1e-9 * spent
+        complete: NDArray[np.bool_] = (got == size) & unchanged[file_of]
+        return complete, 1e-9 * took_ns
 
     @property
     def stopped(self) -> bool:
@@ -133,7 +135,7 @@ def _pause_us() -> int:
 
 
 def _exchange(closing: Sequence[int], opening: Sequence[Path]) -> list[int]:
-    """As `files.exchange`, compiled where there is more than one file to open: never in a main thread, which reads one."""
+    """Do the same as `files.exchange`, compiled for several files. The main thread opens one at a time."""
     loop = _compiled()
     if loop is None or len(opening) == 1:
         return exchange(closing, opening)
@@ -157,7 +159,7 @@ def _read_rows_in_python(
     got: NDArray[np.int64],
     stamp: NDArray[np.int64],
 ) -> int:
-    """As `compiled.read_rows`, in Python."""
+    """Do the same as `compiled.read_rows`, in Python."""
     got[:] = 0
     descriptors = files.tolist()
     rows = zip(file_of.tolist(), offset.tolist(), size.tolist(), start.tolist(), strict=True)
@@ -168,7 +170,7 @@ def _read_rows_in_python(
         try:
             got[i] = read_fully(descriptors[file], memory.data[to : to + length], at)
         except OSError:
-            continue  # whoever reads this row again finds out
+            continue  # reading the row again shows the error
     spent = time.perf_counter_ns() - began
     for f, descriptor in enumerate(descriptors):
         try:
