@@ -87,7 +87,9 @@ def on_a_terminal(work: Callable[[], object]) -> str:
             work()
             terminal.flush()
             shown = b""
-            while not shown.endswith(b"\n") and select.select([keyboard], [], [], 10)[0]:  # the kernel hands it on in parts
+            while (
+                not shown.endswith(b"\n") and select.select([keyboard], [], [], 10)[0]
+            ):  # the kernel hands it on in parts
                 shown += os.read(keyboard, 2**16)
             return shown.decode()
     finally:

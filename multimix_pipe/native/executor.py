@@ -2,13 +2,11 @@
 
 A step's rows are decoded as soon as their chunk of bytes has been read. On a CPU another thread then runs the mix stage, so that
 batches are ready before they are requested. For an accelerator that thread only copies the pixels into pinned memory; they are
-uploaded when the step is requested, and the device does the rest on the consumer's stream. So that the decoding threads never
-wait for the mix stage, some more steps are decoded than batches are finished.
+uploaded when the step is requested, and the device does the rest on the consumer's stream.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,34 +25,22 @@ from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
 from multimix_pipe.runtime.prefetcher import Prefetcher, ReadStep, Row, usable
 from multimix_pipe.runtime.rows import RowJob, RowWorkers
 
-_ROWS_AHEAD = 4
-"""Rows per decoding thread that are decoded beyond the batches that are finished."""
-
 _ROWS_PER_MIXER = 80
 """Decoding threads, times rows per image, that one thread of the mix stage keeps up with: it writes about 80 times as many rows
 per second as a thread decodes. Threads that share a batch would wait for the GIL; so each finishes its own one."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Decoding:
-    """A step whose rows are being decoded."""
-
-    read: ReadStep
-    job: RowJob[Row]
-    images: list[Pixels]
-
-    def cancel(self) -> None:
-        self.job.cancel()
-        self.read.cancel()
-
-
-@dataclass(frozen=True, eq=False)
 class _Pending:
-    """A step that a mixing thread finishes once its rows are decoded."""
-
-    decoding: _Decoding
+    read: ReadStep
+    rows: RowJob[Row]
     future: Future[Tensor | ExecutedStep]
     """Its result is the executed step on a CPU; otherwise the step's pixels, in pinned memory."""
+
+    def cancel(self) -> None:
+        self.future.cancel()
+        self.rows.cancel()
+        self.read.cancel()
 
 
 class NativeExecutor:
@@ -74,21 +60,16 @@ class NativeExecutor:
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
-        decoding, pending = deque[_Decoding](), deque[_Pending]()
-        config = self._context.config
-        ahead = config.prefetch + 1 + math.ceil(_ROWS_AHEAD * config.num_threads / config.batch_size)
+        pending: deque[_Pending] = deque()
         reading = self._prefetcher.read(steps)
         try:
             while True:
-                while len(decoding) + len(pending) < ahead and (read := next(reading, None)) is not None:
-                    decoding.append(self._start(read))
-                while decoding and len(pending) <= config.prefetch:
-                    started = decoding.popleft()
-                    pending.append(_Pending(started, self._mixers.submit(self._finish, started)))
+                while len(pending) <= self._context.config.prefetch and (read := next(reading, None)) is not None:
+                    pending.append(self._start(read))
                 if not pending:
                     return
                 result = pending[0].future.result()
-                replacements = pending.popleft().decoding.read.replacements
+                replacements = pending.popleft().read.replacements
                 if isinstance(result, Tensor):  # finished here, because this thread uses the consumer's stream
                     result = self._mix_stage.finish(replacements.step, result)
                 replacements.record()
@@ -96,10 +77,8 @@ class NativeExecutor:
         finally:
             reading.close()
             for unused in pending:
-                unused.future.cancel()
-            for unfinished in [*(unused.decoding for unused in pending), *decoding]:
-                unfinished.cancel()
-                self._decoders.remove(unfinished.job)
+                unused.cancel()
+                self._decoders.remove(unused.rows)
 
     def close(self) -> None:
         """Stop the threads once their current rows are done."""
@@ -108,7 +87,7 @@ class NativeExecutor:
         self._mixers.shutdown(cancel_futures=True)
         self._mix_stage.close()
 
-    def _start(self, read: ReadStep) -> _Decoding:
+    def _start(self, read: ReadStep) -> _Pending:
         replacements = read.replacements
         images: list[Pixels] = [np.empty(0, dtype=np.uint8)] * len(replacements.step)
 
@@ -120,11 +99,12 @@ class NativeExecutor:
 
         job = RowJob[Row](len(images), work)
         self._decoders.add(job)
-        for chunk in read.chunks:
-            chunk.task.add_done_callback(partial(self._decode_rows, job, chunk.rows))
-        return _Decoding(read, job, images)
+        for chunk in read.chunks.copy():
+            chunk.task.add_done_callback(partial(self._decode_rows, read, job))
+        return _Pending(read, job, self._mixers.submit(self._finish, replacements, job, images))
 
-    def _decode_rows(self, job: RowJob[Row], rows: list[int], task: Future[list[Row]]) -> None:
+    def _decode_rows(self, read: ReadStep, job: RowJob[Row], task: Future[list[Row]]) -> None:
+        rows = read.remove(task)
         if task.cancelled():
             job.cancel()
         else:
@@ -140,10 +120,10 @@ class NativeExecutor:
             return Unusable(str(error))
         return crop_and_resize(image, transform, window=window, orientation=orientation)
 
-    def _finish(self, decoding: _Decoding) -> Tensor | ExecutedStep:
-        decoding.job.wait()
-        step = decoding.read.replacements.step
-        pixels = self._mix_stage.gather(decoding.images, step.flip)
+    def _finish(self, replacements: Replacements, job: RowJob[Row], images: list[Pixels]) -> Tensor | ExecutedStep:
+        job.wait()
+        step = replacements.step
+        pixels = self._mix_stage.gather(images, step.flip)
         return self._mix_stage.finish(step, pixels) if self._on_host else pixels
 
 

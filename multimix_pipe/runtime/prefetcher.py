@@ -36,7 +36,7 @@ CHUNK_SECONDS = 0.032
 READS_PER_SECOND = 40_000
 """Target rate of reads; together with the latency it sets how many reads are in flight."""
 
-MIN_STEPS = 4
+MIN_STEPS = 2
 """Minimum number of steps to read ahead."""
 
 MAX_CHUNK_BYTES = 16 * 2**20
@@ -44,7 +44,7 @@ MAX_BYTES_AHEAD = 512 * 2**20
 """Limit of the encoded bytes read ahead, beyond MIN_STEPS steps."""
 
 _SLACK = 4  # buffers are a quarter larger than needed, so that they fit most later chunks
-_SPARE_BYTES = 256 * 2**20  # unused memory that the pool keeps
+_SPARE_BYTES = 32 * 2**20  # unused memory that the pool keeps
 
 Row = Encoded | Exception
 
@@ -104,9 +104,15 @@ class ReadStep:
                 read[row] = found
         return [usable(row) for row in read]
 
+    def remove(self, task: Future[list[Row]]) -> list[int]:
+        """Remove the chunk of a task, so that its bytes are freed once they have been used. Returns its rows."""
+        chunk = next(chunk for chunk in self.chunks if chunk.task is task)
+        self.chunks.remove(chunk)
+        return chunk.rows
+
     def cancel(self) -> None:
         """Cancel the chunks that have not been started."""
-        for chunk in self.chunks:
+        for chunk in self.chunks.copy():
             chunk.task.cancel()
 
 
