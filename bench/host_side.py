@@ -1,4 +1,4 @@
-"""How many images a second could the host feed to DALI? A whole step less all that DALI does.
+"""How many images per second can the host feed to DALI? A whole step without DALI's own work.
 
     python bench/host_side.py [--samples 10256] [--tars 1282]
 
@@ -34,7 +34,7 @@ OPEN_FILES = 1024
 
 
 class StubOutput:
-    """What `outputs` of a stub holds."""
+    """The output of a stub pipeline."""
 
     def __init__(self, batch: NDArray[np.float32]) -> None:
         self._batch = batch
@@ -62,7 +62,7 @@ class StubPipeline:
 
 
 def epochs(loader: Loader, seconds: float) -> tuple[float, float]:
-    """Images/s and CPU microseconds an image over epochs of a loader, until `seconds` have passed."""
+    """Return images/s and CPU microseconds per image over epochs of a loader, until `seconds` have passed."""
     start, cpu, images = time.perf_counter(), time.process_time(), 0
     while True:
         for _ in loader:
@@ -72,7 +72,7 @@ def epochs(loader: Loader, seconds: float) -> tuple[float, float]:
 
 
 def rounds(count: int, seconds: float, k: int | None, **options: Any) -> Iterator[tuple[str, tuple[float, float]]]:
-    """What each of some new loaders gives in its first epoch, and in those after it."""
+    """Yield the figures of new loaders: of the first epoch, and of those after it."""
     for _ in range(count):
         context = open_backend("dali", k=k, targets="rows" if k is None else "pairs", **options).context
         with Loader(context, DaliExecutor(context, ends="batch")) as loader:

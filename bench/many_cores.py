@@ -1,4 +1,4 @@
-"""Would the torch backend keep 16 and 32 cores busy? Images a second where decoding is a wait that takes no core.
+"""Would the torch backend keep 16 and 32 cores busy? Images per second where decoding is a wait that takes no core.
 
     python bench/many_cores.py [--threads 4 16 32] [--ms 2.1]
 
@@ -35,17 +35,17 @@ from multimix_pipe.runtime.kernels import host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
 
 SHARES, COST = {16: 0.85, 32: 0.6}, 1.6
-"""Targets: the share of the bare pool's rate by threads, at least, and CPU time by that of the bare calls, at most."""
+"""Targets: minimum share of the bare pool's rate, by number of threads; maximum CPU time relative to the bare calls."""
 
 EPOCH = 16_384
-"""Images: at an epoch's end nothing is prepared ahead, which is another question."""
+"""Images per epoch: many, because nothing is prepared ahead at the end of an epoch, and that is not measured here."""
 
 AHEAD = 12
-"""Batches that are taken before a measurement: they may have been ready."""
+"""Batches taken before a measurement, as they may already be ready."""
 
 
 class Waiting:
-    """Stands in for `simplejpeg.decode_jpeg`: waits, then hands out pixels that are there already."""
+    """Stands in for `simplejpeg.decode_jpeg`: waits, then returns an image that was decoded beforehand."""
 
     def __init__(self, seconds: float, at_once: int) -> None:
         self._seconds, self._slots = seconds, threading.Semaphore(at_once)
@@ -76,14 +76,15 @@ class BareCalls:
         context, plan = self._context, self._context.plan.step(0, first, first + len(self._pixels))
         samples = np.sort(plan.sample)
         size = context.index.size[samples]
-        assert context.reader.read_rows(samples, np.cumsum(size) - size, self._encoded)[0].all()
+        complete, _ = context.reader.read_rows(samples, np.cumsum(size) - size, self._encoded)
+        assert complete.all()
         images = [self._images[sample % 256] for sample in samples.tolist()]
         self._kernel.copy_rows(images, plan.flip, self._pixels, False)
         layout = self._normalize.layout(self._pixels.shape)
         self._kernel.blend(self._pixels, None, self._out, layout, self._normalize)
 
     def cost(self, steps: int) -> float:
-        """CPU microseconds an image."""
+        """Return CPU microseconds per image."""
         start, rows = time.thread_time(), len(self._pixels)
         for number in range(steps):
             self.step(number * rows % len(self._context.index))
@@ -91,7 +92,7 @@ class BareCalls:
 
 
 def taken(batches: Iterator[object], batch_size: int, seconds: float) -> tuple[float, float]:
-    """Images a second of a loader, and CPU microseconds an image of this process."""
+    """Return images per second of a loader, and CPU microseconds per image of this process."""
     for _ in islice(batches, AHEAD):
         pass
     start, cpu, images = time.perf_counter(), time.process_time(), 0
@@ -102,7 +103,7 @@ def taken(batches: Iterator[object], batch_size: int, seconds: float) -> tuple[f
 
 
 def bare_pool(threads: int, wait: float, seconds: float) -> float:
-    """Waits a second of threads that do nothing else."""
+    """Return how many waits per second threads complete that do nothing else."""
     stop = time.perf_counter() + seconds
 
     def waits(_: int) -> int:
@@ -112,12 +113,14 @@ def bare_pool(threads: int, wait: float, seconds: float) -> float:
             done += 1
         return done
 
+    start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(waits, range(threads))) / seconds
+        done = sum(pool.map(waits, range(threads)))
+    return done / (time.perf_counter() - start)
 
 
 def measured(threads: int, wait: float, batch_size: int, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Every figure of so many threads, a value a round."""
+    """Return all figures for a number of threads, one value per round."""
     found, waiting = defaultdict(list), Waiting(wait, threads)
     whole = TrainTransform(size=SIDE, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     options: dict[str, Any] = {"num_threads": threads, "batch_size": batch_size, "transform": whole}

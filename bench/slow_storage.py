@@ -2,7 +2,7 @@
 
     python bench/slow_storage.py [--milliseconds 0 1 20]
 
-Each read and each opening of a file waits so long first, as on a disk or a network share (`SlowStorage`). The loader's
+Each read and each opening of a file is delayed by that time, as on a disk or a network share (`SlowStorage`). The loader's
 prefetcher reads the samples of 110 KB in the order of an epoch, for a consumer that does nothing, and for one that runs Python
 for --busy milliseconds a step and meanwhile holds the interpreter's lock most of the time. Indexing: 600 samples in 5 shards, in
 this process; bytes read are those of /proc/self/io.
@@ -37,7 +37,7 @@ AHEAD = 40
 
 @contextmanager
 def slow_reads(milliseconds: float) -> Iterator[None]:
-    """Each read takes so much longer."""
+    """Delay each read and each opening by `milliseconds`."""
     SlowStorage.seconds = milliseconds / 1e3
     try:
         yield
@@ -54,7 +54,7 @@ def steps(context: LoaderContext) -> Iterator[StepPlan]:
 
 
 def run_python(milliseconds: float) -> None:
-    """Run Python for so long."""
+    """Run Python code for `milliseconds`."""
     stop = time.perf_counter() + milliseconds / 1e3
     while time.perf_counter() < stop:
         pass
@@ -62,9 +62,7 @@ def run_python(milliseconds: float) -> None:
 
 def reading(context: LoaderContext, busy: float, duration: float) -> float:
     """Samples a second of reading ahead."""
-    prefetcher = Prefetcher(
-        context, lambda replacements, row, encoded: replacements.use(row, encoded, lambda _, read: read)
-    )
+    prefetcher = Prefetcher(context)
     read, start, taken = prefetcher.read(steps(context)), time.perf_counter(), 0
     for number in count():
         if number == AHEAD:

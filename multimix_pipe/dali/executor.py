@@ -95,11 +95,13 @@ class DaliExecutor:
         self._stream = torch.cuda.Stream(context.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._pipeline: Pipeline | None = None
         self._started = False  # whether the pipeline's first schedule_run has been called
+        self._run = object()  # the current iteration
         self._in_flight: deque[_Work | None] = deque()  # fed, and not taken; None: its result is not wanted
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
         self._drop_unwanted()
+        self._run = run = object()
         reading = self._prefetcher.read(steps)
         failure: Exception | None = None
         try:
@@ -127,7 +129,8 @@ class DaliExecutor:
             raise
         finally:
             reading.close()
-            self._in_flight = deque([None] * len(self._in_flight))
+            if self._run is run:  # not if a thread ends an iteration after the next one has begun
+                self._in_flight = deque([None] * len(self._in_flight))
 
     def close(self) -> None:
         """Free the pipeline and the threads."""

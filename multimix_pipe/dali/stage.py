@@ -151,7 +151,7 @@ def multi_mix(
     check_int("rank", rank, 0, world_size - 1)
     if layout is not None:
         check_choice("layout", layout, ("CHW", "HWC"))
-    if method != "mixup" and (size is None or layout is None):
+    if METHODS[method].field is Field.BOX and (size is None or layout is None):
         raise ConfigError(f'method={method!r} needs size=(height, width) and layout="CHW" or "HWC" of the images')
     pipeline = Pipeline.current()
     if pipeline is None:

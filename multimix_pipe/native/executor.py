@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -26,8 +26,8 @@ from multimix_pipe.runtime.prefetcher import Prefetcher, ReadStep, Row, usable
 from multimix_pipe.runtime.rows import RowJob, RowWorkers
 
 _ROWS_PER_MIXER = 80
-"""Decoding threads, times rows per image, that one thread of the mix stage keeps up with: it writes about 80 times as many rows
-per second as a thread decodes. Threads that share a batch would wait for the GIL; so each finishes its own one."""
+"""How many decoding threads, times rows per image, one mixing thread keeps up with: it writes rows about 80 times as fast as a
+thread decodes them. Several threads on one batch would wait for the GIL, so each mixes a whole batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +50,13 @@ class NativeExecutor:
         self._context = context
         self._on_host = context.device.type == "cpu"
         self._mix_stage = mix_stage or make_mix_stage(context)
-        self._prefetcher = Prefetcher(context, _accept)
+        self._prefetcher = Prefetcher(context)
         self._decoder = Decoder(context.index)
         self._decoders = RowWorkers(context.config.num_threads, "multimix-decode")
         config = context.config
-        rows_per_image = config.mix.k if config.mix is not None and context.mixes and self._on_host else 1
+        rows_per_image = config.mix.k if config.mix is not None and config.expand and self._on_host else 1
         threads = 1 + config.num_threads * rows_per_image // _ROWS_PER_MIXER
-        self._mixers = ThreadPoolExecutor(threads, thread_name_prefix="multimix-mix")
+        self._mixers = ThreadPoolExecutor(threads, thread_name_prefix="multimix-finish")
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
@@ -77,8 +77,7 @@ class NativeExecutor:
         finally:
             reading.close()
             for unused in pending:
-                unused.cancel()
-                self._decoders.remove(unused.rows)
+                self._drop(unused)
 
     def close(self) -> None:
         """Stop the threads once their current rows are done."""
@@ -98,17 +97,28 @@ class NativeExecutor:
             images[row] = replacements.use(row, usable(encoded), decode)
 
         job = RowJob[Row](len(images), work)
-        self._decoders.add(job)
-        for chunk in read.chunks.copy():
-            chunk.task.add_done_callback(partial(self._decode_rows, read, job))
-        return _Pending(read, job, self._mixers.submit(self._finish, replacements, job, images))
+        pending = _Pending(read, job, Future())
+        try:
+            self._decoders.add(job)
+            for task in list(read.chunks):
+                task.add_done_callback(partial(self._decode_rows, read, job))
+            return replace(pending, future=self._mixers.submit(self._finish, replacements, job, images))
+        except BaseException:
+            self._drop(pending)
+            raise
+
+    def _drop(self, unused: _Pending) -> None:
+        unused.cancel()
+        self._decoders.remove(unused.rows)
 
     def _decode_rows(self, read: ReadStep, job: RowJob[Row], task: Future[list[Row]]) -> None:
-        rows = read.remove(task)
-        if task.cancelled():
-            job.cancel()
-        else:
+        try:
+            rows = read.chunks.pop(task)  # so that its bytes are freed once they have been decoded
             self._decoders.start(job, zip(rows, task.result(), strict=True))
+        except CancelledError:
+            job.cancel()
+        except BaseException as error:  # an error in a callback would be lost: no thread can be started, for example
+            job.fail(error)
 
     def _decode(self, step: StepPlan, row: int, encoded: Encoded) -> Pixels | Unusable:
         transform, sample_id, window = self._context.config.transform, int(step.sample[row]), step.window[row]
@@ -125,8 +135,3 @@ class NativeExecutor:
         step = replacements.step
         pixels = self._mix_stage.gather(images, step.flip)
         return self._mix_stage.finish(step, pixels) if self._on_host else pixels
-
-
-def _accept(replacements: Replacements, row: int, encoded: Encoded | Unusable) -> Encoded:
-    """Accept all bytes: decoding shows whether they are valid."""
-    return replacements.use(row, encoded, lambda row, encoded: encoded)

@@ -38,17 +38,15 @@ class Unusable:
     """Why it cannot be used, without the sample's name."""
 
 
-def read_sample(
-    reader: ShardReader, index: Index, sample_id: int, memory: Encoded | None = None, *, raises: bool
-) -> Encoded | Unusable:
-    """Return the encoded bytes of a sample, read into `memory` if given (uint8, of the sample's size), or why it is unusable.
+def read_sample(reader: ShardReader, index: Index, sample_id: int, *, raises: bool) -> Encoded | Unusable:
+    """Return the encoded bytes of a sample, or why it is unusable.
 
     A shard that no longer matches the index raises ShardError if `raises`; otherwise that is a reason too.
     """
     if code := int(index.problem[sample_id]):
         return Unusable(PROBLEMS[code])
     try:
-        return reader.read(sample_id, memory)
+        return reader.read(sample_id)
     except ShardError as error:
         if raises:
             raise
@@ -123,10 +121,10 @@ class Replacements:
         self.step = step
         """The current plan of the step; replacing a row makes a new plan."""
 
-    def read(self, row: int, memory: Encoded | None = None) -> Encoded | Unusable:
-        """Return the encoded bytes of a row's sample, read into `memory` if given, or why it is unusable."""
+    def read(self, row: int) -> Encoded | Unusable:
+        """Return the encoded bytes of a row's sample, or why it is unusable."""
         sample_id = int(self.step.sample[row])
-        return read_sample(self._reader, self._index, sample_id, memory, raises=self._bad_samples.raises)
+        return read_sample(self._reader, self._index, sample_id, raises=self._bad_samples.raises)
 
     def use(self, row: int, encoded: Encoded | Unusable, use: Callable[[int, Encoded], Used | Unusable]) -> Used:
         """Return `use(row, encoded)`; while that is Unusable, replace the row's sample and try again.

@@ -117,7 +117,7 @@ class DeviceMixStage:
         return ExecutedStep(step, self._normalize.channels_first(images.to(context.dtype)), tensors)
 
     def close(self) -> None:
-        """Do nothing: there is nothing to free."""
+        """Do nothing."""
 
 
 def make_mix_stage(context: LoaderContext, parallel: bool = False) -> MixStage:

@@ -41,7 +41,7 @@ MIN_STEPS = 2
 
 MAX_CHUNK_BYTES = 16 * 2**20
 MAX_BYTES_AHEAD = 512 * 2**20
-"""Limit of the encoded bytes read ahead, beyond MIN_STEPS steps."""
+"""Target for the encoded bytes read ahead, beyond MIN_STEPS steps."""
 
 _SLACK = 4  # buffers are a quarter larger than needed, so that they fit most later chunks
 _SPARE_BYTES = 32 * 2**20  # unused memory that the pool keeps
@@ -58,21 +58,21 @@ class Pacing:
     """Sets the rows per chunk and the rows in flight by the measured latency of reads."""
 
     def __init__(self) -> None:
-        self._latencies: deque[float] = deque(maxlen=8)
+        self._latencies: deque[float] = deque(maxlen=16)
+        self.wait = 0.0
+        """Seconds per read: the lower quartile of the last chunks. A busy machine makes reads look slow, a cached one fast."""
 
     def note(self, seconds: float, rows: int) -> None:
         """Record that reading a chunk of `rows` rows took `seconds`."""
         self._latencies.append(seconds / rows)
-
-    @property
-    def wait(self) -> float:
-        """Seconds per read: the minimum over the last chunks, because a busy machine makes reads look slow."""
-        return min(self._latencies, default=0.0)
+        latencies = sorted(self._latencies)
+        self.wait = latencies[len(latencies) // 4]
 
     @property
     def rows(self) -> int:
         """Rows per chunk."""
-        return FIRST_ROWS if not self.wait else min(max(int(CHUNK_SECONDS / self.wait), MIN_ROWS), MAX_ROWS)
+        wait = self.wait
+        return FIRST_ROWS if not wait else min(max(int(CHUNK_SECONDS / wait), MIN_ROWS), MAX_ROWS)
 
     @property
     def rows_ahead(self) -> int:
@@ -81,39 +81,25 @@ class Pacing:
 
 
 @dataclass(frozen=True, eq=False)
-class Chunk:
-    """Rows of a step that one task reads."""
-
-    rows: list[int]
-    task: Future[list[Row]]
-    """Its result has, for each of `rows`, the encoded bytes or the error raised by reading them."""
-
-
-@dataclass(frozen=True, eq=False)
 class ReadStep:
     """A step whose rows are being read."""
 
     replacements: Replacements
-    chunks: list[Chunk]
+    chunks: dict[Future[list[Row]], list[int]]
+    """Rows by the task that reads them. Its result has, for each row, the encoded bytes or the error raised by reading them."""
 
     def rows(self) -> list[Encoded]:
         """Wait for all rows and return their bytes in order. If rows failed, raise the error of the first one."""
         read: list[Row] = [np.empty(0, dtype=np.uint8)] * len(self.replacements.step)
-        for chunk in self.chunks:
-            for row, found in zip(chunk.rows, chunk.task.result(), strict=True):
+        for task, rows in self.chunks.items():
+            for row, found in zip(rows, task.result(), strict=True):
                 read[row] = found
         return [usable(row) for row in read]
 
-    def remove(self, task: Future[list[Row]]) -> list[int]:
-        """Remove the chunk of a task, so that its bytes are freed once they have been used. Returns its rows."""
-        chunk = next(chunk for chunk in self.chunks if chunk.task is task)
-        self.chunks.remove(chunk)
-        return chunk.rows
-
     def cancel(self) -> None:
         """Cancel the chunks that have not been started."""
-        for chunk in self.chunks.copy():
-            chunk.task.cancel()
+        for task in list(self.chunks):
+            task.cancel()
 
 
 def usable(row: Row) -> Encoded:
@@ -123,11 +109,16 @@ def usable(row: Row) -> Encoded:
     return row
 
 
+def accept(replacements: Replacements, row: int, encoded: Encoded | Unusable) -> Encoded:
+    """Accept any bytes that could be read: decoding shows whether they are valid."""
+    return replacements.use(row, encoded, lambda row, encoded: encoded)
+
+
 class Prefetcher:
     """Reads the rows of steps ahead in threads, into reused memory."""
 
     def __init__(
-        self, context: LoaderContext, check: Callable[[Replacements, int, Encoded | Unusable], Encoded]
+        self, context: LoaderContext, check: Callable[[Replacements, int, Encoded | Unusable], Encoded] = accept
     ) -> None:
         """`check(replacements, row, encoded)` checks a row's bytes and returns them, or those of a replacement."""
         self._context = context
@@ -165,15 +156,20 @@ class Prefetcher:
 
     def _start(self, step: StepPlan, max_rows: int) -> ReadStep:
         """Start to read a step, in chunks of at most `max_rows` rows."""
-        replacements = self._context.replacements(step)
-        chunks = [
-            Chunk(rows.tolist(), self._threads.submit(self._read_chunk, replacements, rows))
-            for rows in self._split(step, min(max_rows, self._pacing.rows))
-        ]
-        return ReadStep(replacements, chunks)
+        read = ReadStep(self._context.replacements(step), {})
+        try:
+            for rows in self._split(step, min(max_rows, self._pacing.rows)):
+                read.chunks[self._threads.submit(self._read_chunk, read.replacements, rows)] = rows.tolist()
+        except BaseException:
+            read.cancel()
+            raise
+        return read
 
     def _split(self, step: StepPlan, rows: int) -> Iterator[NDArray[np.int64]]:
-        """Split a step's rows, sorted by shard, into chunks of at most `rows` rows, so that a chunk's shards can all be open."""
+        """Split a step's rows, sorted by shard, into chunks of at most `rows` rows.
+
+        They never have more rows than shards may be open, so that a chunk's shards can be open all at once.
+        """
         rows = min(rows, self._context.reader.max_shards)
         order = np.argsort(step.sample, kind="stable")
         size = self._context.index.size[step.sample[order]]
@@ -199,8 +195,9 @@ class Prefetcher:
         if sound.any():
             complete[sound], seconds = self._context.reader.read_rows(sample[sound], start[sound], memory)
             if self._context.reader.stopped:
-                raise CancelledError
-            self._pacing.note(seconds, int(sound.sum()))
+                return [CancelledError()] * len(rows)
+            if complete[sound].all():
+                self._pacing.note(seconds, int(sound.sum()))
         read: list[Row] = []
         parts = zip(rows.tolist(), start.tolist(), size.tolist(), complete.tolist(), strict=True)
         for row, first, length, is_complete in parts:

@@ -39,6 +39,11 @@ class RowJob(Generic[Item]):
             self._done.set()
         return done
 
+    def fail(self, error: BaseException) -> None:
+        """Make `wait` raise an error that is not that of a row."""
+        self._errors[-1] = error
+        self._done.set()
+
     def cancel(self) -> None:
         """Start no further rows; `wait` then raises CancelledError."""
         self._cancelled = True
@@ -90,7 +95,9 @@ class RowWorkers:
             self._jobs = [other for other in self._jobs if other is not job]
 
     def close(self) -> None:
-        """Stop the threads once their current rows are done."""
+        """Cancel all jobs, and stop the threads once their current rows are done."""
+        for job in self._jobs:
+            job.cancel()
         self._threads.shutdown(cancel_futures=True)
 
     def _work(self) -> None:

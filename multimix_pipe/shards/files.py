@@ -92,33 +92,39 @@ class Descriptors:
         A thread that waits for room holds nothing, and a thread that waits for a shard that another thread opens has none left
         to open itself. So there is no deadlock.
         """
-        with self._changed:
-            while (idle := self._idle(shards)) is None:
-                self._changed.wait()
-            closing = [self._shards.pop(shard).descriptor for shard in idle]
-            to_open = [shard for shard in shards if shard not in self._shards]
-            entries = [self._hold(shard) for shard in shards]
+        entries: list[_Entry] = []
+        to_open: list[int] = []
         try:
-            if to_open:
-                unused = [descriptor for descriptor in closing if descriptor is not None and descriptor >= 0]
-                opened = self._exchange(unused, [self._paths[shard] for shard in to_open])
             with self._changed:
-                if to_open:
+                while (idle := self._idle(shards)) is None:
+                    self._changed.wait()
+                closing = [self._shards.pop(shard).descriptor for shard in idle]
+                to_open += [shard for shard in shards if shard not in self._shards]
+                for shard in shards:
+                    entries.append(self._hold(shard))
+            if to_open:
+                unused = [descriptor for descriptor in closing if descriptor is not None]
+                opened = self._exchange(unused, [self._paths[shard] for shard in to_open])
+                with self._changed:
                     for shard, descriptor in zip(to_open, opened, strict=True):
-                        self._shards[shard].descriptor = descriptor
-                    self._changed.notify_all()
+                        self._opened(shard, descriptor)
+            with self._changed:
                 while any(entry.descriptor is None for entry in entries):
                     self._changed.wait()
             yield [-1 if entry.descriptor is None else entry.descriptor for entry in entries]
         finally:
             with self._changed:
-                for shard, entry in zip(shards, entries, strict=True):
+                for shard, entry in zip(shards, entries, strict=False):
                     entry.holders -= 1
                     if entry.descriptor is None and shard in to_open:  # interrupted
-                        entry.descriptor = -1
-                    if entry.descriptor == -1 and not entry.holders:  # the next caller tries again
-                        del self._shards[shard]
+                        self._opened(shard, -1)
                 self._changed.notify_all()
+
+    def _opened(self, shard: int, descriptor: int) -> None:
+        self._shards[shard].descriptor = descriptor
+        if descriptor == -1:  # the next caller tries again
+            del self._shards[shard]
+        self._changed.notify_all()
 
     def _hold(self, shard: int) -> _Entry:
         entry = self._shards.setdefault(shard, _Entry())
@@ -141,14 +147,9 @@ class Descriptors:
         if os.getpid() != self._pid:
             return
         with self._changed:
-            for shard in [shard for shard, entry in self._shards.items() if not entry.holders]:
-                self._close(shard)
-
-    def _close(self, shard: int) -> None:
-        descriptor = self._shards.pop(shard).descriptor
-        if descriptor is not None and descriptor >= 0:
-            with suppress(OSError):
-                os.close(descriptor)
+            idle = [shard for shard, entry in self._shards.items() if not entry.holders]
+            descriptors = [self._shards.pop(shard).descriptor for shard in idle]
+            exchange([descriptor for descriptor in descriptors if descriptor is not None], [])
 
     def __del__(self) -> None:
         self.close()  # a loader that is dropped without close() must not keep files open

@@ -44,22 +44,25 @@ class ShardReader:
         """Maximum number of different shards in one call of `read_rows`, so that four calls may run at once."""
         return max(1, self._descriptors.limit // 4)
 
-    def read(self, sample_id: int, memory: Memory | None = None) -> Memory:
-        """Return the encoded bytes of a sample, read into `memory` if given (uint8, of the sample's size).
+    def read(self, sample_id: int) -> Memory:
+        """Return the encoded bytes of a sample.
 
         Raises ShardError if the shard cannot be read or has changed since it was indexed, and MultiMixError if this process
         runs out of memory or file descriptors.
         """
         index = self._index
-        data = np.empty(index.size[sample_id], dtype=np.uint8) if memory is None else memory
+        data = np.empty(index.size[sample_id], dtype=np.uint8)
         shard, offset = int(index.shard[sample_id]), int(index.offset[sample_id])
         try:
-            with self._descriptors.held([shard]) as (descriptor,):
-                if descriptor < 0:  # open it again, to raise the error
-                    os.close(os.open(index.shards[shard], os.O_RDONLY | os.O_CLOEXEC))
-                    raise OSError(errno.EAGAIN, "it could not be opened at first; try again")
-                got = read_fully(descriptor, data.data, offset)
-                status = os.fstat(descriptor)
+            with self._descriptors.held([shard]) as (shared,):
+                # If it could not be opened, try again: that either succeeds or raises the error
+                descriptor = shared if shared >= 0 else os.open(index.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    got = read_fully(descriptor, data.data, offset)
+                    status = os.fstat(descriptor)
+                finally:
+                    if shared < 0:
+                        os.close(descriptor)
         except OSError as error:
             if error.errno in _PROCESS_ERRORS:  # the sample is not bad and must not be replaced
                 raise MultiMixError(
@@ -135,7 +138,10 @@ def _pause_us() -> int:
 
 
 def _exchange(closing: Sequence[int], opening: Sequence[Path]) -> list[int]:
-    """Do the same as `files.exchange`, compiled for several files. The main thread opens one at a time."""
+    """Do the same as `files.exchange`, compiled for several files.
+
+    One file is opened in Python: the main thread only ever opens one, and an interrupt must be able to end that.
+    """
     loop = _compiled()
     if loop is None or len(opening) == 1:
         return exchange(closing, opening)
