@@ -43,7 +43,10 @@ def _allocate(size: int) -> NDArray[np.uint8]:
 
 
 class BufferPool:
-    """A thread-safe pool of uint8 buffers. It keeps at most `spare` unused ones, of at most `spare_bytes` in total."""
+    """A thread-safe pool of uint8 buffers.
+
+    It keeps at most `spare` unused ones, and of these, if given, at most `spare_bytes` or as many bytes as are in use.
+    """
 
     def __init__(self, spare: int = 4, spare_bytes: int | None = None) -> None:
         self._spare = spare
@@ -55,18 +58,20 @@ class BufferPool:
         # atomic and runs no Python code: an interrupt in a callback would be lost.
         self._returned: deque[_Ticket] = deque()
 
-    def take(self, size: int) -> NDArray[np.uint8]:
+    def take(self, size: int, slack: int = 0) -> NDArray[np.uint8]:
         """Return an uninitialised uint8 array (size,), aligned to ALIGNMENT. Its buffer is at most twice as large.
 
+        A new buffer has `slack` bytes more, so that it also fits somewhat larger arrays later.
         The buffer returns to the pool when the array and all its views are gone.
         """
         memory = self._find(size)
         if memory is None:
-            memory = _allocate(size)
+            memory = _allocate(size + slack)
         lease = _Lease(memory)
         ticket = _Ticket(lease, self._returned.append)
         ticket.memory = memory
-        self._out.add(ticket)
+        with self._lock:
+            self._out.add(ticket)
         return np.asarray(lease)[:size]
 
     def _find(self, size: int) -> NDArray[np.uint8] | None:
@@ -81,7 +86,8 @@ class BufferPool:
             found = None if best is None else self._unused.pop(best)
             del self._unused[: -self._spare]
             if self._spare_bytes is not None:
-                surplus = sum(map(len, self._unused)) - self._spare_bytes
+                in_use = sum(len(ticket.memory) for ticket in self._out)
+                surplus = sum(map(len, self._unused)) - max(self._spare_bytes, in_use)
                 while surplus > 0:
                     surplus -= len(self._unused.pop(0))
             return found

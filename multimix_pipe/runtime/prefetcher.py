@@ -44,7 +44,7 @@ MAX_BYTES_AHEAD = 512 * 2**20
 """Target for the encoded bytes read ahead, beyond MIN_STEPS steps."""
 
 _SLACK = 4  # buffers are a quarter larger than needed, so that they fit most later chunks
-_SPARE_BYTES = 32 * 2**20  # unused memory that the pool keeps
+_SPARE_BYTES = 32 * 2**20
 
 Row = Encoded | Exception
 
@@ -190,7 +190,7 @@ class Prefetcher:
         size = np.where(sound, index.size[sample], 0)
         start = np.cumsum(size) - size
         needed = int(size.sum())
-        memory = self._buffers.take(needed + needed // _SLACK)
+        memory = self._buffers.take(needed, needed // _SLACK)
         complete = np.zeros(len(rows), dtype=np.bool_)
         if sound.any():
             complete[sound], seconds = self._context.reader.read_rows(sample[sound], start[sound], memory)
