@@ -30,7 +30,7 @@ PREFETCH = 2
 fn: Any = operators  # DALI's annotations lack readers with outputs
 
 
-def batches(setting: Setting) -> Iterator[object]:
+def batches(setting: Setting, prefetch: int = PREFETCH) -> Iterator[object]:
     """Yield (images, targets) endlessly."""
     draw = np.random.default_rng(0)
     device = torch.device(setting.device)
@@ -39,7 +39,7 @@ def batches(setting: Setting) -> Iterator[object]:
         batch_size=setting.batch_size,
         num_threads=setting.threads,
         device_id=(device.index or 0) if device.type == "cuda" else None,
-        prefetch_queue_depth=PREFETCH,
+        prefetch_queue_depth=prefetch,
         seed=0,
     )
     iterator = DALIGenericIterator(pipeline, ["images", "labels"], size=-1, last_batch_policy=LastBatchPolicy.FILL)
