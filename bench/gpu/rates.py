@@ -1,4 +1,4 @@
-"""How many pairs a second does the pipeline hand out on a GPU, with K = 5 and without mixing, next to DALI's own pipeline?
+"""How many pairs per second does the pipeline hand out on a GPU, with K = 5 and without mixing, next to DALI's own pipeline?
 
     python bench/gpu/rates.py --device cuda [--shards FOLDER] [--torch 1]
 
