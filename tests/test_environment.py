@@ -46,6 +46,7 @@ def test_without_dali_auto_is_torch_and_dali_is_an_error_with_the_pip_command(sh
     assert "nvidia is blocked" in refused
     assert "pip install 'multimix-pipe[dali]'" in refused
     assert 'backend="torch"' in refused
+    assert done.stderr.count("pip install 'multimix-pipe[dali]'") == 1
 
 
 def test_rank_and_world_size_come_from_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:

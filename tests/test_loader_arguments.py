@@ -37,6 +37,12 @@ def test_samples_and_exclude_choose_by_key_or_file(opened: Open, tmp_path: Path)
     assert len(keys(opened(exclude=wanted, **options))) == N - 3
 
 
+@pytest.mark.parametrize("transform", [TrainTransform, EvalTransform])
+def test_a_mean_of_pixels_up_to_255_is_refused_with_what_to_pass(transform: type[TrainTransform]) -> None:
+    with pytest.raises(ConfigError, match=r"mean must be that of pixels in \[0, 1\].*mean=\(0\.485, 0\.456, 0\.406\)"):
+        transform(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+
+
 def test_wrong_keys_are_named(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match="1 are not, the first: 'nobody'"):
         opened(backend="torch", samples=["420-000", "nobody"])
