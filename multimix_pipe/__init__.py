@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from multimix_pipe.batch import Batch, apply_mix, mix_batch
     from multimix_pipe.loader import Loader, open_loader
     from multimix_pipe.training.losses import MultiMixLoss
-    from multimix_pipe.training.metrics import mixed_accuracy
+    from multimix_pipe.training.metrics import MixedAccuracy, mixed_accuracy
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,7 @@ __all__ = [
     "Loader",
     "MissingBackendError",
     "MixPlan",
+    "MixedAccuracy",
     "MultiMix",
     "MultiMixError",
     "MultiMixLoss",
@@ -54,6 +55,7 @@ _LAZY = {
     "Loader": "multimix_pipe.loader",
     "open_loader": "multimix_pipe.loader",
     "MultiMixLoss": "multimix_pipe.training.losses",
+    "MixedAccuracy": "multimix_pipe.training.metrics",
     "mixed_accuracy": "multimix_pipe.training.metrics",
 }
 
