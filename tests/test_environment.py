@@ -12,7 +12,7 @@ import torch
 
 from helpers.batches import Open, all_same
 from multimix_pipe import ConfigError, MultiMix, TrainTransform
-from multimix_pipe.loader.rank import choose_device, rank_and_world
+from multimix_pipe.loader.rank import choose_device
 from multimix_pipe.runtime.mix_stage import HostMixStage
 from multimix_pipe.shards import cores
 from multimix_pipe.shards.cores import share_of_cores, usable_cores
@@ -46,19 +46,6 @@ def test_without_dali_auto_is_torch_and_dali_is_an_error_with_the_pip_command(sh
     assert "nvidia is blocked" in refused
     assert "pip install 'multimix-pipe[dali]'" in refused
     assert 'backend="torch"' in refused
-
-
-def test_rank_and_world_size_come_from_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert rank_and_world(None, None) == (0, 1)
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert rank_and_world(None, None) == (3, 8)
-    assert rank_and_world(1, 2) == (1, 2)
-    with pytest.raises(ConfigError, match="given together"):
-        rank_and_world(1, None)
-    monkeypatch.setenv("RANK", "first")
-    with pytest.raises(ConfigError, match="RANK must be a whole number; found 'first'"):
-        rank_and_world(None, None)
 
 
 def test_the_cores_are_shared_between_the_processes_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:

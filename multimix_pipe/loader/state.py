@@ -5,34 +5,23 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 from multimix_pipe.errors import StateMismatchError
+from multimix_pipe.loader.position import Position
 from multimix_pipe.plan import LANES
 from multimix_pipe.runtime.context import LoaderContext
 
 logger = logging.getLogger("multimix_pipe")
 
-STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Position:
-    """The position of a run, the same in every process."""
-
-    epoch: int
-    samples: int
-    """Positions of the epoch that were handed out, over all processes."""
-    steps: int
-    """Steps of the epoch that each process has done."""
-    order_batch_size: int
-    """The batch size that the epoch's window order is built for."""
+STATE_VERSION = 2
+"""Version 1 had another order of samples and another state at an epoch's end."""
 
 
 def save(context: LoaderContext, position: Position) -> dict[str, Any]:
     """Return the JSON-serialisable state of a loader at `position`."""
-    return {"version": STATE_VERSION, **_identity(context), **asdict(position)}
+    return {"version": STATE_VERSION, **identity(context), **asdict(position)}
 
 
 def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
@@ -45,13 +34,15 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
         raise StateMismatchError(f"state must be a dict from state_dict(); found {type(state).__name__}")
     if state.get("version") != STATE_VERSION:
         raise StateMismatchError(
-            f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}. Load the state with "
-            "the version of multimix_pipe that saved it"
+            f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}, of which epochs have "
+            "another order. Use the multimix_pipe that saved it, or begin an epoch with set_epoch"
         )
-    differing = [
-        f"{name}: this loader has {mine!r}, the state has {theirs!r}"
-        for name, mine, theirs in _differences(_identity(context), state)
-    ]
+    mine = identity(context)
+    differing = list(differences(mine, state, "this loader", "the state"))
+    if (
+        mine["mix"] is None and state.get("mix") is None
+    ):  # batches of another size show the same samples in the same crops
+        differing = [text for text in differing if not text.startswith("batch_size: ")]
     if differing and strict:
         hint = "Open the loader with the state's settings, or resume anyway with strict=False"
         raise StateMismatchError(f"{'; '.join(differing)}. {hint}")
@@ -65,11 +56,11 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
     return Position(*cast("list[int]", numbers))
 
 
-def _identity(context: LoaderContext) -> dict[str, Any]:
+def identity(context: LoaderContext) -> dict[str, Any]:
     """Return the fields of a state that must agree with the loader."""
-    c = context.config
-    identity = {
-        "data": context.index.fingerprint,
+    c, index = context.config, context.index
+    fields = {
+        "data": {"samples": len(index), "shards": len(index.shards), "fingerprint": index.fingerprint},
         "subset": context.plan.samples.digest,
         "seed": c.seed,
         "batch_size": c.batch_size,
@@ -81,14 +72,30 @@ def _identity(context: LoaderContext) -> dict[str, Any]:
         "transform": {"kind": type(c.transform).__name__, **asdict(c.transform), "size": c.transform.height_width},
         "lanes": LANES,
     }
-    return cast("dict[str, Any]", json.loads(json.dumps(identity)))
+    return cast("dict[str, Any]", json.loads(json.dumps(fields)))
 
 
-def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, mine, theirs) for each field that differs; fields of nested dicts are named `outer.inner`."""
+def differences(mine: dict[str, Any], theirs: dict[str, Any], me: str, them: str) -> Iterator[str]:
+    """Describe each field in which two identities differ; fields of nested dicts are named `outer.inner`."""
     for name, value in mine.items():
         other = theirs.get(name)
-        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
-            yield from ((f"{name}.{inner}", *both) for inner, *both in _differences(value, other))
-        elif other != value:
-            yield name, value, other
+        if value == other:
+            continue
+        if name == "data":
+            yield f"data: {me} has {_data(value)}, {them} has {_data(other)}{_same_counts(value, other)}"
+        elif isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+            yield from (f"{name}.{text}" for text in differences(value, other, me, them))
+        else:
+            why = " (partners come from the same batch, so they change with it; samples and crops do not)"
+            yield f"{name}: {me} has {value!r}, {them} has {other!r}{why if name == 'batch_size' else ''}"
+
+
+def _data(data: object) -> str:
+    if isinstance(data, dict) and {"samples", "shards"} <= data.keys():
+        return f"{data['samples']} samples in {data['shards']} shards"
+    return repr(data)
+
+
+def _same_counts(data: dict[str, Any], other: object) -> str:
+    same = isinstance(other, dict) and all(data[name] == other.get(name) for name in ("samples", "shards"))
+    return ", with other file names, images or labels" if same else ""
