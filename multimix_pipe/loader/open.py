@@ -87,7 +87,7 @@ def open_loader(
             set by `torch.cuda.set_device`, else the one of the local rank.
         dtype: type of the images: "float32", "float16" or "bfloat16". They are mixed in float32 and rounded once.
         channels_last: whether the images have the channels_last memory format.
-        shuffle: "global" (a uniform permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
+        shuffle: "global" (a random permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
             must have been written in random order) or "none". Default: "global" to train, "none" to evaluate.
         last_batch: "wrap" (every process does the same number of full steps; the epoch's first samples fill up the last step),
             "drop" (an incomplete last step is dropped) or "partial" (each sample exactly once; processes may differ by one
