@@ -233,7 +233,8 @@ def test_a_state_of_other_data_or_another_version_is_refused(opened: Open, own_s
     state = opened(backend="torch").state_dict()
     (own_shards / "set-003.tar").unlink()
     other = opened(own_shards, backend="torch")
-    found = "^data: this loader has 75 samples in 3 shards, the state has 100 samples in 4 shards; subset: "
+    data = "^data: this loader has 75 samples in 3 shards, the state has 100 samples in 4 shards; "
+    found = data + "subset: this loader has 75 samples in use, the state has 100 samples in use\\. "
     with pytest.raises(StateMismatchError, match=found):
         other.load_state_dict(state)
     with pytest.raises(

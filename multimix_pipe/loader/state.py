@@ -18,6 +18,12 @@ logger = logging.getLogger("multimix_pipe")
 STATE_VERSION = 2
 """Version 1 had another order of samples and another state at an epoch's end."""
 
+_COUNTS = {
+    "data": ("{samples} samples in {shards} shards", ", with other file names, images or labels"),
+    "subset": ("{samples} samples in use", ", other ones or with other weights"),
+}
+"""How to describe fields that hold digests: what they count, and what differs if the counts agree."""
+
 
 def save(context: LoaderContext, position: Position) -> dict[str, Any]:
     """Return the JSON-serialisable state of a loader at `position`."""
@@ -61,7 +67,7 @@ def identity(context: LoaderContext) -> dict[str, Any]:
     c, index = context.config, context.index
     fields = {
         "data": {"samples": len(index), "shards": len(index.shards), "fingerprint": index.fingerprint},
-        "subset": context.plan.samples.digest,
+        "subset": {"samples": len(context.plan.samples), "digest": context.plan.samples.digest},
         "seed": c.seed,
         "batch_size": c.batch_size,
         "shuffle": c.shuffle,
@@ -81,8 +87,10 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any], me: str, them: str
         other = theirs.get(name)
         if value == other:
             continue
-        if name == "data":
-            yield f"data: {me} has {_data(value)}, {them} has {_data(other)}{_same_counts(value, other)}"
+        if name in _COUNTS:
+            unit, other_contents = _COUNTS[name]
+            counts = [_counts(data, unit) for data in (value, other)]
+            yield f"{name}: {me} has {counts[0]}, {them} has {counts[1]}{other_contents if counts[0] == counts[1] else ''}"
         elif isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
             yield from (f"{name}.{text}" for text in differences(value, other, me, them))
         else:
@@ -90,12 +98,5 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any], me: str, them: str
             yield f"{name}: {me} has {value!r}, {them} has {other!r}{why if name == 'batch_size' else ''}"
 
 
-def _data(data: object) -> str:
-    if isinstance(data, dict) and {"samples", "shards"} <= data.keys():
-        return f"{data['samples']} samples in {data['shards']} shards"
-    return repr(data)
-
-
-def _same_counts(data: dict[str, Any], other: object) -> str:
-    same = isinstance(other, dict) and all(data[name] == other.get(name) for name in ("samples", "shards"))
-    return ", with other file names, images or labels" if same else ""
+def _counts(data: object, unit: str) -> str:
+    return unit.format(**data) if isinstance(data, dict) else repr(data)
