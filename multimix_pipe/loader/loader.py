@@ -22,6 +22,7 @@ from multimix_pipe.loader import state as states
 from multimix_pipe.loader.agreement import check_ranks
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.loader.epoch import Epoch, close_at_exit
+from multimix_pipe.loader.keys import PackedKeys
 from multimix_pipe.loader.memory import explain_out_of_memory
 from multimix_pipe.loader.position import Position, Tracker
 from multimix_pipe.loader.rank import Ranks, processes_here
@@ -288,7 +289,7 @@ class Loader:
             targets = pair_targets(labels, mix.partner, mix.lam)
         elif mix is not None:
             targets = mix_targets(labels, mix.partner, mix.lam, config.num_classes)
-        return Batch(executed.images, targets, labels, step, lambda: index.keys(step.sample))
+        return Batch(executed.images, targets, labels, step, PackedKeys.of(index, step.sample))
 
     def _stop_running(self) -> None:
         """End the current iteration. The caller holds the lock."""

@@ -67,6 +67,9 @@ class StepPlan:
     def __len__(self) -> int:
         return len(self.sample)
 
+    def __repr__(self) -> str:
+        return f"StepPlan(epoch {self.epoch}, positions {self.start} to {self.start + len(self) - 1}, {self.mix!r})"
+
     def rows(self, rows: slice) -> StepPlan:
         """Return the plan of some consecutive rows. Its `partner` still refers to rows of the whole batch."""
         return StepPlan(
