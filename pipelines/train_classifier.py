@@ -105,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--max-steps", type=int, default=None, help="stop after this many steps")
     parser.add_argument("--resume", type=Path, help="checkpoint of this recipe to continue from")
+    parser.add_argument(
+        "--allow-changes", action="store_true", help="resume although the loader's settings differ, e.g. the batch size"
+    )
     return parser.parse_args()
 
 
@@ -151,9 +154,10 @@ def main() -> None:
     if args.resume:
         checkpoint = torch.load(args.resume, map_location=device, weights_only=True)
         for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+            part.load_state_dict(checkpoint[name], **({"strict": not args.allow_changes} if part is train else {}))
         first_epoch = checkpoint["loader"]["epoch"]
 
+    train.check_ranks()  # all processes have the same data, settings and position
     loss_function = MultiMixLoss()
     amp = torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
     steps, stop, loss = 0, False, None

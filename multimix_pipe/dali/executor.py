@@ -76,7 +76,7 @@ class DaliExecutor:
         self._graph = Graph(
             batch_size=config.batch_size,
             device_id=context.device.index if on_gpu else None,
-            num_threads=config.num_threads,
+            num_threads=context.num_threads,
             prefetch=min(queue, MIXED_QUEUE) if mixes else queue,
             transform=config.transform,
             exif=config.exif,
@@ -89,7 +89,7 @@ class DaliExecutor:
         )
         self._headers = HeaderCheck(context.index)
         self._prefetcher = Prefetcher(context, self._headers.checked)
-        self._resizers = RowWorkers(config.num_threads, "multimix-resize")
+        self._resizers = RowWorkers(context.num_threads, "multimix-resize")
         self._kept = KeptUntilRead(context.device)
         self._stream = torch.cuda.Stream(context.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._pipeline: Pipeline | None = None

@@ -26,13 +26,12 @@ from multimix_pipe.config import (
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
-from multimix_pipe.loader.rank import choose_device, rank_and_world
+from multimix_pipe.loader.rank import choose_device, find_world, processes_here
 from multimix_pipe.loader.samples import choose_samples
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
-from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.reader import ShardReader
 
@@ -84,23 +83,25 @@ def open_loader(
         mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
-        device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" means cuda:LOCAL_RANK.
+        device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" is the device
+            set by `torch.cuda.set_device`, else the one of the local rank.
         dtype: type of the images: "float32", "float16" or "bfloat16". They are mixed in float32 and rounded once.
         channels_last: whether the images have the channels_last memory format.
-        shuffle: "global" (a uniform permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
+        shuffle: "global" (a random permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
             must have been written in random order) or "none". Default: "global" to train, "none" to evaluate.
         last_batch: "wrap" (every process does the same number of full steps; the epoch's first samples fill up the last step),
             "drop" (an incomplete last step is dropped) or "partial" (each sample exactly once; processes may differ by one
             step). Default: "wrap" to train, "partial" to evaluate.
         seed: the seed of all draws, 0 .. 2**64-1. It determines order, crops, flips, partners and weights, on every machine, with
             every backend and any number of processes.
-        rank: the rank of this process. Default: from torch.distributed, else torchrun's environment, else 0.
+        rank: the rank of this process. Default: from torch.distributed, else from the environment of torchrun, Open MPI, MPICH or
+            `srun`, else 0. It is looked up again at each epoch's start, so the loader may be opened before the process group.
         world_size: the number of processes, given together with `rank`. Default: from the same source, else 1.
         on_bad_sample: "raise", or "replace" to show another sample, chosen deterministically; `Loader.bad_samples` lists those
             replaced. With "replace", a damaged or vanished shard costs only the samples that can no longer be read.
         max_bad: with "replace", the largest number of different bad samples: an int, or a float in [0, 1] for a fraction of the
             samples used. One more is an error, on opening if indexing finds it, else at its step. Default: no limit.
-        num_threads: decoding threads. Default: usable cores / LOCAL_WORLD_SIZE.
+        num_threads: decoding threads. Default: the usable cores, divided by the processes on this machine.
         prefetch: batches prepared ahead, 1 .. 64.
         decode: for DALI on a GPU, without effect elsewhere. "fast" shares each batch between two JPEG decoders: the same batch
             gives the same pixels, but an image may differ by up to 3 of 255 in a batch of other samples. "exact" uses one
@@ -149,7 +150,6 @@ def open_context(
     Benchmarks and tests pass the result to an executor without a loader, or to a `Loader` with an executor of their own.
     """
     trains = getattr(transform, "random", True)
-    rank, world_size = rank_and_world(rank, world_size)
     config = LoaderConfig(
         transform=transform,
         mix=(MultiMix() if trains else None) if isinstance(mix, str) and mix == "auto" else mix,
@@ -158,9 +158,10 @@ def open_context(
         device=str(device),
         rank=rank,
         world_size=world_size,
-        num_threads=share_of_cores() if num_threads is None else num_threads,
+        num_threads=num_threads,
         **settings,
     )
+    local_world_size = processes_here(find_world(config.rank, config.world_size))
     index = open_index(
         shards,
         label=config.label,
@@ -179,4 +180,5 @@ def open_context(
         config=config,
         backend=backend,
         device=chosen,
+        local_world_size=local_world_size,
     )

@@ -49,7 +49,7 @@ class HostMixStage:
         self._context = context
         self._normalize = Normalize.of(context.config.transform, context.config.channels_last)
         self._buffers = BufferPool()
-        threads = min(kernel.MIXERS, context.config.num_threads)
+        threads = min(kernel.MIXERS, context.num_threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="multimix-mix") if parallel else None
 
     def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
