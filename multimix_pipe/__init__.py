@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from multimix_pipe.batch import Batch, apply_mix, mix_batch
     from multimix_pipe.loader import Loader, open_loader
     from multimix_pipe.training.losses import MultiMixLoss
+    from multimix_pipe.training.manifold import ManifoldMix
     from multimix_pipe.training.metrics import mixed_accuracy
+    from multimix_pipe.training.puzzle import PuzzleMix
 
 __version__ = "0.1.0"
 
@@ -33,11 +35,13 @@ __all__ = [
     "ConfigError",
     "EvalTransform",
     "Loader",
+    "ManifoldMix",
     "MissingBackendError",
     "MixPlan",
     "MultiMix",
     "MultiMixError",
     "MultiMixLoss",
+    "PuzzleMix",
     "ShardError",
     "StateMismatchError",
     "TrainTransform",
@@ -54,6 +58,8 @@ _LAZY = {
     "Loader": "multimix_pipe.loader",
     "open_loader": "multimix_pipe.loader",
     "MultiMixLoss": "multimix_pipe.training.losses",
+    "ManifoldMix": "multimix_pipe.training.manifold",
+    "PuzzleMix": "multimix_pipe.training.puzzle",
     "mixed_accuracy": "multimix_pipe.training.metrics",
 }
 

@@ -169,6 +169,10 @@ def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_clas
         raise ConfigError(
             f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
         )
+    if type(plan) is not MixPlan:
+        raise ConfigError(
+            f"apply_mix executes a MixPlan, such as the batch.plan.mix of a loader; found {type(plan).__name__}"
+        )
     rows = len(images)
     if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):
         raise ConfigError(f"plan must hold {rows} pairs, one per image, with partners in [0, {rows}); found {plan!r}")

@@ -193,7 +193,8 @@ class Loader:
     def _batches(self) -> Generator[Batch, None, None]:
         context, epoch = self.context, self._entry.epoch
         plan = context.plan.ordered_for(self._entry.order_batch_size)
-        steps = (plan.step(epoch, first, stop) for first, stop in self._schedule())
+        before = context.config.rank * context.config.batch_size  # rows of the same step in the processes of lower rank
+        steps = (plan.step(epoch, first, stop, first - before) for first, stop in self._schedule())
         with explain_out_of_memory(context.config, context.device):
             if self._executor is None:
                 self._executor = make_executor(context)
