@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -157,9 +157,12 @@ class PuzzleMix:
         assert num_classes is not None
         check_labels(batch.labels, num_classes)
         with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
-            shown, own = self._cut(batch.images, plan.mix, saliency, n)
+            energies = self._energies(batch.images, plan.mix, saliency, n)
+            shown = _cut(energies, plan.mix.lam)
             mixed = PuzzlePlan(plan.partner, share_of_pixels(shown, plan.mix.k, (height, width)), shown=shown)
-            images = self._transported(batch.images, mixed, own) if self.transport else _masked(batch.images, mixed)
+            images = (
+                self._transported(batch.images, mixed, energies.own) if self.transport else _masked(batch.images, mixed)
+            )
             partner, lam = upload([mixed.partner, mixed.lam], batch.images.device)
             targets = mix_targets(batch.labels, partner, lam, num_classes)
         return replace(batch, images=images, targets=targets, plan=replace(plan, mix=mixed))
@@ -199,18 +202,17 @@ class PuzzleMix:
             (gradient,) = torch.autograd.grad(loss, images)
         return gradient, logits.shape[1]
 
-    def _cut(
-        self, images: Tensor, mix: MixPlan, saliency: Tensor, n: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return (B, n, n) in how many members each block shows x, and the blocks' saliency (B, n, n)."""
+    def _energies(self, images: Tensor, mix: MixPlan, saliency: Tensor, n: int) -> Energies:
+        """Return the terms of the pairs' energies, and the saliency of each image's blocks."""
         partner = torch.from_numpy(mix.partner).to(images.device)
         sides = border_differences(
             images.float() * images.new_tensor(self.std, dtype=torch.float32)[:, None, None], partner, n
         )
-        pooled = sum_over_blocks(
-            saliency.float().square().mean(1).sqrt() if saliency.ndim == 4 else saliency.float().abs(), n
+        size = saliency.float().square().mean(1).sqrt() if saliency.ndim == 4 else saliency.float().abs()
+        own, down, right = (
+            np.nan_to_num(part.cpu().numpy().astype(np.float64), posinf=0.0)
+            for part in (sum_over_blocks(size, n), *sides)
         )
-        own, down, right = (np.nan_to_num(part.cpu().numpy().astype(np.float64)) for part in (pooled, *sides))
         total = own.sum((1, 2), keepdims=True)
         # where no gradient is left, all blocks are equally salient
         own = np.where(total > 0, own / np.where(total > 0, total, 1), 1 / n**2)
@@ -222,8 +224,7 @@ class PuzzleMix:
         down, right = (np.maximum(0, border * (1 + self.gamma * cut_part(phi))) for phi in (down, right))
         lam = mix.lam.astype(np.float64).clip(SMALLEST, 1 - SMALLEST)
         prior = self.eta / n**2 * (np.log1p(-lam) - np.log(lam))
-        low, high = (mix.lam == 1).sum(1), (mix.lam > 0).sum(1)
-        return nested_cuts(unary, prior, down, right, low, high), own
+        return Energies(unary, prior, down, right, own)
 
     def _transported(self, images: Tensor, mixed: PuzzlePlan, own: NDArray[np.float64]) -> Tensor:
         """Return the mixed rows (B*K, C, H, W) with blocks moved to the places that show their image."""
@@ -244,6 +245,26 @@ class PuzzleMix:
         rows = tiles.view(pairs * k, n, n, channels, height // n, width // n).permute(0, 3, 1, 4, 2, 5)
         whole = rows.reshape(pairs * k, channels, height, width)
         return whole.contiguous(memory_format=_memory_format(images))
+
+
+class Energies(NamedTuple):
+    """The terms of `nested_cuts`, and the saliency of the blocks."""
+
+    unary: NDArray[np.float64]
+    """(B, n, n)."""
+    prior: NDArray[np.float64]
+    """(B, K)."""
+    down: NDArray[np.float64]
+    """(B, n-1, n)."""
+    right: NDArray[np.float64]
+    """(B, n, n-1)."""
+    own: NDArray[np.float64]
+    """(B, n, n), summing to 1 for each image."""
+
+
+def _cut(energies: Energies, lam: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return (B, n, n) in how many members each block shows x. Weights of exactly 1 or 0 show one image alone."""
+    return nested_cuts(*energies[:4], (lam == 1).sum(1), (lam > 0).sum(1))
 
 
 def _check_nested(mix: MixPlan) -> None:
