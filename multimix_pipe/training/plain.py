@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -68,6 +69,18 @@ def bare(model: nn.Module) -> nn.Module:
     while isinstance(model, nn.parallel.DistributedDataParallel) or is_compiled_wrapper(model):
         model = model.get_submodule("_orig_mod" if is_compiled_wrapper(model) else "module")
     return model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, and each of its modules back into its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def is_compiled_wrapper(module: nn.Module) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -31,7 +30,7 @@ from multimix_pipe.training.blocks import (
     unary_parts,
 )
 from multimix_pipe.training.graph_cut import nested_cuts
-from multimix_pipe.training.plain import PlainBatch, bare, check_labels, check_plain, draw_choice
+from multimix_pipe.training.plain import PlainBatch, bare, check_labels, check_plain, draw_choice, evaluating
 from multimix_pipe.training.targets import mix_targets
 
 AnyBatch = TypeVar("AnyBatch", bound=PlainBatch)
@@ -190,7 +189,7 @@ class PuzzleMix:
         """Return the gradient of the loss by the images, and the number of classes."""
         # without the wrapper: DistributedDataParallel would wait for gradients of parameters
         model = bare(self.model)
-        with _evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
             images = batch.images.detach().clone().requires_grad_(True)
             logits = model(images)
             if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
@@ -272,18 +271,6 @@ def _check_nested(mix: MixPlan) -> None:
         raise ConfigError('PuzzleMix needs one partner for each pair, partners="same"; found a partner for each member')
     if (np.diff(mix.lam, axis=1) > 0).any():
         raise ConfigError("PuzzleMix needs weights that do not increase along k, as MultiMix draws them; found others")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, and each of its modules back into its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _masked(images: Tensor, mixed: PuzzlePlan) -> Tensor:
