@@ -5,7 +5,7 @@ Member k shows x in the set Z_k of blocks that minimises
     E_k(Z) = sum_{i in Z} (u_i + p_k) + sum_{neighbours i, j} w_ij [exactly one of i, j is in Z]        w_ij >= 0
 
 Only p_k depends on the member, and it does not decrease with k. Of several minimisers, Z_k is the smallest one, which is unique.
-Then Z_1 contains Z_2, Z_2 contains Z_3, and so on (proof: docs/methods/puzzlemix.md), and all masks are given by one number per
+Then Z_1 contains Z_2, Z_2 contains Z_3, and so on (proof: docs/methods/puzzle.md), and all masks are given by one number per
 block: in how many members it shows x. A binary search for that number takes ceil(log2(K + 1)) cuts of ever smaller graphs.
 """
 
