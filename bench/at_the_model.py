@@ -2,10 +2,11 @@
 
     python bench/at_the_model.py [--shards FOLDER] [--device cuda --batch-size 64]
 
-"masks" are the graph cuts of 64 pairs alone, of the saliency that a network has on photos. "steps" are those of a ResNet-18 on
-B*K rows: forward, backward, SGD. ManifoldMix is the whole step, which is cheaper than one with mixed images, because the layers
-below the drawn one see B rows. PuzzleMix is the mixing alone, which comes on top of the step: its saliency pass, the cuts for
-each number of blocks, and the mixed images. On a GPU it trains with bfloat16 autocast.
+"masks" are the graph cuts of 64 pairs alone, of the saliency that a network has on photos, by the compiled kernel where Numba is
+installed and by SciPy. "steps" are those of a ResNet-18 on B*K rows: forward, backward, SGD. ManifoldMix is the whole step, which
+is cheaper than one with mixed images, because the layers below the drawn one see B rows. PuzzleMix is the mixing alone, which
+comes on top of the step: its saliency pass, the cuts for each number of blocks, and the mixed images. On a CPU everything is CPU
+time, in one thread, which other work on the machine hardly changes; on a GPU it is wall time, with bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from data import chosen_shards
 from harness import Figures, in_turn, parser, report, seconds
 from multimix_pipe import Batch, ManifoldMix, MultiMix, MultiMixLoss, PuzzleMix, TrainTransform, apply_mix, open_loader
 from multimix_pipe.plan import draw_mixing
+from multimix_pipe.training import graph_cut
 from multimix_pipe.training.puzzle import _cut
 
 BLOCKS = (2, 4, 8, 16)
@@ -57,30 +60,37 @@ def resnet18(num_classes: int) -> nn.Module:
 
 
 def masks(model: nn.Module, plain: Batch, rounds: int) -> dict[str, Figures]:
-    """Measure the graph cuts of a batch for each number of blocks, in ms of CPU time, in one thread."""
+    """Measure the graph cuts of a batch for each number of blocks and both solvers, in ms of CPU time, in one thread."""
     saliency, _ = PuzzleMix(model)._saliency(plain)
+    compiled = graph_cut.compiled_cut
 
-    def timed(n: int, k: int) -> float:
+    def timed(n: int, k: int, solver: Callable[[], Any]) -> float:
         mix = draw_mixing(MultiMix(k=k), 0, 0, 0, len(plain.images))
         energies = PuzzleMix(model, blocks=n)._energies(plain.images, mix, saliency, n)
+        graph_cut.compiled_cut = solver  # type: ignore[assignment]
         start = time.thread_time()
         for _ in range(5):
             _cut(energies, mix.lam)
-        return 1e3 * (time.thread_time() - start) / 5
+        spent = time.thread_time() - start
+        graph_cut.compiled_cut = compiled
+        return 1e3 * spent / 5
 
-    return {
-        str(n): in_turn(
-            {f"{n}x{n} blocks, K = {k}": partial(timed, n, k) for k in MEMBERS},
-            unit="ms",
-            peer=f"{n}x{n} blocks, K = 1",
-            rounds=rounds,
-        )
-        for n in BLOCKS
-    }
+    solvers: dict[str, Callable[[], Any]] = {"compiled": compiled, "SciPy": lambda: None}
+    if compiled() is None:
+        del solvers["compiled"]
+    found = {}
+    for n, (name, solver) in product(BLOCKS, solvers.items()):
+        contenders = {f"{n}x{n} blocks, {name}, K = {k}": partial(timed, n, k, solver) for k in MEMBERS}
+        found[f"{n} {name}"] = in_turn(contenders, unit="ms", peer=next(iter(contenders)), rounds=rounds)
+    return found
 
 
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
-    return 1e3 * seconds(work, device)
+    if device.type == "cuda":
+        return 1e3 * seconds(work, device)
+    start = time.process_time()
+    work()
+    return 1e3 * (time.process_time() - start)
 
 
 def steps(model: nn.Module, plain: Batch, rounds: int, device: torch.device) -> Figures:
@@ -115,6 +125,7 @@ def steps(model: nn.Module, plain: Batch, rounds: int, device: torch.device) -> 
 def main() -> None:
     args = parser(__doc__, shards=True, device="cpu", batch_size=16, k=5, size=224).parse_args()
     device = torch.device(args.device)
+    torch.set_num_threads(1)
     folder, _ = chosen_shards(args.shards)
     loader = open_loader(
         folder,

@@ -7,7 +7,17 @@ import itertools
 import numpy as np
 import pytest
 
+from multimix_pipe.training import graph_cut
 from multimix_pipe.training.graph_cut import MAX_SCALE, nested_cuts
+
+
+@pytest.fixture(autouse=True, params=["scipy", "compiled"])
+def solver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each test with SciPy's maximum flow, and with the compiled kernel where Numba is installed."""
+    if request.param == "scipy":
+        monkeypatch.setattr(graph_cut, "compiled_cut", lambda: None)
+    elif graph_cut.compiled_cut() is None:
+        pytest.skip("needs Numba")
 
 
 def problem(pairs: int, k: int, n: int = 4, m: int | None = None, seed: int = 0, border: float = 0.02):
@@ -85,6 +95,15 @@ def test_bounds_fix_members_that_show_one_image_alone() -> None:
     low, high = np.array([0, 1, 2, 5]), np.array([0, 4, 5, 5])
     bounded = cuts(terms, low, high)
     assert np.array_equal(bounded, free.clip(low[:, None, None], high[:, None, None]))
+
+
+def test_both_solvers_choose_the_same_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed, border in itertools.product(range(5), (0.0, 0.002, 0.01, 0.1)):
+        terms = problem(16, 5, 12, 9, seed, border)
+        found = cuts(terms)
+        with monkeypatch.context() as patched:
+            patched.setattr(graph_cut, "compiled_cut", lambda: None)
+            assert np.array_equal(found, cuts(terms))
 
 
 def test_an_empty_batch_has_no_masks() -> None:

@@ -29,7 +29,13 @@ def draw_reliability(report: dict[str, Any], path: Path) -> None:
         above.plot([0, 1], [0, 1], color="#767676", linewidth=1, linestyle="--")
         above.bar(middle, accuracy, 0.92 * width, color=COLOURS[0], label="accuracy")
         above.plot(
-            confidence, accuracy, color=COLOURS[1], marker="o", markersize=4, linestyle="", label="at the bin's mean confidence"
+            confidence,
+            accuracy,
+            color=COLOURS[1],
+            marker="o",
+            markersize=4,
+            linestyle="",
+            label="at the bin's mean confidence",
         )
         title = "as trained" if name == "raw" else f"temperature {report['temperature']:.2f}"
         above.set_title(f"{title}: ECE {found['ece']:.3f}, gap {found['signed_gap']:+.3f}")

@@ -12,6 +12,8 @@ block: in how many members it shows x. A binary search for that number takes cei
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,8 +59,8 @@ def nested_cuts(unary: Float, prior: Float, down: Float, right: Float, low: Ints
         # > 0: `first` shows x where `second` is asked, and `second` shows x' where `first` is
         pull = np.sign(order) * weight
         cost += (np.bincount(first, pull, len(cost)) - np.bincount(second, pull, len(cost))).astype(np.int64)
-        inner = (order == 0) & open_[first] & (weight > 0)
-        chosen = _minimal_cut(cost, open_, first[inner], second[inner], weight[inner], image)
+        inner = (order == 0) & open_[first]
+        chosen = _minimal_cut(np.where(open_, cost, 0), np.where(inner, weight, 0), first, second, unary.shape)
         lowest, highest = np.where(chosen, middle + 1, lowest), np.where(open_ & ~chosen, middle, highest)
     return lowest.reshape(unary.shape)
 
@@ -75,18 +77,37 @@ def _rounded(energy: Float, scale: NDArray[np.float64]) -> Ints:
     return np.rint(energy * scale.reshape(-1, *[1] * (energy.ndim - 1))).astype(np.int64)
 
 
-def _minimal_cut(
-    cost: Ints, open_: NDArray[np.bool_], first: Ints, second: Ints, weight: Ints, image: Ints
-) -> NDArray[np.bool_]:
-    """Return the smallest set of open blocks that minimises the sum of `cost` over it plus the `weight` of the edges cut."""
+def _minimal_cut(cost: Ints, weight: Ints, first: Ints, second: Ints, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return the smallest set of blocks that minimises the sum of `cost` over it plus the `weight` of the edges cut."""
+    kernel = compiled_cut()
+    pairs, height, width = shape
+    if kernel is not None:
+        # the edges downwards come first
+        down, right = np.split(weight, [pairs * (height - 1) * width])
+        chosen = np.zeros(shape, dtype=np.bool_)
+        kernel.minimal_cuts(
+            cost.reshape(shape), down.reshape(pairs, -1, width), right.reshape(pairs, height, -1), chosen
+        )
+        return chosen.ravel()
     chosen = np.zeros(len(cost), dtype=np.bool_)
-    for start, stop in _groups(np.bincount(image, np.abs(cost) * open_)):
-        nodes = np.flatnonzero(open_ & (image >= start) & (image < stop))
-        number = np.full(len(cost), -1)
-        number[nodes] = np.arange(len(nodes))
-        edges = number[first] >= 0
-        chosen[nodes] = _source_side(cost[nodes], number[first[edges]], number[second[edges]], weight[edges])
+    image, edge_image = np.arange(len(cost)) // (height * width), first // (height * width)
+    for start, stop in _groups(np.bincount(image, np.abs(cost), pairs)):
+        nodes = slice(start * height * width, stop * height * width)
+        edges = (edge_image >= start) & (edge_image < stop) & (weight > 0)
+        chosen[nodes] = _source_side(
+            cost[nodes], first[edges] - nodes.start, second[edges] - nodes.start, weight[edges]
+        )
     return chosen
+
+
+@cache
+def compiled_cut() -> ModuleType | None:
+    """Return the module `compiled_cut`, or None without Numba; SciPy's maximum flow is then used."""
+    try:
+        from multimix_pipe.training import compiled_cut
+    except (ImportError, SystemError, OSError):  # the last two: Numba was built for another NumPy
+        return None
+    return compiled_cut
 
 
 def _groups(totals: NDArray[Any]) -> Iterator[tuple[int, int]]:
