@@ -270,6 +270,19 @@ def test_a_model_of_too_few_classes_is_an_error(model: nn.Sequential, plain: Bat
         ManifoldMix(model, "0")(plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("manifold", r"ManifoldMix\(model, layers\)"),
+        ("PuzzleMix", r"PuzzleMix\(model\)"),
+        ("manifold_mixup", "ManifoldMix"),
+    ],
+)
+def test_a_method_that_needs_the_model_says_what_to_use_instead(name: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=f"found '{name}'. Open the loader with .*expand=False.*{instead}"):
+        MultiMix(method=name)
+
+
 # several processes
 
 
