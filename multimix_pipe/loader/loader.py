@@ -269,7 +269,8 @@ class Loader:
 
     def _batches(self, world: World, entry: Position, schedule: Schedule) -> Generator[Batch, None, None]:
         plan = self.context.plan.ordered_for(entry.order_batch_size)
-        steps = (plan.step(entry.epoch, first, stop) for first, stop in schedule)
+        before = world.rank * self.context.config.batch_size  # rows of the same step in the processes of lower rank
+        steps = (plan.step(entry.epoch, first, stop, first - before) for first, stop in schedule)
         with explain_out_of_memory(self.context.config, self.device):
             if self._executor is None:
                 self._context = replace(self._context, local_world_size=processes_here(world))
