@@ -84,10 +84,12 @@ def write_preview(
     from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
     from multimix_pipe.config import check_int
     from multimix_pipe.loader import open_loader
+    from multimix_pipe.shards.classes import common_classes
     from multimix_pipe.shards.index import open_index
 
     check_int("--pairs", pairs, 1, 1000)
-    names = class_names(open_index(source, label=label, cache_dir=cache_dir, progress=progress))
+    index = open_index(source, label=label, cache_dir=cache_dir, progress=progress)
+    names = class_names(index, common_classes(index.shards))
     with open_loader(
         source,
         batch_size=max(2, pairs),  # a single image would have no partner

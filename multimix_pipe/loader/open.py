@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from multimix_pipe.config import (
     TrainTransform,
     Transform,
 )
+from multimix_pipe.errors import ConfigError
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
@@ -32,6 +34,7 @@ from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
+from multimix_pipe.shards.classes import common_classes, read_names
 from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.reader import ShardReader
@@ -43,7 +46,8 @@ def open_loader(
     shards: Source,
     *,
     batch_size: int,
-    num_classes: int,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     mix: MultiMix | Literal["auto"] | None = "auto",
     transform: Transform = TrainTransform(),
     backend: Backend = "auto",
@@ -80,7 +84,10 @@ def open_loader(
     Args:
         shards: a path, glob, brace pattern, folder or http(s) URL (needs `cache_dir`), or a list of these.
         batch_size: B, the samples decoded per process and step. With K members per pair the model sees B*K rows.
-        num_classes: the number of classes; labels must lie in [0, num_classes).
+        num_classes: the number of classes; labels must lie in [0, num_classes). Default: the number of names in `classes`, else
+            in the classes.json beside the shards.
+        classes: the class names in the order of their ids. If a classes.json beside the shards has others, that is an error, so
+            give a second set the first one's: `open_loader("val", classes=train.classes, ...)`. Default: those of classes.json.
         mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
@@ -133,6 +140,8 @@ def open_loader(
 def open_context(
     shards: Source,
     *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     transform: Transform = TrainTransform(),
     mix: MultiMix | Literal["auto"] | None = "auto",
     shuffle: Shuffle | Literal["auto"] = "auto",
@@ -150,7 +159,9 @@ def open_context(
     """
     trains = getattr(transform, "random", True)
     rank, world_size = rank_and_world(rank, world_size)
+    names = read_names(classes)
     config = LoaderConfig(
+        num_classes=len(names or [""]) if num_classes is None else num_classes,
         transform=transform,
         mix=(MultiMix() if trains else None) if isinstance(mix, str) and mix == "auto" else mix,
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
@@ -167,6 +178,8 @@ def open_context(
         cache_dir=None if cache_dir is None else Path(cache_dir),
         keep_damaged=config.on_bad_sample == "replace",
     )
+    names = common_classes(index.shards, names) if config.label == "cls" else names
+    config = replace(config, num_classes=_number_of_classes(num_classes, classes, names))
     chosen = choose_device(config.device)
     backend = choose_backend(config.backend, chosen)
     check_batch_fits(config, chosen)
@@ -179,4 +192,13 @@ def open_context(
         config=config,
         backend=backend,
         device=chosen,
+        classes=names,
     )
+
+
+def _number_of_classes(number: int | None, given: Sequence[str] | None, names: tuple[str, ...] | None) -> int:
+    if number is None and names is None:
+        raise ConfigError("num_classes= or classes= must be given, as no classes.json lies beside the shards")
+    if number is not None and given is not None and names is not None and number != len(names):
+        raise ConfigError(f"num_classes must be the number of names in classes, {len(names)}; found {number}")
+    return len(names or ()) if number is None else number

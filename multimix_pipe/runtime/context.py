@@ -114,6 +114,8 @@ class LoaderContext:
     config: LoaderConfig
     backend: Literal["dali", "torch"]
     device: torch.device
+    classes: tuple[str, ...] | None = None
+    """Class names by class id, if known."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -33,7 +33,7 @@ def read_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> tuple[
         except (OSError, ValueError) as error:
             raise ConfigError(f"classes must be class names, or a file with one per line; {path}: {error}") from error
     else:
-        names = list(classes)
+        names = list(classes) if isinstance(classes, Sequence) else []
     if not names or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f"classes must be class names, or a file with one per line; found {classes!r}")
     if len(set(names)) < len(names):
