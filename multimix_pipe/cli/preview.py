@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.mixing import MultiMix, Sampling
 
@@ -57,9 +57,8 @@ def run(args: argparse.Namespace) -> int:
         transform=TrainTransform(size=args.size, scale=tuple(args.scale)),
         seed=args.seed,
         backend=args.backend,
-        label=args.label,
-        cache_dir=args.cache_dir,
         progress=not args.quiet,
+        **data_options(args),
     )
     weights = f"{mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
     print(f"wrote {args.out}: {counted(args.pairs, 'pair')}, K = {mix.k}, {weights}")
@@ -75,21 +74,18 @@ def write_preview(
     transform: TrainTransform,
     seed: int,
     backend: Backend,
-    label: str = "cls",
-    cache_dir: str | None = None,
     progress: bool = True,
+    **data: Any,
 ) -> None:
-    """Draw the loader's first `pairs` pairs and write the picture to `out`."""
+    """Draw the loader's first `pairs` pairs and write the picture to `out`; `data` is what `data_options` gives."""
     from multimix_pipe.cli.classes import class_names
     from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
     from multimix_pipe.config import check_int
     from multimix_pipe.loader import open_loader
-    from multimix_pipe.shards.classes import common_classes
     from multimix_pipe.shards.index import open_index
 
     check_int("--pairs", pairs, 1, 1000)
-    index = open_index(source, label=label, cache_dir=cache_dir, progress=progress)
-    names = class_names(index, common_classes(index.shards))
+    names = class_names(open_index(source, progress=progress, keep_damaged=True, **data))
     with open_loader(
         source,
         batch_size=max(2, pairs),  # a single image would have no partner
@@ -99,8 +95,7 @@ def write_preview(
         backend=backend,
         device="cpu",
         seed=seed,
-        label=label,
-        cache_dir=cache_dir,
+        **{**data, "classes": None if data.get("classes") is None else names},
         on_bad_sample="replace",
     ) as loader:
         batch = next(iter(loader))

@@ -34,7 +34,7 @@ from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
-from multimix_pipe.shards.classes import common_classes, read_names
+from multimix_pipe.shards.classes import Classes
 from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.reader import ShardReader
@@ -47,7 +47,7 @@ def open_loader(
     *,
     batch_size: int,
     num_classes: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
     mix: MultiMix | Literal["auto"] | None = "auto",
     transform: Transform = TrainTransform(),
     backend: Backend = "auto",
@@ -65,7 +65,8 @@ def open_loader(
     prefetch: int = 2,
     decode: Decode = "fast",
     targets: Targets = "rows",
-    label: str = "cls",
+    label: str | None = "cls",
+    label_offset: int = 0,
     exif: bool = False,
     expand: bool = True,
     exclude: Keys | None = None,
@@ -86,8 +87,9 @@ def open_loader(
         batch_size: B, the samples decoded per process and step. With K members per pair the model sees B*K rows.
         num_classes: the number of classes; labels must lie in [0, num_classes). Default: the number of names in `classes`, else
             in the classes.json beside the shards.
-        classes: the class names in the order of their ids. If a classes.json beside the shards has others, that is an error, so
-            give a second set the first one's: `open_loader("val", classes=train.classes, ...)`. Default: those of classes.json.
+        classes: the class names in the order of their ids, a file of them, or a mapping from name to id. If a classes.json
+            beside the shards has others, that is an error, so give a second set the first one's:
+            `open_loader("val", classes=train.classes, ...)`. Default: those of classes.json.
         mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
@@ -113,7 +115,10 @@ def open_loader(
             gives the same pixels, but an image may differ by up to 3 of 255 in a batch of other samples. "exact" uses one
             decoder, at half the rate: an image's pixels never depend on its batch.
         targets: "rows" for dense (B*K, num_classes) targets, or "pairs" for (labels, partners' labels, lam).
-        label: "cls", or "json:KEY" for an integer field of the samples' json member.
+        label: where labels are: "cls" or "txt" for the member of that extension, "json:KEY" for a field of the json member,
+            "folder" for the last folder of the key. A label is a class id or one of `classes`. None: there are no labels;
+            `mix` must be None, and labels and targets are -1.
+        label_offset: subtracted from labels that are numbers: 1 for labels 1..1000.
         exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
         expand: if False, nothing is mixed: images are (B, C, H, W), targets are class ids, and `batch.plan` says how to mix.
         exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
@@ -141,7 +146,9 @@ def open_context(
     shards: Source,
     *,
     num_classes: int | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Classes | None = None,
+    label: str | None = "cls",
+    label_offset: int = 0,
     transform: Transform = TrainTransform(),
     mix: MultiMix | Literal["auto"] | None = "auto",
     shuffle: Shuffle | Literal["auto"] = "auto",
@@ -159,11 +166,11 @@ def open_context(
     """
     trains = getattr(transform, "random", True)
     rank, world_size = rank_and_world(rank, world_size)
-    names = read_names(classes)
     config = LoaderConfig(
-        num_classes=len(names or [""]) if num_classes is None else num_classes,
+        num_classes=1 if num_classes is None else num_classes,
+        label=label,
         transform=transform,
-        mix=(MultiMix() if trains else None) if isinstance(mix, str) and mix == "auto" else mix,
+        mix=(MultiMix() if trains and label is not None else None) if isinstance(mix, str) and mix == "auto" else mix,
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
         last_batch=("wrap" if trains else "partial") if last_batch == "auto" else last_batch,
         device=str(device),
@@ -174,12 +181,14 @@ def open_context(
     )
     index = open_index(
         shards,
-        label=config.label,
+        label=label,
+        classes=classes,
+        label_offset=label_offset,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         keep_damaged=config.on_bad_sample == "replace",
     )
-    names = common_classes(index.shards, names) if config.label == "cls" else names
-    config = replace(config, num_classes=_number_of_classes(num_classes, classes, names))
+    if label is not None:
+        config = replace(config, num_classes=_number_of_classes(num_classes, classes, index.classes))
     chosen = choose_device(config.device)
     backend = choose_backend(config.backend, chosen)
     check_batch_fits(config, chosen)
@@ -192,11 +201,11 @@ def open_context(
         config=config,
         backend=backend,
         device=chosen,
-        classes=names,
+        classes=index.classes,
     )
 
 
-def _number_of_classes(number: int | None, given: Sequence[str] | None, names: tuple[str, ...] | None) -> int:
+def _number_of_classes(number: int | None, given: Classes | None, names: tuple[str, ...] | None) -> int:
     if number is None and names is None:
         raise ConfigError("num_classes= or classes= must be given, as no classes.json lies beside the shards")
     if number is not None and given is not None and names is not None and number != len(names):

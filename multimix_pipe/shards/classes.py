@@ -8,10 +8,16 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
+
+Classes = str | os.PathLike[str] | Sequence[str] | Mapping[str, int]
+"""Class names by id, a file of them, or ids by name."""
 
 CLASSES = "classes.json"
 """Name of the file beside shards: {"0": "ant", "1": "cat", ...}."""
+
+MAX_CLASSES = 2**24
 
 logger = logging.getLogger("multimix_pipe")
 
@@ -42,6 +48,26 @@ def read_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> tuple[
     return tuple(names)
 
 
+def read_mapping(classes: Classes | None) -> tuple[dict[str, int] | None, tuple[str, ...] | None]:
+    """Return the class ids by name, and the names by id, of what `read_names` takes or of a mapping from name to id.
+
+    Several names may have the same id; the first is the class's name. Raises ConfigError for anything else.
+    """
+    if not isinstance(classes, Mapping):
+        names = read_names(classes)
+        return (None, None) if names is None else ({name: i for i, name in enumerate(names)}, names)
+    for name, number in classes.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"classes must map names to ids; found the name {name!r}")
+        check_int(f"the id of {name!r} in classes", number, 0, MAX_CLASSES)
+    if not classes:
+        raise ConfigError("classes must map names to ids; found none")
+    by_id: dict[int, str] = {}
+    for name, number in classes.items():
+        by_id.setdefault(int(number), name)
+    return {name: int(i) for name, i in classes.items()}, tuple(by_id.get(i, str(i)) for i in range(max(by_id) + 1))
+
+
 def read_classes(folder: Path) -> tuple[str, ...] | None:
     """Return the names in a folder's classes.json; None if it has none. A file that cannot be read is a WARNING."""
     path = folder / CLASSES
@@ -65,7 +91,7 @@ def common_classes(shards: Iterable[Path], classes: Sequence[str] | None = None)
     Raises ConfigError if a classes.json has other names than `classes`, or than that of another folder.
     """
     wanted, where = classes, "classes="
-    for folder in dict.fromkeys(shard.parent for shard in shards):
+    for folder in map(Path, dict.fromkeys(map(os.path.dirname, shards))):
         found = read_classes(folder)
         if found is None:
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from glob import escape, glob
 from os import PathLike
@@ -127,3 +128,17 @@ def _download(names: list[str], scheme: str, cache_dir: str | PathLike[str] | No
     if cache_dir is None:
         raise ConfigError(f"{names[0]!r}: http(s) shards are downloaded; set cache_dir= to a folder for them")
     return fetch_remote(names, cache_dir, progress=progress)
+
+
+def distinct_names(shards: Sequence[Path]) -> tuple[str, ...]:
+    """Return the base name of each shard, with as many folders before it as it takes to make all names distinct."""
+    names = [shard.name for shard in shards]
+    parts = 1
+    while len(set(names)) < len(names):
+        parts += 1
+        counts = Counter(names)
+        names = [
+            "/".join(shard.parts[-parts:]) if counts[name] > 1 else name
+            for name, shard in zip(names, shards, strict=True)
+        ]
+    return tuple(names)

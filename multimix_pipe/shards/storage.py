@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
@@ -15,8 +16,15 @@ from urllib.parse import unquote, urlsplit
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.progress import Progress
 
+_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[^/?#\s'\"]*@")
+_QUERY = re.compile(r"([a-zA-Z][\w+.-]*://[^?#\s'\"]*)[?#][^\s'\"]*")
 _TIMEOUT = 60.0  # seconds without data
 _CHUNK = 2**20
+
+
+def redacted(text: str) -> str:
+    """Return `text` without the passwords and signatures of the URLs in it, for messages."""
+    return _QUERY.sub(r"\1?...", _USER.sub(r"\1", text))
 
 
 def fetch_remote(urls: Sequence[str], cache_dir: str | PathLike[str], *, progress: bool = True) -> list[Path]:

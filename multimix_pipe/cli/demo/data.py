@@ -11,7 +11,6 @@ import numpy as np
 
 from multimix_pipe.cli.classes import class_names
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.shards.classes import common_classes
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.pack import pack
 from multimix_pipe.shards.pack.imagefolder import SPLITS
@@ -91,11 +90,10 @@ def _splits(data: str) -> tuple[str, str | None]:
 
 def _describe(what: str, train: str, test: str | None, progress: bool) -> DemoData:
     index = open_index(train, progress=progress)
-    names = class_names(index, common_classes(index.shards))
+    names = class_names(index)
     if test is not None:
-        test_index = open_index(test, progress=progress)
-        common = common_classes([*index.shards, *test_index.shards])
-        names = max(class_names(index, common), class_names(test_index, common), key=len)
+        test_index = open_index(test, classes=index.classes, progress=progress)
+        names = max(names, class_names(test_index), key=len)
         return DemoData(what, train, test, None, len(index), len(test_index), names)
     held_out = _hold_out(index)
     return DemoData(what, train, train, held_out, len(index) - len(held_out), len(held_out), names)

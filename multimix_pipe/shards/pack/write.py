@@ -23,11 +23,11 @@ from multimix_pipe.shards.pack.encode import encode_images
 from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, Skipped, open_image_folder
 from multimix_pipe.shards.pack.layout import TRAIN
 from multimix_pipe.shards.pack.shard_writer import PARTIAL, ShardWriter, write_atomically
+from multimix_pipe.shards.packed import RUN
 from multimix_pipe.shards.progress import Progress
 
 logger = logging.getLogger("multimix_pipe")
 
-RUN = "pack.json"
 IMAGES_DIGEST = "sha256_of_classes_names_and_sizes"
 
 
@@ -189,6 +189,7 @@ def _pack_set(
                 kept.append(image.path)
             bar.update()
     write_atomically(out / CLASSES, write_classes(folder.classes))
+    write_atomically(out / RUN, json.dumps({**run, "shards": len(shards.done)}, indent=1).encode())
     size = sum(shard.stat().st_size for shard in shards.done)
     return PackReport(tuple(shards.done), folder.classes, len(images), size, folder.skipped, tuple(kept))
 
