@@ -9,6 +9,7 @@ import numpy as np
 
 from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.shards.index import Index, open_index
+from multimix_pipe.shards.storage import redacted
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         rebuild=args.rebuild,
     )
     print(summary(index))
-    names = " ".join(map(shlex.quote, args.source))
+    names = redacted(shlex.join(args.source))
     bad = int(np.count_nonzero(index.problem))
     print(f"next: multimix-pipe verify {names}" if bad else f"next: multimix-pipe preview {names} -o grid.png")
     return 1 if bad == len(index) else 0
