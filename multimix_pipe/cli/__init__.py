@@ -65,7 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     # registering a command must stay cheap: each command imports what it needs when it runs
-    from multimix_pipe.cli import bench, doctor, index, pack, preview, verify
+    from multimix_pipe.cli import bench, doctor, index, pack, preview, report, verify
     from multimix_pipe.cli.demo import command as demo
 
     parser = _Parser(
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, pack, index, verify, preview, bench, doctor):
+    for command in (demo, pack, index, verify, preview, report, bench, doctor):
         command.register(subparsers)
     # --verbose is accepted both before and after the command
     for accepting, default in ((parser, False), *((sub, argparse.SUPPRESS) for sub in subparsers.choices.values())):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.mixing import MultiMix, Sampling
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -77,31 +81,41 @@ def write_preview(
     progress: bool = True,
     **data: Any,
 ) -> None:
-    """Draw the loader's first `pairs` pairs and write the picture to `out`; `data` is what `data_options` gives."""
+    """Draw the loader's first pairs and write the picture to `out`; `data` is what `data_options` gives."""
     from multimix_pipe.cli.classes import class_names
-    from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
+    from multimix_pipe.cli.picture import save_picture
     from multimix_pipe.config import check_int
-    from multimix_pipe.loader import open_loader
     from multimix_pipe.shards.index import open_index
 
     check_int("--pairs", pairs, 1, 1000)
     names = class_names(open_index(source, progress=progress, keep_damaged=True, **data))
-    with open_loader(
+    data["classes"] = None if data.get("classes") is None else names
+    save_picture(draw_pairs(source, pairs, names, mix, transform, seed=seed, backend=backend, **data), out)
+
+
+def draw_pairs(
+    source: list[str], pairs: int, names: Sequence[str], mix: MultiMix, transform: TrainTransform, **options: Any
+) -> Image.Image:
+    """Return a picture of the loader's first `pairs` pairs; `names` are those of the classes."""
+    from multimix_pipe.cli.picture import Row, draw_grid, to_pixels
+    from multimix_pipe.loader import open_loader
+
+    count = max(2, pairs)  # a single image would have no partner
+    loader = open_loader(
         source,
-        batch_size=max(2, pairs),  # a single image would have no partner
+        batch_size=count,
         num_classes=len(names),
         mix=mix,
         transform=transform,
-        backend=backend,
         device="cpu",
-        seed=seed,
-        **{**data, "classes": None if data.get("classes") is None else names},
         on_bad_sample="replace",
-    ) as loader:
+        **options,
+    )
+    with loader:
         batch = next(iter(loader))
-        tiles = to_pixels(batch.images.numpy(), transform).reshape(max(2, pairs), mix.k, *transform.height_width, 3)
+        tiles = to_pixels(batch.images.numpy(), transform).reshape(count, mix.k, *transform.height_width, 3)
         lam, labels = batch.plan.lam, batch.labels.numpy()
         others = labels[batch.plan.partner]
         rows = [Row(tiles[b], lam[b], names[labels[b]], names[others[b]]) for b in range(pairs)]
-        title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
-        save_picture(draw_grid(rows, title), out)
+    title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
+    return draw_grid(rows, title)
