@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.mixing import MultiMix, Sampling
@@ -20,8 +23,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "preview",
         help="draw pairs of images and the K interpolations between them",
-        description="Draw what a model gets: one row per pair, from x (left) to x' (right), with the weight of x under each "
-        "image. The images come from the loader itself, cropped and flipped as in training.",
+        description="Draw what a model gets: one row per pair, x at the left, x' at the right, and between them the K "
+        "interpolations with the weight of x under each. The images come from the loader itself, cropped and flipped as in "
+        "training.",
     )
     add_shards(parser)
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, e.g. grid.png")
@@ -96,26 +100,50 @@ def write_preview(
 def draw_pairs(
     source: list[str], pairs: int, names: Sequence[str], mix: MultiMix, transform: TrainTransform, **options: Any
 ) -> Image.Image:
-    """Return a picture of the loader's first `pairs` pairs; `names` are those of the classes."""
+    """Return a picture of pairs in the loader's first batch; `names` are those of the classes."""
+    from multimix_pipe.batch import apply_mix
     from multimix_pipe.cli.picture import Row, draw_grid, to_pixels
     from multimix_pipe.loader import open_loader
+    from multimix_pipe.plan import StepPlan
 
-    count = max(2, pairs)  # a single image would have no partner
     loader = open_loader(
         source,
-        batch_size=count,
+        batch_size=3 * pairs,  # so many that no image need be in two of the pairs
         num_classes=len(names),
         mix=mix,
         transform=transform,
         device="cpu",
         on_bad_sample="replace",
+        expand=False,
         **options,
     )
     with loader:
         batch = next(iter(loader))
-        tiles = to_pixels(batch.images.numpy(), transform).reshape(count, mix.k, *transform.height_width, 3)
-        lam, labels = batch.plan.lam, batch.labels.numpy()
-        others = labels[batch.plan.partner]
-        rows = [Row(tiles[b], lam[b], names[labels[b]], names[others[b]]) for b in range(pairs)]
+    plan = batch.plan.mix
+    assert isinstance(batch.plan, StepPlan)
+    assert plan is not None
+    mixed = apply_mix(batch.images, batch.labels, plan, num_classes=len(names)).images
+    plain, rows = to_pixels(batch.images.numpy(), transform), to_pixels(mixed.numpy(), transform)
+    rows = rows.reshape(len(plain), mix.k, *plain.shape[1:])
+    own = [names[label] for label in batch.labels.tolist()]
+    pictured = []
+    for b in distinct_pairs(plan.partner, batch.plan.sample, pairs):
+        other = int(plan.partner[b])
+        tiles = np.concatenate([plain[b : b + 1], rows[b], plain[other : other + 1]])
+        pictured.append(Row(tiles, plan.lam[b], own[b], own[other]))
     title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
-    return draw_grid(rows, title)
+    return draw_grid(pictured, title)
+
+
+def distinct_pairs(partner: NDArray[np.int64], sample: NDArray[np.int64], count: int) -> list[int]:
+    """Return `count` rows of a batch whose pairs have no sample in common, as far as there are so many.
+
+    `partner` (B,) and `sample` (B,) are each row's partner and sample id.
+    """
+    chosen: list[int] = []
+    used: set[int] = set()
+    for row, pair in enumerate(zip(sample.tolist(), sample[partner].tolist(), strict=True)):
+        if len(chosen) < count and not used.intersection(pair):
+            chosen.append(row)
+            used.update(pair)
+    return (chosen + [row for row in range(len(partner)) if row not in chosen])[:count]
