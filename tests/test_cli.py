@@ -52,7 +52,7 @@ def command(*argv: str) -> subprocess.CompletedProcess[str]:
         (["demo", "--data", "nowhere.zip"], "nowhere.zip"),
         (["demo", "--epochs", "1", "--minutes", "1"], "not allowed with argument"),
         (["demo", "--test-data", "nowhere.tar"], "--test-data needs --data"),
-        (["pack", "nowhere", "out"], "nowhere: required a folder or zip"),
+        (["pack", "nowhere", "out"], "nowhere: required a folder, zip or tar"),
         (["bake"], "invalid choice: 'bake'"),
         ([], "COMMAND"),
     ],

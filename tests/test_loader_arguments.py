@@ -105,7 +105,7 @@ def test_labels_must_fit_num_classes(opened: Open) -> None:
         ({"mix": None, "targets": "pairs"}, "needs mix"),
         ({"mix": None, "expand": False}, "needs mix"),
         ({"dtype": "float64"}, "dtype must be one of"),
-        ({"label": "txt"}, 'label must be "cls"'),
+        ({"label": "text"}, 'label must be "cls"'),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(opened: Open, options: dict[str, object], message: str) -> None:
@@ -127,7 +127,7 @@ def test_rank_and_world_come_from_torchrun(opened: Open, monkeypatch: pytest.Mon
     [
         ({"exif": "no"}, "exif must be True or False; found 'no'"),
         ({"channels_last": 1}, "channels_last must be True or False; found 1"),
-        ({"label": None}, 'label must be "cls" or "json:KEY"'),
+        ({"label": 3}, 'label must be "cls", "txt", "folder", "json:KEY"'),
         ({"weights": "abc"}, "weights must hold a finite number"),
         ({"targets": "pairs", "expand": False}, 'targets="pairs" needs mix'),
         ({"batch_size": 2.5}, "batch_size must be an int >= 1; found 2.5"),

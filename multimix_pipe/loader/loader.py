@@ -113,6 +113,16 @@ class Loader:
         return self.context.device
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names by class id: `open_loader`'s `classes`, else those of the classes.json beside the shards, else None."""
+        return self.context.classes
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: labels lie in [0, num_classes)."""
+        return self.context.config.num_classes
+
+    @property
     def index(self) -> Index:
         """The index of the shards: labels, image sizes and keys of all samples."""
         return self.context.index
