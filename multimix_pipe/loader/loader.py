@@ -144,7 +144,7 @@ class Loader:
 
     @property
     def steps_done(self) -> int:
-        """Steps of the epoch done so far, out of `len(loader)`: the `initial` of a progress bar. It is `state_dict()["steps"]`."""
+        """Steps of the epoch done so far, out of `len(loader)`: the `initial` of a progress bar."""
         self._check_process()
         with self._lock:
             return self._tracker.position.steps
