@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice, product
+from itertools import chain, islice, product
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.batches import Open
 from helpers.samples import CLASSES, TINY, N
 from multimix_pipe import Batch, Loader, MultiMixError
 from multimix_pipe.config import LastBatch
+from multimix_pipe.plan import StepPlan
+from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 
 LAST_BATCHES: tuple[LastBatch, ...] = ("wrap", "drop", "partial")
 STEPS = {"wrap": 4, "drop": 3, "partial": 4}
@@ -136,23 +139,51 @@ ACTIONS: dict[str, Callable[[Both], object]] = {
 }
 
 
+class PlansOnly:
+    """An executor of batches without pixels."""
+
+    def __init__(self, context: LoaderContext) -> None:
+        self._context = context
+
+    def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
+        for step in steps:
+            yield ExecutedStep(step, torch.empty(len(step), 0), self._context.tensors(step))
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def do(loader: Loader, start: dict[str, Any], steps: int, names: Iterable[str]) -> None:
+    """Take a run from its start through some actions, beside the model."""
+    loader.load_state_dict(start)
+    both = Both(loader, steps)
+    both.model.load((0, 0))
+    for name in names:
+        ACTIONS[name](both)
+        both.check()
+
+
 @pytest.mark.parametrize("last_batch", LAST_BATCHES)
 def test_any_sequence_of_calls_gives_what_the_contract_says(opened: Open, last_batch: LastBatch) -> None:
-    rng = np.random.default_rng(0)
-    with opened(**SMALL, last_batch=last_batch) as loader:
-        first_state = loader.state_dict()
-        for _ in range(40):
-            loader.load_state_dict(first_state)  # a run from its start, but for the restored position
-            both = Both(loader, STEPS[last_batch])
-            both.model.load((0, 0))
-            done = []
-            for name in rng.choice(list(ACTIONS), size=25, p=np.array([3, 8, 2, 1, 1, 1, 2, 2]) / 20):
-                done.append(str(name))
-                ACTIONS[name](both)
-                try:
-                    both.check()
-                except AssertionError as error:
-                    raise AssertionError(done) from error
+    """All sequences of three calls, and 60 random ones of 25."""
+    context = opened(**SMALL, last_batch=last_batch).context
+    loader = Loader(context, PlansOnly(context))
+    start, rng = loader.state_dict(), np.random.default_rng(0)
+    frequent = np.array([3, 8, 2, 1, 1, 1, 2, 2]) / 20
+    random = (rng.choice(list(ACTIONS), size=25, p=frequent).tolist() for _ in range(60))
+    for names in chain(product(ACTIONS, repeat=3), random):
+        try:
+            do(loader, start, STEPS[last_batch], names)
+        except AssertionError as error:
+            raise AssertionError(f"after {list(names)}") from error
+
+
+def test_decoded_batches_follow_the_contract_too(opened: Open, backend: str) -> None:
+    rng = np.random.default_rng(1)
+    with opened(**SMALL | {"backend": backend}) as loader:
+        start = loader.state_dict()
+        for _ in range(2):
+            do(loader, start, STEPS["wrap"], rng.choice(list(ACTIONS), size=20).tolist())
 
 
 def test_a_loader_that_was_only_looked_at_or_left_early_goes_on_with_the_next_epoch(opened: Open) -> None:

@@ -154,7 +154,7 @@ class Loader:
 
     @property
     def steps_done(self) -> int:
-        """The steps of the epoch that were done before, and are part of `len`: 0 unless it was resumed or has begun."""
+        """Steps of the epoch done so far, out of `len(loader)`: the `initial` of a progress bar."""
         self._check_process()
         with self._lock:
             return self._tracker.position.steps

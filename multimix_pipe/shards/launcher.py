@@ -56,7 +56,7 @@ def world_from_environment() -> World:
             missing = missing or f"{size_name}={size} without {rank_name}"
         elif rank:
             missing = missing or f"{rank_name}={rank} without {size_name}"
-    return World(0, 1, "no launcher found", missing)
+    return World(0, 1, missing or "no launcher found", missing)
 
 
 def in_slurm_step() -> bool:
