@@ -171,7 +171,7 @@ def test_a_mutated_tar_gives_samples_inside_it_or_is_refused_by_name_and_writes_
 
 
 @pytest.mark.parametrize("kind", [b"1", b"2"], ids=["hard link", "symbolic link"])
-def test_a_link_is_never_followed(place: tuple[Path, Path], kind: bytes) -> None:
+def test_a_link_never_leads_out_of_its_shard(place: tuple[Path, Path], kind: bytes) -> None:
     shard, outside = place
     link = header(b"stolen.jpg", 0, kind, str(outside / "canary.jpg").encode())
     shard.write_bytes(link + header(b"stolen.cls", 1) + padded(b"3") + bytes(2 * BLOCK))

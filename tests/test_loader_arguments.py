@@ -52,7 +52,7 @@ def test_wrong_keys_are_named(opened: Open, caplog: pytest.LogCaptureFixture) ->
         opened(backend="torch", samples=["420-000"], exclude=["420-000"])
     with caplog.at_level(logging.WARNING, "multimix_pipe"):
         opened(backend="torch", exclude=["nobody"])
-    assert "exclude: 1 keys are not in this data set, the first: 'nobody'" in caplog.text
+    assert "exclude: 1 key is not in this data set, the first: 'nobody'" in caplog.text
 
 
 def test_weights_draw_by_weight_and_resume(opened: Open) -> None:

@@ -83,7 +83,7 @@ def _weight(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, lam: flo
     text, letter = f" = {lam:.2f}", _line_height(font) // 2
     left = x + (width - letter - font.getlength(text)) / 2
     draw.text((left + letter, y + 7), text, INK, font, anchor="la")
-    _lambda(draw, left, y + 9, letter)
+    _lambda(draw, left, y + 10, letter)
 
 
 def _lambda(draw: ImageDraw.ImageDraw, x: float, y: float, width: float) -> None:

@@ -101,29 +101,24 @@ def draw_pairs(
     source: list[str], pairs: int, names: Sequence[str], mix: MultiMix, transform: TrainTransform, **options: Any
 ) -> Image.Image:
     """Return a picture of pairs in the loader's first batch; `names` are those of the classes."""
-    from multimix_pipe.batch import apply_mix
     from multimix_pipe.cli.picture import Row, draw_grid, to_pixels
     from multimix_pipe.loader import open_loader
     from multimix_pipe.plan import StepPlan
 
-    loader = open_loader(
-        source,
-        batch_size=3 * pairs,  # so many that no image need be in two of the pairs
-        num_classes=len(names),
-        mix=mix,
-        transform=transform,
-        device="cpu",
-        on_bad_sample="replace",
-        expand=False,
+    settings: dict[str, Any] = {
+        "mix": mix,
+        "transform": transform,
+        "num_classes": len(names),
+        "device": "cpu",
         **options,
-    )
-    with loader:
-        batch = next(iter(loader))
-    plan = batch.plan.mix
+    }
+    settings |= {"batch_size": 3 * pairs, "on_bad_sample": "replace"}  # so many that no image need be in two pairs
+    with open_loader(source, **settings) as loader, open_loader(source, expand=False, **settings) as unmixed:
+        batch, images = next(iter(loader)), next(iter(unmixed)).images
     assert isinstance(batch.plan, StepPlan)
+    plan = batch.plan.mix
     assert plan is not None
-    mixed = apply_mix(batch.images, batch.labels, plan, num_classes=len(names)).images
-    plain, rows = to_pixels(batch.images.numpy(), transform), to_pixels(mixed.numpy(), transform)
+    plain, rows = to_pixels(images.numpy(), transform), to_pixels(batch.images.numpy(), transform)
     rows = rows.reshape(len(plain), mix.k, *plain.shape[1:])
     own = [names[label] for label in batch.labels.tolist()]
     pictured = []

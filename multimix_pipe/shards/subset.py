@@ -39,7 +39,8 @@ def select(index: Index, samples: Keys | None, exclude: Keys | None) -> NDArray[
     if unwanted is not None:
         unknown = [key for key in unwanted if key not in ids]
         if unknown:
-            logger.warning("exclude: %d keys are not in this data set, the first: %r", len(unknown), unknown[0])
+            keys = "1 key is" if len(unknown) == 1 else f"{len(unknown):,} keys are"
+            logger.warning("exclude: %s not in this data set, the first: %r", keys, unknown[0])
         kept[[sample_id for key in unwanted for sample_id in ids.get(key, [])]] = False
     chosen = np.flatnonzero(kept).astype(np.int64)
     if not len(chosen):
