@@ -177,7 +177,8 @@ class _Place:
         self, model: nn.Module, loader: Iterable[Any], mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> None:
         config = _config_of(loader)
-        self.model = model
+        # DistributedDataParallel synchronises buffers in each forward pass, but processes may have different numbers of batches
+        self.model = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.classes = 0
         self.size = (0, 0) if config is None else config.transform.height_width
         tensors = [*model.parameters(), *model.buffers()]
