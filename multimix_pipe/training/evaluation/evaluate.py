@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.shards.launcher import world_from_environment
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.training.evaluation import calibration as calibrate
 from multimix_pipe.training.evaluation.attacks import Attack
@@ -279,7 +280,7 @@ def _check_whole(loader: Iterable[Any]) -> None:
     if config is None or config.last_batch == "partial":
         return
     count = len(loader.context.plan.samples)  # type: ignore[attr-defined]
-    if count % (config.batch_size * config.world_size):
+    if count % (config.batch_size * _processes(config)[1]):
         raise ConfigError(
             f'evaluation needs each sample once; found last_batch="{config.last_batch}", with which an epoch of {count} samples '
             "repeats some or drops some. Open the loader with transform=EvalTransform()"
@@ -289,7 +290,9 @@ def _check_whole(loader: Iterable[Any]) -> None:
 def _processes(config: Any) -> tuple[int, int]:
     """Return this process's rank and their number: those that the loader divides the samples among."""
     active = dist.is_available() and dist.is_initialized()
-    world = config.world_size if config is not None else dist.get_world_size() if active else 1
+    world = dist.get_world_size() if active else 1
+    if config is not None:
+        world = config.world_size or (world if active else world_from_environment().size)
     if world == 1:
         return 0, 1
     if not active or dist.get_world_size() != world:
