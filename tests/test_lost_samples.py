@@ -217,4 +217,16 @@ def test_a_copy_without_some_shards_is_noticed_where_the_folder_is_named(tmp_pat
     (tmp_path / "out/shard-000001.tar").unlink()
     with pytest.raises(ShardError, match="required the 3 shards that `multimix-pipe pack` wrote, found 2"):
         opened(tmp_path / "out", **options)
+    assert [bad.shard for bad in verify(tmp_path / "out", backend="torch", progress=False).bad_shards] == [
+        str(tmp_path / "out")
+    ]
     assert len(opened(tmp_path / "out/shard-00000{0,2}.tar", **options).index) == 4
+    assert not verify(tmp_path / "out/shard-00000{0,2}.tar", backend="torch", progress=False).bad_shards
+
+
+def test_beside_a_damaged_shard_an_interrupted_pack_is_listed_once(interrupted: tuple[Path, Path]) -> None:
+    out = interrupted[1]
+    (out / "shard-000002.tar").write_bytes(b"no tar" * 200)
+    bad = verify(out, backend="torch", progress=False).bad_shards
+    assert [shard.shard for shard in bad] == [str(out / "shard-000002.tar"), str(out)]
+    assert "required 18 images, found 10 in its shards" in bad[1].reason
