@@ -15,10 +15,9 @@ from PIL import Image, features
 
 from helpers.batches import Open
 from helpers.images import plain_image
-from helpers.tars import plain_members, write_tar
+from helpers.tars import index_of, plain_members, write_tar
 from multimix_pipe import BadSampleError, ShardError
 from multimix_pipe.cli import main
-from multimix_pipe.shards import Index, open_index
 from multimix_pipe.shards.pack import imagefolder, pack
 from multimix_pipe.verify import verify
 
@@ -30,10 +29,6 @@ def encoded(kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10), (200, 30, 30)).save(buffer, kind)
     return buffer.getvalue()
-
-
-def index_of(path: Path, **options: object) -> Index:
-    return open_index(path, progress=False, **options)  # type: ignore[arg-type]
 
 
 LOST = {
