@@ -17,7 +17,7 @@ from multimix_pipe.errors import (
     ShardError,
     StateMismatchError,
 )
-from multimix_pipe.mixing import MixPlan, MultiMix
+from multimix_pipe.mixing import CutMix, MixPlan, Mixup, MultiMix, SmoothMix
 
 if TYPE_CHECKING:
     from multimix_pipe.batch import Batch, apply_mix, mix_batch
@@ -31,14 +31,17 @@ __all__ = [
     "BadSampleError",
     "Batch",
     "ConfigError",
+    "CutMix",
     "EvalTransform",
     "Loader",
     "MissingBackendError",
     "MixPlan",
+    "Mixup",
     "MultiMix",
     "MultiMixError",
     "MultiMixLoss",
     "ShardError",
+    "SmoothMix",
     "StateMismatchError",
     "TrainTransform",
     "apply_mix",

@@ -143,6 +143,8 @@ def apply_mix(
     tensor([0., 6., 8., 4.])
     """
     _check_mix_arguments(images, labels, plan, num_classes)
+    layout = Layout.of(images.shape[1:], axes)
+    plan.check_size((layout.height, layout.width))
     images = images.detach()
     dtype = images.dtype if images.is_floating_point() else torch.float32
     channels_last = axes is None and images.ndim == 4 and not images.is_contiguous()

@@ -62,6 +62,12 @@ def check_number(name: str, value: object, low: float, high: float = math.inf, *
         raise ConfigError(f"{name} must be a finite number in {bracket}{low:g}, {high:g}]; found {value!r}")
 
 
+def check_alpha(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a number in (0, 1000], or a pair (a, b) of them."""
+    for number in value if isinstance(value, (tuple, list)) and len(value) == 2 else (value,):
+        check_number(name, number, 0.0, 1000.0, open_low=True)
+
+
 def _check_range(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, Sequence) or len(value) != 2:
         raise ConfigError(f"{name} must be a pair (low, high); found {value!r}")

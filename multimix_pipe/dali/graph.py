@@ -22,7 +22,7 @@ from nvidia.dali.data_node import DataNode
 
 from multimix_pipe.config import Transform
 from multimix_pipe.dali.orientation import stored_sizes, stored_windows, turns
-from multimix_pipe.dali.stage import TYPES, MixNodes, input_arrays, input_names, mix_images
+from multimix_pipe.dali.stage import TYPES, input_arrays, input_names, mix_images, mix_nodes
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards.index import Index
@@ -80,7 +80,7 @@ class Graph:
         else:
             arrays |= {"corner": np.ascontiguousarray(corner), "end": corner + extent}
         if self.mix is not None:
-            arrays |= input_arrays(step.mix)
+            arrays |= input_arrays(step.mix, input_names(self.mix), self.transform.height_width)
         return {name: arrays[name] for name in self.input_names}
 
     @property
@@ -135,7 +135,7 @@ def loader_graph(graph: Graph) -> DataNode:
         images, mirror=mirror, output_layout=layout, mean=mean, std=std, dtype=types.FLOAT
     )
     if graph.mix is not None:
-        plan = MixNodes(*(_input(name, *TYPES[name]) for name in input_names(graph.mix)))
+        plan = mix_nodes(graph.mix, {name: _input(name, *TYPES[name]) for name in input_names(graph.mix)})
         images = mix_images(images, plan, (height, width), layout)
     return fn.cast(images, dtype=types.FLOAT16) if graph.half else images
 

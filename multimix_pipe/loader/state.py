@@ -77,7 +77,7 @@ def _identity(context: LoaderContext) -> dict[str, Any]:
         "last_batch": c.last_batch,
         "exif": c.exif,
         "on_bad_sample": c.on_bad_sample,
-        "mix": None if c.mix is None else asdict(c.mix),
+        "mix": None if c.mix is None else c.mix.settings(),
         "transform": {"kind": type(c.transform).__name__, **asdict(c.transform), "size": c.transform.height_width},
         "lanes": LANES,
     }

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from multimix_pipe.mixing.cutmix import CutMix
 from multimix_pipe.mixing.method import Method
 from multimix_pipe.mixing.mixup import Mixup
+from multimix_pipe.mixing.smoothmix import SmoothMix
 
 METHODS: dict[str, Method] = {
     "mixup": Mixup(),
+    "cutmix": CutMix(),
+    "smoothmix": SmoothMix(),
 }

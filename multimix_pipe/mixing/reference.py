@@ -30,5 +30,6 @@ def mix_targets(labels: NDArray[np.int64], plan: MixPlan, num_classes: int) -> F
 
 
 def _mix(values: Float, plan: MixPlan, weight: Float) -> Float:
-    mixed = weight * values[:, None] + (np.float32(1) - weight) * values[plan.partner][:, None]
+    other = values[plan.partner]
+    mixed = weight * values[:, None] + (np.float32(1) - weight) * (other if plan.partner.ndim == 2 else other[:, None])
     return mixed.reshape(-1, *values.shape[1:])

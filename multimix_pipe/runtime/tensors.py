@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimix_pipe.mixing import MixPlan
+from multimix_pipe.mixing import Field, MixPlan
 
 _ALIGNMENT = 16  # bytes, enough for any dtype
 
@@ -21,20 +21,20 @@ class MixTensors:
     """The parts of a `MixPlan` that blending and targets need."""
 
     partner: Tensor
-    """(B,) int64."""
+    """(B,) int64, or (B, K)."""
     lam: Tensor
     """(B, K) float32."""
-    boxed: Tensor | None = None
-    """(B,) bool: whether a pair's weight field is a box; None if no pair's is."""
+    field: Tensor | None = None
+    """(B,) uint8, the kind of each pair's weight field, a number of `Field`; None if all are constant."""
     box: Tensor | None = None
-    """(B, K, 4) int32 y0, x0, y1, x1; None if no pair has one."""
+    """(B, K, 4) int32 y0, x0, y1, x1; None likewise."""
+    factors: Tensor | None = None
+    """(B, K, H + W) float32, see `MixPlan.factors`; None if no pair's field is smooth."""
 
-    def fields(self) -> tuple[Tensor, Tensor]:
-        """Return `boxed` and `box`. If both are None: `boxed` all False, and a placeholder that is never read."""
-        if self.boxed is None or self.box is None:
-            pairs, k = self.lam.shape
-            return torch.zeros(pairs, dtype=torch.bool), torch.zeros(1, 1, 4, dtype=torch.int32).expand(pairs, k, 4)
-        return self.boxed, self.box
+    @property
+    def constant(self) -> Tensor:
+        """See `MixPlan.constant`."""
+        return self.lam if self.field is None else self.lam.masked_fill((self.field != Field.CONSTANT)[:, None], 1)
 
     @classmethod
     def of(cls, plan: MixPlan, device: torch.device) -> MixTensors:
@@ -85,7 +85,9 @@ class KeptUntilRead:
 def mix_arrays(plan: MixPlan) -> list[NDArray[np.generic]]:
     """Return the arrays that `MixTensors` is made of."""
     arrays: list[NDArray[np.generic]] = [plan.partner, plan.lam]
-    return [*arrays, plan.boxed, plan.box] if plan.boxed.any() else arrays
+    if plan.field.any():  # not all Field.CONSTANT, which is 0
+        arrays += [plan.field, plan.box]
+    return arrays if plan.factors is None else [*arrays, plan.factors]
 
 
 def upload(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[Tensor]:

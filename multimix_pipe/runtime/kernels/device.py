@@ -26,18 +26,21 @@ def blend(images: Tensor, mix: MixTensors, out: Tensor, layout: Layout) -> None:
         weight = weights(mix, part, layout)
         target = rows[part] if out.dtype == torch.float32 else None
         mixed = torch.mul(images[part, None], weight, out=target)
-        mixed += images[mix.partner[part]][:, None] * (1 - weight)
+        other = images[mix.partner[part]]
+        mixed += (other if mix.partner.ndim == 2 else other[:, None]) * (1 - weight)
         if target is None:
             rows[part] = mixed
 
 
 def weights(mix: MixTensors, part: slice, layout: Layout) -> Tensor:
     """Return the weight fields of some pairs, broadcastable to (pairs, K, planes, height, width, inner)."""
-    weight = mix.lam[part, :, None, None, None, None]
-    if mix.box is None or mix.boxed is None:
-        return weight
-    y, x = (torch.arange(side, device=weight.device) for side in (layout.height, layout.width))
-    y0, x0, y1, x1 = mix.box[part, :, :, None, None].unbind(2)
-    inside = (y0 <= y[:, None]) & (y[:, None] < y1) & (x0 <= x) & (x < x1)
-    outside = (~inside).to(torch.float32)[:, :, None, :, :, None]
-    return torch.where(mix.boxed[part, None, None, None, None, None], outside, weight)
+    weight = mix.constant[part, :, None, None, None, None]
+    if mix.box is not None:
+        y, x = (torch.arange(side, device=weight.device) for side in (layout.height, layout.width))
+        y0, x0, y1, x1 = mix.box[part, :, :, None, None].unbind(2)
+        inside = (y0 <= y[:, None]) & (y[:, None] < y1) & (x0 <= x) & (x < x1)
+        weight = weight * (~inside)[:, :, None, :, :, None]
+    if mix.factors is not None:
+        height, width = mix.factors[part, :, : layout.height], mix.factors[part, :, layout.height :]
+        weight = weight * (1 - height[..., None] * width[..., None, :])[:, :, None, :, :, None]
+    return weight
