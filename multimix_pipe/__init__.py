@@ -17,7 +17,7 @@ from multimix_pipe.errors import (
     ShardError,
     StateMismatchError,
 )
-from multimix_pipe.mixing import CutMix, MixPlan, Mixup, MultiMix, SmoothMix
+from multimix_pipe.mixing import CutMix, MixPlan, Mixup, MultiMix, ResizeMix, SmoothMix
 
 if TYPE_CHECKING:
     from multimix_pipe.batch import Batch, apply_mix, mix_batch
@@ -40,6 +40,7 @@ __all__ = [
     "MultiMix",
     "MultiMixError",
     "MultiMixLoss",
+    "ResizeMix",
     "ShardError",
     "SmoothMix",
     "StateMismatchError",

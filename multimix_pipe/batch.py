@@ -24,20 +24,20 @@ class Batch:
     """The images and targets of one step, which unpack as `images, targets = batch`.
 
     B samples, each paired with a partner from the batch, become B*K rows. Row b*K + k is member k of pair b: sample b with weight
-    `plan.lam[b, k]` and its partner, sample `plan.partner[b]`, with the rest. A batch owns its memory and stays valid as long as
-    you hold it or one of its tensors.
+    `plan.lam[b, k]` and its partner, sample `plan.partner[b]` (`[b, k]` with partners="each"), with the rest. A batch owns its
+    memory and stays valid as long as you hold it or one of its tensors.
     """
 
     images: Tensor
     """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed."""
     targets: Tensor | PairTargets
-    """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,) and
-    lam (B, K). If nothing is mixed, (B,) int64 class ids."""
+    """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,), or
+    (B, K) with partners="each", and lam (B, K). If nothing is mixed, (B,) int64 class ids."""
     labels: Tensor
     """(B,) int64 class ids of the samples."""
     plan: StepPlan | MixPlan
     """The decisions behind the batch, in NumPy arrays: its samples, crop windows and flips, and how they are mixed: `partner`
-    (B,), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
+    (B,) or (B, K), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
     _keys: Callable[[], list[str]] = field(repr=False)
 
     @property
@@ -153,7 +153,7 @@ def apply_mix(
         images, axes = images.permute(0, 2, 3, 1), (0, 1)
     mix = MixTensors.of(plan, images.device)
     out = images.new_empty((len(plan), plan.k, *images.shape[1:]), dtype=dtype)
-    mixed = blend(images.float(), mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
+    mixed = blend(images, mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
     targets = mix_targets(labels, mix.partner, mix.lam, num_classes)
     keys = [str(row) for row in range(len(plan))]
     return Batch(mixed.permute(0, 3, 1, 2) if channels_last else mixed, targets, labels, plan, lambda: keys)

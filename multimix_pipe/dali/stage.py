@@ -17,7 +17,18 @@ from nvidia.dali.data_node import DataNode
 
 from multimix_pipe.config import check_choice, check_int
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.mixing import Alpha, Field, LamPer, Method, MixPlan, MultiMix, Pairing, Partners, Sampling
+from multimix_pipe.mixing import (
+    Alpha,
+    Field,
+    LamPer,
+    Method,
+    MixPlan,
+    MixSchedule,
+    MultiMix,
+    Pairing,
+    Partners,
+    Sampling,
+)
 from multimix_pipe.plan import draw_mixing
 
 Size = tuple[int, int]
@@ -38,8 +49,13 @@ class MixNodes(NamedTuple):
     """int32 (K, 4) y0, x0, y1, x1, or None if no method of the graph has boxes."""
     factors: DataNode | None = None
     """float32 (K, H + W), `MixPlan.factors`, or None if no method of the graph has smooth fields."""
+    patch: DataNode | None = None
+    """int32 (K, 4) y0, x0, height, width: where each member shows its partner, resized; the whole image unless the pair's field
+    is RESIZED. None if no method of the graph resizes."""
+    members: DataNode | None = None
+    """int32 scalar, K of the batch, if it differs between epochs. `partners` is then the largest one."""
     partners: int = 1
-    """K if each member has another partner."""
+    """K if each member has another partner or resizes it."""
 
 
 TYPES = {
@@ -48,51 +64,93 @@ TYPES = {
     "constant": (types.FLOAT, 1),
     "box": (types.INT32, 2),
     "factors": (types.FLOAT, 2),
+    "patch": (types.INT32, 2),
+    "members": (types.INT32, 0),
     "lam": (types.FLOAT, 1),
 }
 """dtype and number of dimensions of the inputs for a plan."""
 
 
-def input_names(mix: MultiMix) -> list[str]:
+def input_names(mix: MultiMix | MixSchedule) -> list[str]:
     """Return the names (keys of TYPES) of the inputs that plans of `mix` need."""
-    fields = {choice.method.field for choice in mix.choices}
-    names = ["partners" if mix.partners == "each" else "partner", "constant"]
+    fields = {choice.method.field for settings in mix.mixes for choice in settings.choices}
+    each = Field.RESIZED in fields or any(settings.partners == "each" for settings in mix.mixes)
+    names = ["partners" if each else "partner", "constant"]
     names += ["box"] if fields & {Field.BOX, Field.RESIZED} else []
-    return [*names, *(["factors"] if Field.SMOOTH in fields else [])]
+    names += ["factors"] if Field.SMOOTH in fields else []
+    names += ["patch"] if Field.RESIZED in fields else []
+    return [*names, *(["members"] if each and isinstance(mix, MixSchedule) else [])]
 
 
-def input_arrays(plan: MixPlan, names: Sequence[str], size: Size) -> dict[str, NDArray[np.generic]]:
-    """Return a plan's values for the inputs `names`: arrays of B rows. `size` is that of the images."""
-    arrays: dict[str, NDArray[np.generic]] = {"constant": plan.constant, "box": plan.box, "lam": plan.lam}
-    arrays["partner"] = arrays["partners"] = plan.partner.astype(np.int32)
-    if "factors" in names:  # None in a batch of a switch that no pair is smooth in
+def input_arrays(plan: MixPlan, names: Sequence[str], size: Size, k: int) -> dict[str, NDArray[np.generic]]:
+    """Return a plan's values for the inputs `names`: arrays of B rows. `size` is that of the images, `k` the largest K."""
+    partner = plan.partner.astype(np.int32)
+    arrays: dict[str, NDArray[np.generic]] = {"partner": partner, "constant": plan.constant, "box": plan.box}
+    arrays |= {"lam": plan.lam, "members": np.full(len(plan), plan.k, dtype=np.int32)}
+    padding = ((0, 0), (0, k - plan.k))
+    if "partners" in names:
+        each = partner if partner.ndim == 2 else np.repeat(partner[:, None], plan.k, axis=1)
+        arrays["partners"] = np.pad(each, padding, mode="edge")
+    if "factors" in names:  # None in a batch in which no pair is smooth
         zeros = np.zeros((*plan.lam.shape, sum(size)), dtype=np.float32)
         arrays["factors"] = zeros if plan.factors is None else plan.factors
+    if "patch" in names:
+        patch = np.concatenate([plan.box[..., :2], plan.box[..., 2:] - plan.box[..., :2]], axis=-1)
+        shown = (plan.field == Field.RESIZED)[:, None] & (patch[..., 2:] > 0).all(axis=-1)
+        patch = np.where(shown[..., None], patch, np.array([0, 0, *size], dtype=np.int32))
+        arrays["patch"] = np.pad(patch, (*padding, (0, 0)), mode="edge")
     return {name: arrays[name] for name in names}
 
 
-def mix_nodes(mix: MultiMix, inputs: Mapping[str, DataNode]) -> MixNodes:
+def mix_nodes(mix: MultiMix | MixSchedule, inputs: Mapping[str, DataNode]) -> MixNodes:
     """Return the nodes of a graph that mixes by `mix`; inputs: those of `input_names`."""
-    each = mix.partners == "each"
-    partner = inputs["partners" if each else "partner"]
+    each = "partners" in inputs
+    optional = (inputs.get(name) for name in ("box", "factors", "patch", "members"))
     return MixNodes(
-        partner, inputs["constant"], inputs.get("box"), inputs.get("factors"), partners=mix.k if each else 1
+        inputs["partners" if each else "partner"], inputs["constant"], *optional, partners=mix.k if each else 1
     )
 
 
 def mix_images(
-    images: DataNode, mix: MixNodes, size: Size | None = None, layout: ImageLayout | None = None
+    images: DataNode,
+    mix: MixNodes,
+    size: Size | None = None,
+    layout: ImageLayout | None = None,
+    resized: DataNode | None = None,
 ) -> DataNode:
-    """Return w_k * x + (1 - w_k) * x' for the weight fields of `mix`: float32 (K, *shape) for each image.
+    """Return w_k * x + (1 - w_k) * z_k for the weight fields of `mix`: float32 (K, *shape) for each image.
 
     images: float32 with three dimensions. `size` and `layout` describe them, and are required unless all fields are constant.
+    resized: `resized_partners` of the images, required if `mix` has patches.
     """
     weight = fn.reshape(_on(images, mix.constant), shape=[-1, 1, 1, 1])
     if mix.box is not None:
         weight = weight * _outside(_on(images, mix.box), size, layout, images.device)
     if mix.factors is not None:
         weight = weight * _smooth(_on(images, mix.factors), size, layout)
-    return _blend(images, mix, weight)
+    return _blend(images, mix, weight, resized)
+
+
+def resized_partners(pixels: DataNode, mix: MixNodes, size: Size) -> DataNode:
+    """Return z_k, (K, H, W, C) for each image: x' resized to the member's patch, and 0 around it.
+
+    pixels: (H, W, C). uint8 pixels are rounded to uint8, float ones are not.
+    """
+    members = []
+    for k in range(mix.partners):
+        patch = fn.reshape(fn.slice(mix.patch, start=k, shape=1, axes=[0]), shape=[4])
+        corner = fn.slice(patch, start=0, shape=2, axes=[0])
+        sides = fn.slice(patch, start=2, shape=2, axes=[0])
+        other = fn.permute_batch(pixels, indices=mix.partner[k])
+        small = fn.resize(
+            other, size=fn.cast(sides, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
+        )
+        # slicing beyond the edges pads: a paste would need uint8
+        window = fn.slice(
+            small, start=-corner, shape=list(size), axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+        )
+        members.append(window)
+    return fn.stack(*members, axis_name="F")
 
 
 def mix_targets(labels: DataNode, mix: MixNodes, lam: DataNode, num_classes: int) -> DataNode:
@@ -108,11 +166,15 @@ def _on(other: DataNode, node: DataNode) -> DataNode:
     return node.gpu() if other.device == "gpu" else node
 
 
-def _blend(samples: DataNode, mix: MixNodes, weight: DataNode) -> DataNode:
-    if mix.partners == 1:
+def _blend(samples: DataNode, mix: MixNodes, weight: DataNode, other: DataNode | None = None) -> DataNode:
+    if other is not None:
+        pass
+    elif mix.partners == 1:
         other = fn.expand_dims(fn.permute_batch(samples, indices=mix.partner), axes=[0])
     else:
         other = fn.stack(*(fn.permute_batch(samples, indices=mix.partner[k]) for k in range(mix.partners)))
+    if mix.members is not None:
+        other = fn.slice(other, start=0, shape=fn.reshape(mix.members, shape=[1]), axes=[0])
     return weight * fn.expand_dims(samples, axes=[0]) + (np.float32(1) - weight) * other
 
 
@@ -224,9 +286,15 @@ def multi_mix(
     )
     inputs = dict(zip(names, drawn, strict=True))
     nodes = mix_nodes(mix, inputs)
+    resized = None
+    if nodes.patch is not None:
+        assert size is not None
+        pixels = images if layout == "HWC" else fn.transpose(images, perm=[1, 2, 0], transpose_layout=True)
+        z = resized_partners(fn.reinterpret(pixels, layout="HWC"), nodes, size)
+        resized = fn.cast(z if layout == "HWC" else fn.transpose(z, perm=[0, 3, 1, 2]), dtype=types.FLOAT)
     # DALI has no float16 arithmetic on a CPU, and float64 would stay float64
     images = fn.cast(images, dtype=types.FLOAT)
-    return mix_images(images, nodes, size, layout), mix_targets(labels, nodes, inputs["lam"], num_classes)
+    return mix_images(images, nodes, size, layout, resized), mix_targets(labels, nodes, inputs["lam"], num_classes)
 
 
 def _draws(
@@ -234,7 +302,7 @@ def _draws(
 ) -> Callable[[types.BatchInfo], list[list[NDArray[np.generic]]]]:
     def draw(info: types.BatchInfo) -> list[list[NDArray[np.generic]]]:
         start = (info.iteration * world_size + rank) * rows
-        arrays = input_arrays(draw_mixing(mix, seed, info.epoch_idx, start, rows, size), names, size)
+        arrays = input_arrays(draw_mixing(mix, seed, info.epoch_idx, start, rows, size), names, size, mix.k)
         return [list(arrays[name]) for name in names]
 
     return draw

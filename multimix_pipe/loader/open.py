@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
 from multimix_pipe.loader.rank import choose_device, rank_and_world
 from multimix_pipe.loader.samples import choose_samples
-from multimix_pipe.mixing import MultiMix
+from multimix_pipe.mixing import MultiMix, by_epoch
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
@@ -44,7 +44,7 @@ def open_loader(
     *,
     batch_size: int,
     num_classes: int,
-    mix: MultiMix | Literal["auto"] | None = "auto",
+    mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None = "auto",
     transform: Transform = TrainTransform(),
     backend: Backend = "auto",
     device: str | torch.device = "auto",
@@ -81,7 +81,8 @@ def open_loader(
         shards: a path, glob, brace pattern, folder or http(s) URL (needs `cache_dir`), or a list of these.
         batch_size: B, the samples decoded per process and step. With K members per pair the model sees B*K rows.
         num_classes: the number of classes; labels must lie in [0, num_classes).
-        mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
+        mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform. By epoch:
+            {0: MultiMix(...), 280: None} trains without mixing from epoch 280 on, and with targets of the same form.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
         device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" means cuda:LOCAL_RANK.
@@ -134,7 +135,7 @@ def open_context(
     shards: Source,
     *,
     transform: Transform = TrainTransform(),
-    mix: MultiMix | Literal["auto"] | None = "auto",
+    mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None = "auto",
     shuffle: Shuffle | Literal["auto"] = "auto",
     last_batch: LastBatch | Literal["auto"] = "auto",
     device: str | torch.device = "auto",
@@ -152,7 +153,7 @@ def open_context(
     rank, world_size = rank_and_world(rank, world_size)
     config = LoaderConfig(
         transform=transform,
-        mix=(MultiMix() if trains else None) if isinstance(mix, str) and mix == "auto" else mix,
+        mix=(MultiMix() if trains else None) if isinstance(mix, str) and mix == "auto" else by_epoch(mix),
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
         last_batch=("wrap" if trains else "partial") if last_batch == "auto" else last_batch,
         device=str(device),

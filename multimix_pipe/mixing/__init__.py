@@ -6,6 +6,8 @@ from multimix_pipe.mixing.methods import METHODS
 from multimix_pipe.mixing.mixup import Mixup
 from multimix_pipe.mixing.multimix import Alpha, LamPer, MultiMix, Pairing, Partners, Sampling
 from multimix_pipe.mixing.plan import MixPlan
+from multimix_pipe.mixing.resizemix import ResizeMix
+from multimix_pipe.mixing.schedule import MixSchedule, by_epoch
 from multimix_pipe.mixing.smoothmix import SmoothMix
 
 __all__ = [
@@ -17,10 +19,13 @@ __all__ = [
     "Members",
     "Method",
     "MixPlan",
+    "MixSchedule",
     "Mixup",
     "MultiMix",
     "Pairing",
     "Partners",
+    "ResizeMix",
     "Sampling",
     "SmoothMix",
+    "by_epoch",
 ]

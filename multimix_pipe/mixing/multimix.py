@@ -97,6 +97,15 @@ class MultiMix:
             Choice(name, method, getattr(method, "alpha", None) or self.alpha, prob) for name, method, prob in methods
         )
 
+    def at(self, epoch: int) -> MultiMix:
+        """Return these settings, as they hold for every epoch. Not part of the public API."""
+        return self
+
+    @property
+    def mixes(self) -> tuple[MultiMix, ...]:
+        """These settings alone: see `MixSchedule`. Not part of the public API."""
+        return (self,)
+
     @staticmethod
     def methods() -> tuple[str, ...]:
         """Return the names that `method` accepts."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from multimix_pipe.mixing import Field
 from multimix_pipe.runtime.kernels.layout import Layout
 from multimix_pipe.runtime.kernels.normalize import Normalize
+from multimix_pipe.runtime.kernels.resize import resized_partners
 from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.shards.compiled import jit
 
@@ -36,9 +37,10 @@ FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 """Codes of the result's dtype in the kernels."""
 
-CONSTANT, SMOOTH = int(Field.CONSTANT), int(Field.SMOOTH)
+CONSTANT, BOX, SMOOTH, RESIZED = map(int, (Field.CONSTANT, Field.BOX, Field.SMOOTH, Field.RESIZED))
 
 _STORE, _PAGE = 32, 4096  # bytes
+_NOWHERE = np.zeros((0, 0), dtype=np.int64)
 _memcpy: Any = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, types.uintp))
 _U32 = np.uint32  # Numba adds two uint32 as uint64, which halves the elements per vector
 
@@ -198,6 +200,28 @@ def _paste(own: Any, other: Any, box: Any, b: int, k: int, held: int, place: Any
 
 
 @jit
+def _paste_patch(
+    own: Any, patch: Any, at: int, mean: Any, scale: Any, box: Any, b: int, k: int, place: Any, inner: int, result: Any
+) -> None:
+    """Write `own` to `result`, but a normalised patch in the box y0, x0, y1, x1 in box[b, k].
+
+    patch: flat; the part of this plane starts at element `at`. mean, scale: (TILE,). place: the tile's first line and the one
+    after its last, its start in the plane, and the lengths of the tile and of a line, in elements.
+    """
+    first_line, stop_line, start, n, line = place
+    for i in range(n):
+        result[i] = own[i]
+    y0, x0, y1, x1 = box[b, k, 0], box[b, k, 1], box[b, k, 2], box[b, k, 3]
+    for y in range(max(y0, first_line), min(y1, stop_line)):
+        left, width = y * line + x0 * inner - start, (x1 - x0) * inner
+        first, stop = max(left, 0), min(left + width, n)
+        source = np.uint64(at + (y - y0) * width + first - left)
+        to = np.uint64(first)
+        for i in range(np.uint64(max(stop - first, 0))):
+            result[to + i] = (np.float32(patch[source + i]) - mean[to + i]) * scale[to + i]
+
+
+@jit
 def _shine(
     own: Any, other: Any, factors: Any, b: int, k: int, height: int, start: int, n: int, line: int, result: Any
 ) -> None:
@@ -292,6 +316,8 @@ def _mix_pairs(
     field: Any,
     box: Any,
     factors: Any,
+    patch: Any,
+    patch_start: Any,
     height: int,
     width: int,
     inner: int,
@@ -308,6 +334,7 @@ def _mix_pairs(
         partner, lam: (B, K) int64 and float32.
         field, box: (B,) uint8 numbers of `Field`, (B, K, 4) int32.
         factors: (B, K, height + width * inner) float32; of any shape without smooth fields.
+        patch, patch_start: `Patches`, of the images' dtype.
         height, width, inner: lines, pixels per line, elements per pixel.
         kind: FLOAT32, FLOAT16 or BFLOAT16. Arithmetic is float32; only results are rounded.
         out: (B, K, P, N * itemsize) uint8, the bytes of the results.
@@ -331,7 +358,7 @@ def _mix_pairs(
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     line = width * inner
     for b in range(first, stop):
-        boxed = field[b] != CONSTANT and field[b] != SMOOTH
+        boxed = field[b] == BOX
         for plane in range(planes):
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
@@ -359,7 +386,12 @@ def _mix_pairs(
                         else:
                             _write(target, own_at, n * size, streams)
                         continue
-                    if field[b] == CONSTANT:
+                    if field[b] == RESIZED:
+                        size_of_plane = (box[b, k, 2] - box[b, k, 0]) * (box[b, k, 3] - box[b, k, 1]) * inner
+                        at = patch_start[b, k] + plane * size_of_plane
+                        where = (*lines, start, n, line)
+                        _paste_patch(own, patch, at, mean[plane], scale[plane], box, b, k, where, inner, mixed)
+                    elif field[b] == CONSTANT:
                         _weigh(own, other, lam[b, k], n, mixed)
                     else:
                         _shine(own, other, factors, b, k, height, start, n, line, mixed)
@@ -448,7 +480,11 @@ def blend(
             _normalise_rows(source, mean, scale, kind, target, first, stop)
     else:
         target = out.view(rows, mix.lam.shape[1], layout.planes, -1).view(torch.uint8).numpy()
-        decisions, shape = _decisions(mix, layout), (layout.height, layout.width, layout.inner)
+        patches = resized_partners(images, mix, layout)
+        values, starts = (
+            (source.reshape(-1)[:0], _NOWHERE) if patches is None else (patches.values.numpy(), patches.start)
+        )
+        decisions, shape = (*_decisions(mix, layout), values, starts), (layout.height, layout.width, layout.inner)
 
         def work(first: int, stop: int) -> None:
             _mix_pairs(*(source, mean, scale, *decisions, *shape, kind, target, first, stop))

@@ -1,0 +1,96 @@
+"""ResizeMix's z: the partner resized to each member's box."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from multimix_pipe.mixing import Field
+from multimix_pipe.mixing.reference import resize_rows
+from multimix_pipe.runtime.kernels.layout import Layout
+from multimix_pipe.runtime.tensors import MixTensors
+
+
+class Patches(NamedTuple):
+    """The resized partners of a batch, one behind the other; each is (planes, height, width, inner) of its box."""
+
+    values: Tensor
+    """(total,) of the images' dtype."""
+    start: NDArray[np.int64]
+    """(B, K) place of each member's patch in `values`; read only where the field is RESIZED and the box is not empty."""
+
+
+def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches | None:
+    """Return the patches of all pairs whose field is RESIZED, or None if there are none.
+
+    images: (B, ...) on any device. The filter is Pillow's antialiased bilinear one; uint8 pixels are rounded to uint8.
+    """
+    if mix.field is None or mix.box is None:
+        return None
+    resized = (mix.field == Field.RESIZED).cpu()
+    if not resized.any():
+        return None
+    box, partner = mix.box.cpu(), mix.partner.cpu()
+    sides = (box[..., 2:] - box[..., :2]).tolist()
+    start = np.zeros(mix.lam.shape, dtype=np.int64)
+    total, held, patches = 0, -1, list[Tensor]()
+    for b in resized.nonzero().flatten().tolist():
+        partners = partner[b].tolist() if partner.ndim == 2 else [int(partner[b])] * len(sides[b])
+        for k, (height, width) in enumerate(sides[b]):
+            if height and width:
+                if partners[k] != held:
+                    held = partners[k]
+                    image = _channels_last(images[held].reshape(layout))
+                patches.append(_resize(image, height, width, layout))
+                start[b, k], total = total, total + patches[-1].numel()
+    return Patches(torch.cat(patches) if patches else images.new_empty(0), start)
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """Return an image (planes, H, W, inner) as (1, channels, H, W) whose channels are adjacent, which torch resizes fastest."""
+    planes, height, width, inner = image.shape
+    pixels = image.permute(1, 2, 0, 3).reshape(1, height, width, planes * inner)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _resize(image: Tensor, height: int, width: int, layout: Layout) -> Tensor:
+    """Return (planes * height * width * inner,): an image of `_channels_last` resized."""
+    rounds = not image.is_floating_point()
+    if rounds and image.device.type != "cpu":  # torch has no kernel for it
+        image = image.float()
+    if min(height, width) > 1:
+        patch = torch.nn.functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
+    else:  # torch 2.13 gives wrong values for a width of 1, and fails for uint8
+        lines, columns = (
+            torch.from_numpy(resize_rows(size, original)).to(image.device)
+            for size, original in ((height, layout.height), (width, layout.width))
+        )
+        patch = lines @ image.to(torch.float64) @ columns.T
+    patch = patch.round() if rounds and patch.is_floating_point() else patch
+    patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
+    return patch.flatten().to(torch.uint8 if rounds else image.dtype)
+
+
+def with_patches(images: Tensor, mix: MixTensors, patches: Patches, part: slice, layout: Layout) -> Tensor:
+    """Return z of some pairs, (pairs, K, *layout) of the images' dtype: x', with the patches in their boxes.
+
+    images: (B, *layout).
+    """
+    assert mix.box is not None
+    assert mix.field is not None
+    partner = mix.partner if mix.partner.ndim == 2 else mix.partner[:, None].expand_as(mix.lam)
+    other = images[partner[part]]
+    boxes, resized = mix.box[part].tolist(), (mix.field[part] == Field.RESIZED).tolist()
+    for b, pair in enumerate(boxes):
+        for k, (y0, x0, y1, x1) in enumerate(pair if resized[b] else ()):
+            height, width = y1 - y0, x1 - x0
+            if height and width:
+                at = int(patches.start[part][b, k])
+                size = layout.planes * height * width * layout.inner
+                patch = patches.values[at : at + size].view(layout.planes, height, width, layout.inner)
+                other[b, k, :, y0:y1, x0:x1] = patch
+    return other
