@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
 from multimix_pipe.config import Backend, TrainTransform
-from multimix_pipe.mixing import MultiMix, Sampling
+from multimix_pipe.mixing import Field, MultiMix, Sampling
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -25,6 +26,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
     parser.add_argument(
         "--alpha", type=float, default=1.0, help="draw weights from Beta(alpha, alpha); default: %(default)s"
+    )
+    parser.add_argument(
+        "--method",
+        choices=(*MultiMix.methods(), "all"),
+        default="mixup",
+        help="how images are combined; all: one pair by each method; default: %(default)s",
     )
     parser.add_argument(
         "--sampling", choices=get_args(Sampling), default="iid", help="how weights are drawn; default: %(default)s"
@@ -48,12 +55,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Draw the first pairs of epoch 0."""
-    mix = MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling)
+    methods = MultiMix.methods() if args.method == "all" else (args.method,)
+    mixes = [MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling, method=method) for method in methods]
+    pairs = args.pairs if len(mixes) == 1 else 1
     write_preview(
         args.source,
         Path(args.out),
-        pairs=args.pairs,
-        mix=mix,
+        pairs=pairs,
+        mix=mixes,
         transform=TrainTransform(size=args.size, scale=tuple(args.scale)),
         seed=args.seed,
         backend=args.backend,
@@ -61,8 +70,9 @@ def run(args: argparse.Namespace) -> int:
         cache_dir=args.cache_dir,
         progress=not args.quiet,
     )
-    weights = f"{mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
-    print(f"wrote {args.out}: {counted(args.pairs, 'pair')}, K = {mix.k}, {weights}")
+    weights = f"{args.sampling} weights from Beta({args.alpha:g}, {args.alpha:g})"
+    shown = counted(pairs, "pair") + (f" by each of {', '.join(methods)}" if len(mixes) > 1 else "")
+    print(f"wrote {args.out}: {shown}, K = {args.k}, {weights}")
     return 0
 
 
@@ -71,7 +81,7 @@ def write_preview(
     out: Path,
     *,
     pairs: int,
-    mix: MultiMix,
+    mix: MultiMix | Sequence[MultiMix],
     transform: TrainTransform,
     seed: int,
     backend: Backend,
@@ -79,7 +89,7 @@ def write_preview(
     cache_dir: str | None = None,
     progress: bool = True,
 ) -> None:
-    """Draw the loader's first `pairs` pairs and write the picture to `out`."""
+    """Draw the loader's first `pairs` pairs and write the picture to `out`. Several `mix` are drawn one below the other."""
     from multimix_pipe.cli.classes import class_names
     from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
     from multimix_pipe.config import check_int
@@ -88,23 +98,34 @@ def write_preview(
 
     check_int("--pairs", pairs, 1, 1000)
     names = class_names(open_index(source, label=label, cache_dir=cache_dir, progress=progress))
-    with open_loader(
-        source,
-        batch_size=max(2, pairs),  # a single image would have no partner
-        num_classes=len(names),
-        mix=mix,
-        transform=transform,
-        backend=backend,
-        device="cpu",
-        seed=seed,
-        label=label,
-        cache_dir=cache_dir,
-        on_bad_sample="replace",
-    ) as loader:
-        batch = next(iter(loader))
-        tiles = to_pixels(batch.images.numpy(), transform).reshape(max(2, pairs), mix.k, *transform.height_width, 3)
-        lam, labels = batch.plan.lam, batch.labels.numpy()
-        others = labels[batch.plan.partner]
-        rows = [Row(tiles[b], lam[b], names[labels[b]], names[others[b]]) for b in range(pairs)]
-        title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
-        save_picture(draw_grid(rows, title), out)
+    mixes = [mix] if isinstance(mix, MultiMix) else mix
+    rows = []
+    for settings in mixes:
+        with open_loader(
+            source,
+            batch_size=max(2, pairs),  # a single image would have no partner
+            num_classes=len(names),
+            mix=settings,
+            transform=transform,
+            backend=backend,
+            device="cpu",
+            seed=seed,
+            label=label,
+            cache_dir=cache_dir,
+            on_bad_sample="replace",
+        ) as loader:
+            batch = next(iter(loader))
+        shape = (max(2, pairs), settings.k, *transform.height_width, 3)
+        tiles = to_pixels(batch.images.numpy(), transform).reshape(shape)
+        plan, labels = batch.plan.mix, batch.labels.numpy()
+        fields, others = plan.weights(transform.height_width), labels[plan.partner]
+        for b in range(pairs):
+            constant = plan.field[b] == Field.CONSTANT
+            method = str(plan.method[b]) if len(mixes) > 1 else ""
+            row = Row(
+                tiles[b], plan.lam[b], names[labels[b]], names[others[b]], None if constant else fields[b], method
+            )
+            rows.append(row)
+    alpha = mixes[0].alpha
+    title = f"K = {mixes[0].k} interpolations per pair, {mixes[0].sampling} weights from Beta({alpha:g}, {alpha:g})"
+    save_picture(draw_grid(rows, title), out)

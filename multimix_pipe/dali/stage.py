@@ -105,9 +105,14 @@ def input_arrays(plan: MixPlan, names: Sequence[str], size: Size, k: int) -> dic
 def mix_nodes(mix: MultiMix | MixSchedule, inputs: Mapping[str, DataNode]) -> MixNodes:
     """Return the nodes of a graph that mixes by `mix`; inputs: those of `input_names`."""
     each = "partners" in inputs
-    optional = (inputs.get(name) for name in ("box", "factors", "patch", "members"))
     return MixNodes(
-        inputs["partners" if each else "partner"], inputs["constant"], *optional, partners=mix.k if each else 1
+        inputs["partners" if each else "partner"],
+        inputs["constant"],
+        box=inputs.get("box"),
+        factors=inputs.get("factors"),
+        patch=inputs.get("patch"),
+        members=inputs.get("members"),
+        partners=mix.k if each else 1,
     )
 
 

@@ -93,10 +93,6 @@ class MixPlan:
         """
         return np.where(self.field[:, None] == Field.CONSTANT, self.lam, np.float32(1))
 
-    def has(self, *fields: Field) -> bool:
-        """Return whether some pair's field is one of these kinds."""
-        return bool(np.isin(self.field, fields).any())
-
     def weights(self, size: Size) -> NDArray[np.float32]:
         """Return the weight fields w_k for images of `size` (H, W): float32 (B, K, H, W).
 

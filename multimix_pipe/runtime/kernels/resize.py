@@ -47,14 +47,23 @@ def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches
                     image = _channels_last(images[held].reshape(layout))
                 patches.append(_resize(image, height, width, layout))
                 start[b, k], total = total, total + patches[-1].numel()
-    return Patches(torch.cat(patches) if patches else images.new_empty(0), start)
+    if not patches:
+        return Patches(images.new_empty(0), start)
+    if images.device.type == "cpu":  # torch would start threads for it
+        return Patches(torch.from_numpy(np.concatenate([patch.numpy() for patch in patches])), start)
+    return Patches(torch.cat(patches), start)
 
 
 def _channels_last(image: Tensor) -> Tensor:
     """Return an image (planes, H, W, inner) as (1, channels, H, W) whose channels are adjacent, which torch resizes fastest."""
     planes, height, width, inner = image.shape
-    pixels = image.permute(1, 2, 0, 3).reshape(1, height, width, planes * inner)
+    pixels = _contiguous(image.permute(1, 2, 0, 3)).view(1, height, width, planes * inner)
     return pixels.permute(0, 3, 1, 2)
+
+
+def _contiguous(image: Tensor) -> Tensor:
+    """Return a contiguous copy. On a CPU this starts no threads, unlike torch's: it runs in a thread of its own already."""
+    return torch.from_numpy(np.ascontiguousarray(image.numpy())) if image.device.type == "cpu" else image.contiguous()
 
 
 def _resize(image: Tensor, height: int, width: int, layout: Layout) -> Tensor:
@@ -72,7 +81,7 @@ def _resize(image: Tensor, height: int, width: int, layout: Layout) -> Tensor:
         patch = lines @ image.to(torch.float64) @ columns.T
     patch = patch.round() if rounds and patch.is_floating_point() else patch
     patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
-    return patch.flatten().to(torch.uint8 if rounds else image.dtype)
+    return _contiguous(patch.to(torch.uint8 if rounds else image.dtype)).view(-1)
 
 
 def with_patches(images: Tensor, mix: MixTensors, patches: Patches, part: slice, layout: Layout) -> Tensor:
