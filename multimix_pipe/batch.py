@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +19,16 @@ from multimix_pipe.training.targets import mix_targets
 PairTargets = tuple[Tensor, Tensor, Tensor]
 
 
-@dataclass(frozen=True, eq=False)
 class Batch:
     """The images and targets of one step, which unpack as `images, targets = batch`.
 
     B samples, each paired with a partner from the batch, become B*K rows. Row b*K + k is member k of pair b: sample b with weight
     `plan.lam[b, k]` and its partner, sample `plan.partner[b]` (`[b, k]` with partners="each"), with the rest. A batch owns its
-    memory and stays valid as long as you hold it or one of its tensors.
+    memory and stays valid as long as you hold it or one of its tensors; it does not hold its loader. It has the length and the
+    items of the pair (images, targets), and can be pickled.
     """
+
+    __slots__ = ("__weakref__", "_keys", "chunk_weight", "images", "labels", "plan", "targets")
 
     images: Tensor
     """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed."""
@@ -38,20 +40,80 @@ class Batch:
     plan: StepPlan | MixPlan
     """The decisions behind the batch, in NumPy arrays: its samples, crop windows and flips, and how they are mixed: `partner`
     (B,) or (B, K), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
-    _keys: Callable[[], list[str]] = field(repr=False)
+    chunk_weight: float
+    """The share of this chunk in the batch that `chunks` has split; 1.0 for a whole batch. Multiply the mean loss of a chunk by
+    it before `backward`: the gradients then add up to that of the batch's mean loss, also for chunks of unequal sizes."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor | PairTargets,
+        labels: Tensor,
+        plan: StepPlan | MixPlan,
+        keys: Sequence[str],
+        chunk_weight: float = 1.0,
+    ) -> None:
+        self.images = images
+        self.targets = targets
+        self.labels = labels
+        self.plan = plan
+        self._keys = keys
+        self.chunk_weight = chunk_weight
 
     @property
     def keys(self) -> list[str]:
         """The keys (`__key__`) of the B samples."""
-        return self._keys()
+        return list(self._keys)
 
     def __iter__(self) -> Iterator[Tensor | PairTargets]:
         return iter((self.images, self.targets))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Tensor | PairTargets:
+        return (self.images, self.targets)[index]
+
+    def __repr__(self) -> str:
+        targets = self.targets.shape if isinstance(self.targets, Tensor) else [part.shape for part in self.targets]
+        shapes = [
+            tuple(shape) if isinstance(shape, torch.Size) else [*map(tuple, shape)]
+            for shape in (self.images.shape, targets)
+        ]
+        dtype = str(self.images.dtype).removeprefix("torch.")
+        return f"Batch(images {shapes[0]} {dtype} on {self.images.device}, targets {shapes[1]}, {self.plan!r})"
+
+    def __replace__(self, **changes: Any) -> Batch:
+        """Return the batch with some of the constructor's arguments changed: `copy.replace(batch, images=...)` calls this."""
+        names = [name for name in self.__slots__ if name.strip("_") != "weakref"]
+        return Batch(**{name.strip("_"): getattr(self, name) for name in names} | changes)
+
+    def __reduce__(self) -> tuple[type[Batch], tuple[object, ...]]:
+        part = self._converted(_without_the_rest_of_its_storage)
+        return Batch, (part.images, part.targets, part.labels, self.plan, self.keys, self.chunk_weight)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Batch:
+        """Return the batch with its tensors on `device`; see `torch.Tensor.to`. A loader makes them on its `device=`."""
+        target = torch.device(device)
+        return self._converted(lambda tensor: tensor.to(target, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its tensors in page-locked memory; the batch itself if torch finds no CUDA GPU.
+
+        Tensors on a device stay as they are.
+        """
+        if not torch.cuda.is_available():
+            return self
+        return self._converted(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
 
     def chunks(self, n: int) -> Iterator[Batch]:
         """Split the batch into n micro-batches of whole pairs, as views; their sizes differ by at most one pair.
 
         A batch of fewer than n pairs gives one chunk per pair. A chunk's `plan.partner` still refers to rows of the whole batch.
+
+            for chunk in batch.chunks(4):
+                loss = loss_function(model(chunk.images), chunk.targets)
+                (loss * chunk.chunk_weight).backward()
         """
         check_int("n", n, 1)
         pairs = len(self.plan)
@@ -67,14 +129,31 @@ class Batch:
         else:
             labels, partner_labels, lam = self.targets
             targets = (labels[pairs], partner_labels[pairs], lam[pairs])
-        return replace(
-            self,
-            images=self.images[rows],
-            targets=targets,
-            labels=self.labels[pairs],
-            plan=self.plan.rows(pairs),
-            _keys=lambda: self.keys[pairs],
+        share = (pairs.stop - pairs.start) / len(self.plan)
+        return Batch(
+            self.images[rows],
+            targets,
+            self.labels[pairs],
+            self.plan.rows(pairs),
+            self._keys[pairs],
+            self.chunk_weight * share,
         )
+
+    def _converted(self, convert: Callable[[Tensor], Tensor]) -> Batch:
+        images, labels = convert(self.images), convert(self.labels)
+        if self.targets is self.labels:
+            targets: Tensor | PairTargets = labels
+        elif isinstance(self.targets, Tensor):
+            targets = convert(self.targets)
+        else:
+            first, second, lam = map(convert, self.targets)
+            targets = first, second, lam
+        return Batch(images, targets, labels, self.plan, self._keys, self.chunk_weight)
+
+
+def _without_the_rest_of_its_storage(tensor: Tensor) -> Tensor:
+    """Return `tensor`, or a copy if it is a part of a larger one, which pickle would write as a whole."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def mix_batch(
@@ -156,7 +235,7 @@ def apply_mix(
     mixed = blend(images, mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
     targets = mix_targets(labels, mix.partner, mix.lam, num_classes)
     keys = [str(row) for row in range(len(plan))]
-    return Batch(mixed.permute(0, 3, 1, 2) if channels_last else mixed, targets, labels, plan, lambda: keys)
+    return Batch(mixed.permute(0, 3, 1, 2) if channels_last else mixed, targets, labels, plan, keys)
 
 
 def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_classes: int) -> None:
@@ -170,6 +249,10 @@ def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_clas
     if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(
             f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
+        )
+    if type(plan) is not MixPlan:
+        raise ConfigError(
+            f"apply_mix executes a MixPlan, such as the batch.plan.mix of a loader; found {type(plan).__name__}"
         )
     rows = len(images)
     if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import pickle  # noqa: TID251
+import time
+import weakref
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from helpers.batches import Open
+from helpers.batches import Open, same_batch
 from helpers.samples import CLASSES, SIZE, TINY
-from multimix_pipe import ConfigError, MultiMix, MultiMixLoss, mix_batch, mixed_accuracy
+from multimix_pipe import Batch, ConfigError, MultiMix, MultiMixLoss, mix_batch, mixed_accuracy, open_loader
 from multimix_pipe.training.targets import mix_targets
 
 
@@ -129,3 +133,108 @@ def test_mix_batch_mixes_tensors_of_another_loader() -> None:
     assert mix_batch(images.half(), labels, MultiMix(), num_classes=6, step=0).images.dtype == torch.float16
     with pytest.raises(ConfigError, match=r"found images \(6, 3, 4, 4\), labels torch.int64 \(5,\)"):
         mix_batch(images, labels[:5], MultiMix(), num_classes=6, step=0)
+
+
+def test_a_batch_is_the_pair_of_images_and_targets(opened: Open) -> None:
+    batch = next(iter(opened(backend="torch")))
+    images, targets = batch
+    assert len(batch) == 2
+    assert batch[0] is images is batch.images
+    assert batch[1] is batch[-1] is targets
+    with pytest.raises(IndexError):
+        batch[2]
+    batch.images = images * 2  # for an augmentation of one's own
+    assert batch[0] is not images
+    with pytest.raises(AttributeError):
+        batch.image = images  # type: ignore[attr-defined]
+
+
+def test_a_batch_is_shown_in_one_line(opened: Open) -> None:
+    batch = next(iter(opened(backend="torch")))
+    start = "Batch(images (40, 3, 24, 24) float32 on cpu, targets (40, 7), StepPlan(epoch 0, positions 0 to 7, "
+    assert repr(batch) == start + "MixPlan(8 pairs, K=5, mixup)))"
+    pairs = next(iter(opened(backend="torch", targets="pairs")))
+    assert "targets [(8,), (8,), (8, 5)], " in repr(pairs)
+    assert repr(mix_batch(torch.rand(2, 3), torch.arange(2), MultiMix(k=1), num_classes=2, step=0)).count("\n") == 0
+
+
+@pytest.mark.parametrize("targets", ["rows", "pairs"])
+@pytest.mark.parametrize("mix", [MultiMix(k=3), None])
+def test_a_batch_survives_pickling(opened: Open, backend: str, mix: MultiMix | None, targets: str) -> None:
+    if mix is None and targets == "pairs":
+        pytest.skip("there are no pairs without mixing")
+    batch = next(iter(opened(backend=backend, mix=mix, targets=targets, channels_last=True)))
+    again = pickle.loads(pickle.dumps(batch))
+    assert same_batch(again, batch)
+    assert again.images.stride() == batch.images.stride()
+    assert (again.targets is again.labels) == (batch.targets is batch.labels)
+    first, _ = batch.chunks(2)
+    assert len(pickle.dumps(first)) < 0.6 * len(pickle.dumps(batch)), "a chunk does not take the whole batch along"
+    assert pickle.loads(pickle.dumps(first)).chunk_weight == 0.5
+    mixed = mix_batch(torch.rand(4, 3), torch.arange(4), MultiMix(k=2), num_classes=4, step=0)
+    assert pickle.loads(pickle.dumps(mixed)).keys == ["0", "1", "2", "3"]
+
+
+def test_a_batch_moves_as_a_whole(opened: Open) -> None:
+    for options in ({"mix": None}, {"targets": "pairs"}, {}):
+        batch = next(iter(opened(backend="torch", **options)))
+        moved = batch.to("meta", non_blocking=True)
+        tensors = [
+            moved.images,
+            moved.labels,
+            *(moved.targets if isinstance(moved.targets, tuple) else [moved.targets]),
+        ]
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+        assert moved.images.shape == batch.images.shape
+        assert (moved.keys, moved.plan) == (batch.keys, batch.plan)
+        assert (moved.targets is moved.labels) == (batch.targets is batch.labels)
+        assert same_batch(batch.to(torch.device("cpu")), batch)
+    with pytest.raises(TypeError):
+        batch.to(torch.float16)  # type: ignore[arg-type]  # it would turn labels into fractions
+
+
+def test_pinning_without_a_gpu_changes_nothing(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = next(iter(opened(backend="torch")))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert batch.pin_memory() is batch
+
+
+@pytest.mark.parametrize("targets", ["rows", "pairs"])
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_gradients_of_chunks_add_up_to_that_of_the_batch(opened: Open, n: int, targets: str) -> None:
+    batch = next(iter(opened(backend="torch", mix=MultiMix(k=3), targets=targets)))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, CLASSES)).double()
+    loss_function = MultiMixLoss()
+
+    def gradient(parts: list[Batch]) -> Tensor:
+        model.zero_grad()
+        for part in parts:
+            (loss_function(model(part.images.double()), part.targets) * part.chunk_weight).backward()
+        found = model[1].weight.grad
+        assert isinstance(found, Tensor)
+        return found.clone()
+
+    whole = gradient([batch])
+    chunks = list(batch.chunks(n))
+    assert sum(chunk.chunk_weight for chunk in chunks) == pytest.approx(1, abs=1e-15)
+    assert torch.allclose(gradient(chunks), whole, rtol=1e-5, atol=1e-7)
+    nested = [part for chunk in chunks for part in chunk.chunks(2)]
+    assert torch.allclose(gradient(nested), whole, rtol=1e-5, atol=1e-7)
+    assert batch.chunk_weight == 1
+
+
+def test_a_kept_batch_keeps_neither_its_loader_nor_the_index(opened: Open, shards: Path, backend: str) -> None:
+    loader = open_loader(
+        shards, batch_size=8, num_classes=CLASSES, transform=TINY, device="cpu", num_threads=2, backend=backend
+    )  # type: ignore[arg-type]
+    batch = next(iter(loader))
+    context = loader.context
+    held = [weakref.ref(part) for part in (loader, context, context.index, context.plan, context.reader)]
+    expected = context.index.keys(batch.plan.sample)  # type: ignore[union-attr]
+    del loader, context
+    deadline = time.monotonic() + 60  # threads of a dropped loader end by themselves, in a moment
+    while any(ref() is not None for ref in held) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.02)
+    assert [type(ref()) for ref in held] == [type(None)] * len(held)
+    assert batch.keys == expected

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.backends import BACKENDS, dali_missing, needs_dali
 from helpers.batches import PLAN_COLUMNS, Open, all_same, fingerprint, resumed, same_batch, until_epoch
@@ -28,7 +29,7 @@ def shards(small_shards: Path) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """Two uninterrupted epochs, and the state before the first step and after each; after an epoch's last one there are two."""
+    """Two uninterrupted epochs, and the state before the first step and after each."""
 
     batches: list[Batch]
     states: list[tuple[int, dict[str, Any]]]
@@ -41,7 +42,7 @@ def uninterrupted(loader: Loader) -> Run:
         for batch in loader:
             run.batches.append(batch)
             run.states.append((len(run.batches), loader.state_dict()))
-        run.states.append((len(run.batches), loader.state_dict()))  # the same moment, once the epoch's end was noticed
+        assert loader.state_dict() == run.states[-1][1], "the last step is the epoch's end, noticed or not"
     loader.close()
     return run
 
@@ -60,7 +61,7 @@ def test_resume_is_exact_after_every_step(opened: Open, backend: str, shuffle: s
     options = SMALL | {"backend": backend, "shuffle": shuffle, "mix": MultiMix(k=k)}
     run = uninterrupted(opened(**options))
     assert len(run.batches) == 2 * STEPS
-    for done, state in run.states[: STEPS + 2]:
+    for done, state in run.states[: STEPS + 1]:
         with resumed(opened, state, **options) as again:
             assert again.state_dict() == state
             assert len(again) == STEPS
@@ -86,7 +87,7 @@ VARIANTS: dict[str, dict[str, object]] = {
 def test_resume_is_exact_after_every_step_in_every_variant(opened: Open, backend: str, variant: str) -> None:
     options = SMALL | {"backend": backend, "mix": MultiMix(k=2)} | VARIANTS[variant]
     run = uninterrupted(opened(**options))
-    for done, state in run.states[: len(run.states) // 2]:
+    for done, state in run.states[: len(run.states) // 2 + 1]:
         with resumed(opened, state, **options) as again:
             assert all_same(until_epoch(again, 2), run.batches[done:]), done
 
@@ -98,7 +99,7 @@ def test_resume_is_exact_after_every_step_where_bad_samples_were_replaced(
     loader = opened(bad_shards, **options)
     run = uninterrupted(loader)
     assert {name.split(" : ")[1] for name in loader.bad_samples} == BAD
-    for done, state in run.states[: STEPS + 2]:
+    for done, state in run.states[: STEPS + 1]:
         with opened(bad_shards, **options) as again:
             again.load_state_dict(state)
             assert all_same(until_epoch(again, 2), run.batches[done:]), done
@@ -108,13 +109,12 @@ def test_a_loader_that_runs_already_can_be_put_back_to_any_step(opened: Open, ba
     options = SMALL | {"backend": backend}
     run = uninterrupted(opened(**options))
     again = opened(**options)
-    for place in np.random.default_rng(0).permutation(len(run.states) - 2).tolist():
+    for place in np.random.default_rng(0).permutation(len(run.states) - 1).tolist():
         done, state = run.states[place]
         again.load_state_dict(json.loads(json.dumps(state)))
         iterator = iter(again)
         for expected in run.batches[done : done + 2][: STEPS - done % STEPS]:
-            if batch := next(iterator, None):  # none where the state is of an epoch's very end
-                assert same_batch(batch, expected)
+            assert same_batch(next(iterator), expected)
 
 
 def test_a_resumed_run_can_be_resumed_at_every_step_again(opened: Open, backend: str) -> None:
@@ -137,7 +137,7 @@ def test_a_state_of_one_backend_continues_in_the_other_after_every_step(opened: 
         assert all(np.array_equal(getattr(theirs.plan, name), getattr(own.plan, name)) for name in PLAN_COLUMNS)
         assert theirs.keys == own.keys
     assert given.states == expected.states
-    for done, state in given.states[: STEPS + 2]:
+    for done, state in given.states[: STEPS + 1]:
         with resumed(opened, state, **SMALL, backend=taker) as again:
             assert all_same(until_epoch(again, 2), expected.batches[done:]), done
 
@@ -233,10 +233,14 @@ def test_a_state_of_other_data_or_another_version_is_refused(opened: Open, own_s
     state = opened(backend="torch").state_dict()
     (own_shards / "set-003.tar").unlink()
     other = opened(own_shards, backend="torch")
-    with pytest.raises(StateMismatchError, match=r"^data: "):
+    data = "^data: this loader has 75 samples in 3 shards, the state has 100 samples in 4 shards; "
+    found = data + "subset: this loader has 75 samples in use, the state has 100 samples in use\\. "
+    with pytest.raises(StateMismatchError, match=found):
         other.load_state_dict(state)
-    with pytest.raises(StateMismatchError, match=r"^version: "):
-        other.load_state_dict(state | {"version": 0})
+    with pytest.raises(
+        StateMismatchError, match=r"^version: this loader reads states of version 2; found 1, .*set_epoch$"
+    ):
+        other.load_state_dict(state | {"version": 1})
     with pytest.raises(StateMismatchError, match="ints >= 0"):
         other.load_state_dict(other.state_dict() | {"samples": -1})
 
@@ -270,6 +274,36 @@ def test_without_strict_what_differs_is_named_and_the_epoch_goes_on(
     last.load_state_dict(state | {"samples": 10_000}, strict=False)
     assert list(last) == [], "an epoch that is over"
     assert next(iter(last)).plan.epoch == 3
+
+
+@pytest.mark.parametrize("shuffle", ["global", "window", "none"])
+def test_two_processes_of_32_go_on_as_one_of_64_where_nothing_is_mixed(
+    opened: Open, backend: str, shuffle: str
+) -> None:
+    """And back, in the next epoch too."""
+    options: dict[str, Any] = {"backend": backend, "transform": TINY, "mix": None, "shuffle": shuffle}
+    two = [opened(**options, batch_size=16, rank=rank, world_size=2) for rank in range(2)]
+    running = [iter(loader) for loader in two]
+    for iterator in running:
+        next(iterator)
+    one = resumed(opened, two[0].state_dict(), **options, batch_size=32)
+    expected = [list(zip(*pairs, strict=True)) for pairs in (running, two)]
+    for pairs, batches in zip(expected, (list(one), list(one)), strict=True):
+        for (first, second), batch in zip(pairs, batches, strict=True):
+            assert batch.keys == first.keys + second.keys
+            for name in ("window", "flip"):
+                parts = [getattr(part.plan, name) for part in (first, second)]
+                assert np.array_equal(getattr(batch.plan, name), np.concatenate(parts))
+            assert batch.images.equal(torch.cat([first.images, second.images]))
+    back = resumed(opened, one.state_dict(), **options, batch_size=16, world_size=2)
+    assert next(iter(back)).keys == next(iter(two[0])).keys
+
+
+def test_another_batch_size_where_samples_are_mixed_is_refused_with_the_reason(opened: Open) -> None:
+    state = opened(backend="torch", batch_size=9).state_dict()
+    reason = r"^batch_size: this loader has 8, the state has 9 \(partners come from the same batch.*strict=False$"
+    with pytest.raises(StateMismatchError, match=reason):
+        opened(backend="torch").load_state_dict(state)
 
 
 def test_without_strict_the_batch_size_may_change(opened: Open) -> None:

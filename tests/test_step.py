@@ -205,6 +205,7 @@ def golden_digests() -> dict[str, str]:
     def digest(*arrays: np.ndarray) -> str:
         return hashlib.sha256(b"".join(a.astype(a.dtype.newbyteorder("<")).tobytes() for a in arrays)).hexdigest()[:16]
 
+    weighted = plan(samples(1000, [float(number % 7) for number in range(1000)]), seed=9)
     mixes = {
         "uniform": MultiMix(),
         "alpha 0.4": MultiMix(alpha=0.4),
@@ -212,8 +213,13 @@ def golden_digests() -> dict[str, str]:
         "alpha 8": MultiMix(k=2, alpha=8.0, prob=0.5),
     }
     steps = [plan(seed=2**63 + 1).step(3, start, start + 256) for start in range(0, 2560, 256)]
-    result = {f"{shuffle} order": digest(plan(shuffle=shuffle, seed=9).order(4)) for shuffle in SHUFFLES}
+    result = {
+        f"{shuffle} order": digest(plan(shuffle=shuffle, seed=9).order(4)(np.arange(1000))) for shuffle in SHUFFLES
+    }
+    result["weighted samples"] = digest(*(weighted.step(4, start, start + 250).sample for start in range(0, 1250, 250)))
     result |= {name: digest(*(getattr(step, name) for step in steps)) for name in ("window", "flip", "partner")}
+    stored = [plan(shuffle="none", seed=2**63 + 1).step(3, start, start + 256) for start in range(0, 2560, 256)]
+    result["window in stored order"] = digest(*(step.window for step in stored))
     for name, mix in mixes.items():
         result[f"lam, {name}"] = digest(*(plan(mix=mix).step(1, start, start + 256).lam for start in (0, 256, 512)))
     methods: dict[str, object] = {name: name for name in ("cutmix", "resizemix", "smoothmix")}
@@ -228,12 +234,14 @@ def golden_digests() -> dict[str, str]:
 
 
 GOLDEN = {
-    "global order": "b97725a5b47cfa2e",
+    "global order": "bc1c09797451be73",
     "window order": "d7d6f25dc8372593",
     "none order": "702746827e553786",
-    "window": "e1f608ed35ef1cbf",
+    "weighted samples": "a255d2ae348d8433",
+    "window": "8e3ee04429be90bc",
     "flip": "0ad2dfd5f76e9938",
     "partner": "81559c6af28669a4",
+    "window in stored order": "328d6f7647277526",
     "lam, uniform": "513e07253a5002ae",
     "lam, alpha 0.4": "e6b0435051afaa7c",
     "lam, alpha 0.2 stratified": "ef8bbe0004b03219",

@@ -30,12 +30,21 @@ Stage = tuple[int, int | None]
 """Processes, and steps that they take; None: all that are left of the epoch."""
 
 
-def run_stages(opened: Open, stages: list[Stage], source: Path | None = None, **options: object) -> list[Batch]:
-    """The batches of one epoch in the order of their positions, as each stage hands its state to the next."""
+def run_stages(
+    opened: Open, stages: list[Stage], source: Path | None = None, **options: object
+) -> tuple[list[Batch], int]:
+    """The batches of one epoch in the order of their positions, as each stage hands its state to the next.
+
+    Stages after the one that ends the epoch do not run; the second value is the number of processes of the last one that did.
+    """
     options = SMALL | options | ({} if source is None else {"source": source})
     batches: list[Batch] = []
     state: dict[str, Any] | None = None
+    last_world = 0
     for world, steps in stages:
+        if state is not None and state["epoch"]:
+            break
+        last_world = world
         states, shares = [], []
         for rank in range(world):
             with opened(**options, rank=rank, world_size=world) as loader:
@@ -50,14 +59,15 @@ def run_stages(opened: Open, stages: list[Stage], source: Path | None = None, **
         state = states[0]
         most = max(map(len, shares))
         batches += [share[step] for step in range(most) for share in shares if step < len(share)]
-    return batches
+    return batches, last_world
 
 
-def check_promise(last_batch: LastBatch, batches: list[Batch], alone: list[Batch], last_world: int) -> None:
-    """Whether `batches` are what an epoch shows whose last part `last_world` processes ran.
+def check_promise(last_batch: LastBatch, ran: tuple[list[Batch], int], alone: list[Batch]) -> None:
+    """Whether `ran`, the batches and the number of processes of the epoch's last part, are what an epoch shows.
 
     alone: the epoch of one process, under "partial": each sample once.
     """
+    batches, last_world = ran
     full = [batch for batch in batches if batch.plan.start + B <= N]
     assert all_same(full, alone[: len(full)])
     left = N - len(full) * B
@@ -95,8 +105,7 @@ def test_other_numbers_of_processes_in_mid_epoch_lose_and_double_no_sample(
 ) -> None:
     alone = list(opened(**SMALL, shuffle=shuffle, last_batch="partial"))
     assert len(alone) == 34
-    batches = run_stages(opened, CHAINS[chain], shuffle=shuffle, last_batch=last_batch)
-    check_promise(last_batch, batches, alone, CHAINS[chain][-1][0])
+    check_promise(last_batch, run_stages(opened, CHAINS[chain], shuffle=shuffle, last_batch=last_batch), alone)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (2, 1), (2, 4), (4, 3)])
@@ -107,14 +116,12 @@ def test_the_number_of_processes_may_change_after_every_step(
     options = {"mix": None, "last_batch": last_batch}
     alone = list(opened(**SMALL | options | {"last_batch": "partial"}))
     for steps in range(N // (B * before) + 1):
-        batches = run_stages(opened, [(before, steps), (after, None)], **options)
-        check_promise(last_batch, batches, alone, after)
+        check_promise(last_batch, run_stages(opened, [(before, steps), (after, None)], **options), alone)
 
 
 def test_the_other_backend_takes_over_on_other_processes(opened: Open, backend: str) -> None:
     alone = list(opened(**SMALL | {"backend": backend, "last_batch": "partial"}))
-    batches = run_stages(opened, CHAINS["2, 4, 1, 3"], backend=backend, last_batch="partial")
-    check_promise("partial", batches, alone, 3)
+    check_promise("partial", run_stages(opened, CHAINS["2, 4, 1, 3"], backend=backend, last_batch="partial"), alone)
 
 
 @pytest.mark.parametrize("last_batch", LAST_BATCHES)
@@ -142,7 +149,7 @@ def test_fewer_samples_than_a_step_of_all_processes_takes(
 def test_weighted_draws_do_not_depend_on_the_number_of_processes(opened: Open) -> None:
     options = {"weights": np.arange(N) % 5, "last_batch": "partial"}
     alone = list(opened(**SMALL, **options))
-    check_promise("partial", run_stages(opened, CHAINS["2, 4, 1, 3"], **options), alone, 3)
+    check_promise("partial", run_stages(opened, CHAINS["2, 4, 1, 3"], **options), alone)
 
 
 def test_replacements_of_bad_samples_do_not_depend_on_the_number_of_processes(
@@ -152,8 +159,7 @@ def test_replacements_of_bad_samples_do_not_depend_on_the_number_of_processes(
     loader = opened(bad_shards, **SMALL | options)
     alone = list(loader)
     assert {name.split(" : ")[1] for name in loader.bad_samples} == BAD
-    batches = run_stages(opened, CHAINS["2, 4, 1, 3"], bad_shards, **options)
-    check_promise("partial", batches, alone, 3)
+    check_promise("partial", run_stages(opened, CHAINS["2, 4, 1, 3"], bad_shards, **options), alone)
 
 
 @pytest.mark.parametrize("last_batch", LAST_BATCHES)
@@ -174,7 +180,7 @@ def test_the_epoch_after_a_change_is_that_of_any_number_of_processes(opened: Ope
             shares.append(list(loader))
             assert len(shares[-1]) == len(opened(**options, rank=rank, world_size=3))
     batches = [share[step] for step in range(len(shares[0])) for share in shares if step < len(share)]
-    check_promise(last_batch, batches, alone, 3)
+    check_promise(last_batch, (batches, 3), alone)
 
 
 def opened_at_epoch_one(opened: Open, options: dict[str, Any]) -> dict[str, Any]:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
+import numpy as np
+from numpy.typing import NDArray
+
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.mixing import Field, MultiMix, Sampling
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from multimix_pipe.cli.picture import Row
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,8 +25,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "preview",
         help="draw pairs of images and the K interpolations between them",
-        description="Draw what a model gets: one row per pair, from x (left) to x' (right), with the weight of x under each "
-        "image. The images come from the loader itself, cropped and flipped as in training.",
+        description="Draw what a model gets: one row per pair, x at the left, x' at the right, and between them the K "
+        "interpolations with the weight of x under each. The images come from the loader itself, cropped and flipped as in "
+        "training.",
     )
     add_shards(parser)
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, e.g. grid.png")
@@ -66,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
         transform=TrainTransform(size=args.size, scale=tuple(args.scale)),
         seed=args.seed,
         backend=args.backend,
-        label=args.label,
-        cache_dir=args.cache_dir,
         progress=not args.quiet,
+        **data_options(args),
     )
     weights = f"{args.sampling} weights from Beta({args.alpha:g}, {args.alpha:g})"
     shown = counted(pairs, "pair") + (f" by each of {', '.join(methods)}" if len(mixes) > 1 else "")
@@ -85,47 +93,85 @@ def write_preview(
     transform: TrainTransform,
     seed: int,
     backend: Backend,
-    label: str = "cls",
-    cache_dir: str | None = None,
     progress: bool = True,
+    **data: Any,
 ) -> None:
-    """Draw the loader's first `pairs` pairs and write the picture to `out`. Several `mix` are drawn one below the other."""
+    """Draw the loader's first pairs and write the picture to `out`; `data` is what `data_options` gives."""
     from multimix_pipe.cli.classes import class_names
-    from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
+    from multimix_pipe.cli.picture import save_picture
     from multimix_pipe.config import check_int
-    from multimix_pipe.loader import open_loader
     from multimix_pipe.shards.index import open_index
 
     check_int("--pairs", pairs, 1, 1000)
-    names = class_names(open_index(source, label=label, cache_dir=cache_dir, progress=progress))
+    names = class_names(open_index(source, progress=progress, keep_damaged=True, **data))
+    data["classes"] = None if data.get("classes") is None else names
+    save_picture(draw_pairs(source, pairs, names, mix, transform, seed=seed, backend=backend, **data), out)
+
+
+def draw_pairs(
+    source: list[str],
+    pairs: int,
+    names: Sequence[str],
+    mix: MultiMix | Sequence[MultiMix],
+    transform: TrainTransform,
+    **options: Any,
+) -> Image.Image:
+    """Return a picture of pairs in the loader's first batch, by one mixing after the other; `names` are those of the classes."""
+    from multimix_pipe.cli.picture import draw_grid
+
     mixes = [mix] if isinstance(mix, MultiMix) else mix
-    rows = []
-    for settings in mixes:
-        with open_loader(
-            source,
-            batch_size=max(2, pairs),  # a single image would have no partner
-            num_classes=len(names),
-            mix=settings,
-            transform=transform,
-            backend=backend,
-            device="cpu",
-            seed=seed,
-            label=label,
-            cache_dir=cache_dir,
-            on_bad_sample="replace",
-        ) as loader:
-            batch = next(iter(loader))
-        shape = (max(2, pairs), settings.k, *transform.height_width, 3)
-        tiles = to_pixels(batch.images.numpy(), transform).reshape(shape)
-        plan, labels = batch.plan.mix, batch.labels.numpy()
-        fields, others = plan.weights(transform.height_width), labels[plan.partner]
-        for b in range(pairs):
-            constant = plan.field[b] == Field.CONSTANT
-            method = str(plan.method[b]) if len(mixes) > 1 else ""
-            row = Row(
-                tiles[b], plan.lam[b], names[labels[b]], names[others[b]], None if constant else fields[b], method
-            )
-            rows.append(row)
+    rows = [row for one in mixes for row in _rows(source, pairs, names, one, transform, len(mixes) > 1, **options)]
     alpha = mixes[0].alpha
     title = f"K = {mixes[0].k} interpolations per pair, {mixes[0].sampling} weights from Beta({alpha:g}, {alpha:g})"
-    save_picture(draw_grid(rows, title), out)
+    return draw_grid(rows, title)
+
+
+def _rows(
+    source: list[str],
+    pairs: int,
+    names: Sequence[str],
+    mix: MultiMix,
+    transform: TrainTransform,
+    named: bool,
+    **options: Any,
+) -> list[Row]:
+    from multimix_pipe.cli.picture import Row, to_pixels
+    from multimix_pipe.loader import open_loader
+    from multimix_pipe.plan import StepPlan
+
+    settings: dict[str, Any] = {
+        "mix": mix,
+        "transform": transform,
+        "num_classes": len(names),
+        "device": "cpu",
+        **options,
+    }
+    settings |= {"batch_size": 3 * pairs, "on_bad_sample": "replace"}  # so many that no image need be in two pairs
+    with open_loader(source, **settings) as loader, open_loader(source, expand=False, **settings) as unmixed:
+        batch, images = next(iter(loader)), next(iter(unmixed)).images
+    assert isinstance(batch.plan, StepPlan)
+    plan = batch.plan.mix
+    plain, mixed = to_pixels(images.numpy(), transform), to_pixels(batch.images.numpy(), transform)
+    mixed = mixed.reshape(len(plain), mix.k, *plain.shape[1:])
+    own, fields = [names[label] for label in batch.labels.tolist()], plan.weights(transform.height_width)
+    rows = []
+    for b in distinct_pairs(plan.partner, batch.plan.sample, pairs):
+        other = int(plan.partner[b])
+        tiles = np.concatenate([plain[b : b + 1], mixed[b], plain[other : other + 1]])
+        outlined = None if plan.field[b] == Field.CONSTANT else fields[b]
+        rows.append(Row(tiles, plan.lam[b], own[b], own[other], outlined, str(plan.method[b]) if named else ""))
+    return rows
+
+
+def distinct_pairs(partner: NDArray[np.int64], sample: NDArray[np.int64], count: int) -> list[int]:
+    """Return `count` rows of a batch whose pairs have no sample in common, as far as there are so many.
+
+    `partner` (B,) and `sample` (B,) are each row's partner and sample id.
+    """
+    chosen: list[int] = []
+    used: set[int] = set()
+    for row, pair in enumerate(zip(sample.tolist(), sample[partner].tolist(), strict=True)):
+        if len(chosen) < count and not used.intersection(pair):
+            chosen.append(row)
+            used.update(pair)
+    return (chosen + [row for row in range(len(partner)) if row not in chosen])[:count]

@@ -22,7 +22,7 @@ from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from torch import Tensor
 
 from multimix_pipe.augment.host import Pixels, crop_and_resize
-from multimix_pipe.dali.decode_check import HeaderCheck, undecodable_row, warn_of_old_nvjpeg
+from multimix_pipe.dali.decode_check import HeaderCheck, decodes_regions, undecodable_row
 from multimix_pipe.dali.graph import Ends, Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.plan import StepPlan
@@ -69,8 +69,6 @@ class DaliExecutor:
             ends = "batch" if config.expand else "pixels"
         elif ends is None:
             ends = "window" if config.transform.random else "pixels"
-        if on_gpu:
-            warn_of_old_nvjpeg()
         mixes = ends == "batch" and context.mixes
         queue = config.prefetch + 1  # the requested step, and those ahead of it
         self._context = context
@@ -78,7 +76,7 @@ class DaliExecutor:
         self._graph = Graph(
             batch_size=config.batch_size,
             device_id=context.device.index if on_gpu else None,
-            num_threads=config.num_threads,
+            num_threads=context.num_threads,
             prefetch=min(queue, MIXED_QUEUE) if mixes else queue,
             transform=config.transform,
             exif=config.exif,
@@ -86,11 +84,12 @@ class DaliExecutor:
             ends=ends,
             mix=config.mix if mixes else None,
             hw_decoder_load=HW_DECODER_LOAD[config.decode],
+            decodes_regions=decodes_regions() if on_gpu and config.transform.random else True,
             half=config.dtype == "float16",
         )
         self._headers = HeaderCheck(context.index)
         self._prefetcher = Prefetcher(context, self._headers.checked)
-        self._resizers = RowWorkers(config.num_threads, "multimix-resize")
+        self._resizers = RowWorkers(context.num_threads, "multimix-resize")
         self._kept = KeptUntilRead(context.device)
         self._stream = torch.cuda.Stream(context.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._pipeline: Pipeline | None = None

@@ -26,15 +26,25 @@ _exiting = threading.Event()
 
 
 class Epoch(Iterator[Batch]):
-    """One iteration over a loader. Once a newer one has ended it, `next` raises: stopping silently would lose batches."""
+    """One iteration over a loader, bound to an epoch by its first `next`.
+
+    Once a newer one has ended it, `next` raises: stopping silently would lose batches.
+    """
 
     def __init__(
-        self, batches: Generator[Batch, None, None], lock: threading.RLock, check_process: Callable[[], None]
+        self,
+        bind: Callable[[Epoch], Generator[Batch, None, None]],
+        lock: threading.RLock,
+        check_process: Callable[[], None],
     ) -> None:
-        """Iterate over `batches`. `lock` is held while a batch is made; `check_process` raises in a forked child."""
-        self._batches = batches
+        """`bind(epoch)` ends the previous iteration and returns the batches of this one.
+
+        `lock` is held while a batch is made; `check_process` raises in a forked child.
+        """
+        self._bind = bind
         self._lock = lock
         self._check_process = check_process
+        self._batches: Generator[Batch, None, None] | None = None
         self._done = False
         self._superseded = False
         self._advancing = False
@@ -49,9 +59,11 @@ class Epoch(Iterator[Batch]):
     def _advance(self) -> Batch:
         if self._superseded:
             raise MultiMixError(
-                "a loader runs one epoch at a time; this iteration was ended by a newer iter(loader), or by set_epoch, "
+                "a loader runs one epoch at a time; this iteration was ended by the first batch of a newer one, or by set_epoch, "
                 "load_state_dict or close. To iterate twice at once, open a second loader"
             )
+        if self._batches is None:
+            self._batches = self._bind(self)
         self._advancing = True
         try:
             return next(self._batches)
@@ -61,15 +73,19 @@ class Epoch(Iterator[Batch]):
         finally:
             self._advancing = False
 
-    def end(self) -> None:
-        """Discard the batches prepared ahead. A further `next` is an error unless the epoch was over."""
+    def end(self, *, done: bool) -> None:
+        """Discard the batches prepared ahead. A further `next` is an error unless the epoch was over.
+
+        It was over if an iteration has noticed, or if `done`: the last batch was handed out.
+        """
         if self._advancing:  # by this very thread: the lock keeps other threads out
             raise MultiMixError(
                 "a loader cannot be closed or restarted while the same thread waits for its next batch, for example in a "
                 "signal handler. Set a flag in the handler, and close the loader after the step"
             )
-        self._batches.close()
-        self._superseded = not self._done
+        if self._batches is not None:
+            self._batches.close()
+        self._superseded = not (self._done or done)
 
 
 def close_at_exit(loader: Closeable) -> None:

@@ -8,6 +8,8 @@ import threading
 import weakref
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -17,20 +19,35 @@ from multimix_pipe.batch import Batch, PairTargets
 from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.loader import state as states
+from multimix_pipe.loader.agreement import check_ranks
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.loader.epoch import Epoch, close_at_exit
+from multimix_pipe.loader.keys import PackedKeys
 from multimix_pipe.loader.memory import explain_out_of_memory
-from multimix_pipe.loader.state import Position
+from multimix_pipe.loader.position import Position, Tracker
+from multimix_pipe.loader.rank import Ranks, processes_here
 from multimix_pipe.plan import Schedule
 from multimix_pipe.runtime.context import ExecutedStep, Executor, LoaderContext
 from multimix_pipe.shards.index import Index
+from multimix_pipe.shards.launcher import World
 from multimix_pipe.training.targets import mix_targets, pair_targets
 
 logger = logging.getLogger("multimix_pipe")
 
 
+class EpochSampler:
+    """Stands for a sampler: trainers that call `loader.sampler.set_epoch(epoch)` reach the loader."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Call `Loader.set_epoch`."""
+        self._loader.set_epoch(epoch)
+
+
 class Loader:
-    """An iterable of `Batch`es, one epoch per `iter()`. Use `open_loader` to make one.
+    """An iterable of `Batch`es, one epoch per iteration. Use `open_loader` to make one.
 
         loader.load_state_dict(checkpoint["loader"])  # resume, at any step
         for epoch in range(loader.state_dict()["epoch"], epochs):
@@ -38,37 +55,52 @@ class Loader:
                 ...
                 checkpoint["loader"] = loader.state_dict()
 
-    Each `iter(loader)` starts the next epoch and ends the previous iteration, which is an error to continue. Threads may share a
-    loader and its iterator; their calls take turns. A loader belongs to the process that opened it: it cannot be pickled, and a
-    forked child cannot use it. `close`, or leaving a `with` block, frees its threads, files and device memory.
+    An iteration begins with its first batch, not with `iter(loader)`. It then shows the epoch of the last `set_epoch` or
+    `load_state_dict`, or else the epoch after the one shown last, and ends the previous iteration, which is an error to continue.
+    Threads may share a loader and its iterator; their calls take turns. A loader belongs to the process that opened it: it cannot
+    be pickled, and a forked child cannot use it. `close`, or leaving a `with` block, frees its threads, files and device memory.
+    Settings cannot be changed: open another loader.
     """
+
+    batch_sampler = None
+    """None: for trainers that look for one."""
 
     def __init__(self, context: LoaderContext, executor: Executor | None = None) -> None:
         """Make a loader from its parts. `executor` replaces the backend's own one, for tests and benchmarks."""
-        config, count = context.config, len(context.plan.samples)
-        self.context = context
-        """The parts of this loader. Not part of the public API."""
+        config = context.config
+        self._context = context
         self._pid = os.getpid()
         # guards everything below; acquired after `_check_process`, because a forked child may inherit it locked
         self._lock = threading.RLock()
         self._executor = executor
         # weak, so that dropping the iterator stops its read-ahead and the loader is in no reference cycle
         self._running: weakref.ref[Epoch] | None = None
-        # where the epoch starts: at its beginning, or where a state resumed it
-        self._entry = Position(0, 0, 0, config.batch_size)
-        self._handed = 0  # steps handed out since `_entry`
-        self._entered = False  # whether the epoch has been iterated over
-        self._restored = False  # whether `_entry` comes from a state
+        self._ranks = Ranks(config.rank, config.world_size)
+        self._tracker = Tracker(config.batch_size)
         close_at_exit(self)
-        if config.last_batch == "drop" and not len(self):
+        world = self._ranks.now()
+        if config.last_batch == "drop" and not len(self._schedule(world, 0)):
             logger.warning(
                 'an epoch has no steps: %d samples are fewer than batch_size times world_size, and last_batch="drop"',
-                count,
+                self.num_samples,
             )
         logger.info(
             "%d samples, backend %s on %s, process %d of %d, %d threads",
-            *(count, context.backend, context.device, config.rank, config.world_size, config.num_threads),
+            *(self.num_samples, context.backend, context.device, world.rank, world.size, context.num_threads),
         )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise AttributeError(
+                f"a loader has no attribute {name!r} that can be set: its settings are fixed when it is opened. "
+                "Pass them to open_loader"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def context(self) -> LoaderContext:
+        """The parts of this loader. Not part of the public API."""
+        return self._context
 
     @property
     def backend(self) -> str:
@@ -81,6 +113,16 @@ class Loader:
         return self.context.device
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names by class id: `open_loader`'s `classes`, else those of the classes.json beside the shards, else None."""
+        return self.context.classes
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: labels lie in [0, num_classes)."""
+        return self.context.config.num_classes
+
+    @property
     def index(self) -> Index:
         """The index of the shards: labels, image sizes and keys of all samples."""
         return self.context.index
@@ -90,47 +132,75 @@ class Loader:
         """The bad samples replaced so far, as a dict from `shard.tar : key` to what is wrong."""
         return self.context.bad_samples.reasons
 
-    def __len__(self) -> int:
-        """Return the steps of the epoch in this process; after a resume in mid-epoch, steps done plus steps remaining."""
+    @property
+    def batch_size(self) -> int:
+        """B, the samples decoded per process and step; a batch has B*K rows."""
+        return self.context.config.batch_size
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether an incomplete last step is dropped: last_batch="drop"."""
+        return self.context.config.last_batch == "drop"
+
+    @property
+    def num_samples(self) -> int:
+        """N, the samples of an epoch, over all processes."""
+        return len(self.context.plan.samples)
+
+    @property
+    def sampler(self) -> EpochSampler:
+        """An object with `set_epoch`, for trainers that look for a distributed sampler."""
+        return EpochSampler(self)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the epoch done so far, out of `len(loader)`: the `initial` of a progress bar."""
         self._check_process()
         with self._lock:
-            return self._entry.steps + len(self._schedule())
+            return self._tracker.position.steps
+
+    def __len__(self) -> int:
+        """Return the steps of the epoch in this process: those done plus those left.
+
+        The epoch is the one that `state_dict` names. After a resume in mid-epoch, `loader.steps_done` of them are done already.
+        """
+        self._check_process()
+        with self._lock:
+            return self._tracker.steps(partial(self._schedule, self._ranks.for_answer()))
 
     def __iter__(self) -> Iterator[Batch]:
+        """Return an iterator over one epoch. It has no effect on the loader before its first `next`."""
         self._check_process()
-        with self._lock:
-            self._stop_running()
-            if self._entered:
-                self._enter(self._entry.epoch + 1)
-            self._entered, self._handed, self._restored = True, 0, False
-            running = Epoch(self._batches(), self._lock, self._check_process)
-            self._running = weakref.ref(running)
-            return running
+        return Epoch(self._bind, self._lock, self._check_process)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next to be iterated: from its start or, if a loaded state lies in it, from the state's position."""
+        """Make `epoch` the next to be iterated, and end the iteration that has begun.
+
+        The epoch of a loaded state is entered where the state was saved, every other one at its start.
+        """
         check_int("epoch", epoch, 0, 2**64 - 1)
         self._check_process()
         with self._lock:
             self._stop_running()
-            if not (self._restored and epoch == self._entry.epoch):
-                self._enter(int(epoch))
+            self._tracker.set_epoch(int(epoch))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the run, a small JSON-serialisable dict.
 
-        It counts the batches that were handed out, not those prepared ahead. At the same step it is the same in every process.
-        With last_batch="partial", save that of rank 0, which has at least as many steps as any other process.
+        It counts the batches that were handed out, not those prepared ahead; after an epoch's last batch it is the start of the
+        next epoch. At the same step it is the same in every process. With last_batch="partial", save that of rank 0, which has at
+        least as many steps as any other process.
         """
         self._check_process()
         with self._lock:
-            handed = self._schedule().position_after(self._handed)
-            entry = self._entry
-            position = Position(entry.epoch, handed, entry.steps + self._handed, entry.order_batch_size)
+            self._ranks.for_answer()
+            position = self._tracker.position
         return states.save(self.context, position)
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Resume with exactly the batches that remained when `state` was saved. The number of processes may differ.
+
+        Without mixing, `batch_size` may differ too: samples, crops and flips are those of their positions.
 
         Args:
             state: a dict from `state_dict`.
@@ -145,8 +215,21 @@ class Loader:
         position = states.restore(self.context, state, strict=strict)
         with self._lock:
             self._stop_running()
-            self._enter(position.epoch)
-            self._entry, self._restored = position, True
+            self._tracker.restore(position)
+
+    def check_ranks(self) -> None:
+        """Check that all processes of torch.distributed have the same data, settings and position. Call it in all of them.
+
+        This is the only method that communicates. Without torch.distributed there is nothing to compare, and a loader that is one
+        of several processes raises ConfigError.
+
+        Raises:
+            ConfigError: the processes differ; the message names the first difference and the processes.
+        """
+        self._check_process()
+        with self._lock:
+            world, position = self._ranks.for_epoch(), self._tracker.position
+        check_ranks(self.context, world, position)
 
     def close(self) -> None:
         """Stop all threads and free files and device memory. Iterating again reopens what it needs.
@@ -176,33 +259,38 @@ class Loader:
         )
 
     def __repr__(self) -> str:
-        c = self.context.config
+        c, world = self.context.config, self._ranks.now()
         return (
-            f"Loader({len(self.context.plan.samples)} samples, batch_size={c.batch_size}, mix={c.mix}, "
-            f"backend={self.backend!r}, device={str(self.device)!r}, rank {c.rank} of {c.world_size})"
+            f"Loader({self.num_samples} samples, batch_size={c.batch_size}, mix={c.mix}, "
+            f"backend={self.backend!r}, device={str(self.device)!r}, rank {world.rank} of {world.size})"
         )
 
-    def _enter(self, epoch: int) -> None:
-        self._entry, self._handed = Position(epoch, 0, 0, self.context.config.batch_size), 0
-        self._entered = self._restored = False
+    def _schedule(self, world: World, start: int) -> Schedule:
+        c = self.context.config
+        return Schedule(self.num_samples, c.batch_size, world.size, world.rank, c.last_batch, start)
 
-    def _schedule(self) -> Schedule:
-        c, count = self.context.config, len(self.context.plan.samples)
-        return Schedule(count, c.batch_size, c.world_size, c.rank, c.last_batch, self._entry.samples)
+    def _bind(self, running: Epoch) -> Generator[Batch, None, None]:
+        """Enter the next epoch for `running`, and end the iteration before it. The caller holds the lock."""
+        world = self._ranks.for_epoch()
+        self._stop_running()
+        entry, schedule = self._tracker.bind(partial(self._schedule, world))
+        self._running = weakref.ref(running)
+        return self._batches(world, entry, schedule)
 
-    def _batches(self) -> Generator[Batch, None, None]:
-        context, epoch = self.context, self._entry.epoch
-        plan = context.plan.ordered_for(self._entry.order_batch_size)
-        steps = (plan.step(epoch, first, stop) for first, stop in self._schedule())
-        with explain_out_of_memory(context.config, context.device):
+    def _batches(self, world: World, entry: Position, schedule: Schedule) -> Generator[Batch, None, None]:
+        plan = self.context.plan.ordered_for(entry.order_batch_size)
+        before = world.rank * self.context.config.batch_size  # rows of the same step in the processes of lower rank
+        steps = (plan.step(entry.epoch, first, stop, first - before) for first, stop in schedule)
+        with explain_out_of_memory(self.context.config, self.device):
             if self._executor is None:
-                self._executor = make_executor(context)
+                self._context = replace(self._context, local_world_size=processes_here(world))
+                self._executor = make_executor(self._context)
             with closing(self._executor.run(steps)) as executed:
                 for step in executed:
                     batch = self._batch(step)
-                    self._handed += 1  # only now: a batch that failed above was not handed out
+                    self._tracker.count_batch()  # only now: a batch that failed above was not handed out
                     yield batch
-        self._enter(epoch + 1)
+        self._tracker.finish()
 
     def _batch(self, executed: ExecutedStep) -> Batch:
         index, config, step = self.context.index, self.context.config, executed.step
@@ -212,12 +300,12 @@ class Loader:
             targets = pair_targets(labels, mix.partner, mix.lam)
         elif mix is not None:
             targets = mix_targets(labels, mix.partner, mix.lam, config.num_classes)
-        return Batch(executed.images, targets, labels, step, lambda: index.keys(step.sample))
+        return Batch(executed.images, targets, labels, step, PackedKeys.of(index, step.sample))
 
     def _stop_running(self) -> None:
         """End the current iteration. The caller holds the lock."""
         if self._running is not None and (epoch := self._running()) is not None:
-            epoch.end()
+            epoch.end(done=self._tracker.done)
         self._running = None
 
     def _check_process(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +24,17 @@ from multimix_pipe.config import (
     TrainTransform,
     Transform,
 )
+from multimix_pipe.errors import ConfigError
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
-from multimix_pipe.loader.rank import choose_device, rank_and_world
+from multimix_pipe.loader.rank import choose_device, find_world, processes_here
 from multimix_pipe.loader.samples import choose_samples
 from multimix_pipe.mixing import MultiMix, by_epoch
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
-from multimix_pipe.shards.cores import share_of_cores
+from multimix_pipe.shards.classes import Classes
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.reader import ShardReader
 
@@ -43,7 +45,8 @@ def open_loader(
     shards: Source,
     *,
     batch_size: int,
-    num_classes: int,
+    num_classes: int | None = None,
+    classes: Classes | None = None,
     mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None = "auto",
     transform: Transform = TrainTransform(),
     backend: Backend = "auto",
@@ -61,7 +64,8 @@ def open_loader(
     prefetch: int = 2,
     decode: Decode = "fast",
     targets: Targets = "rows",
-    label: str = "cls",
+    label: str | None = "cls",
+    label_offset: int = 0,
     exif: bool = False,
     expand: bool = True,
     exclude: Keys | None = None,
@@ -80,34 +84,43 @@ def open_loader(
     Args:
         shards: a path, glob, brace pattern, folder or http(s) URL (needs `cache_dir`), or a list of these.
         batch_size: B, the samples decoded per process and step. With K members per pair the model sees B*K rows.
-        num_classes: the number of classes; labels must lie in [0, num_classes).
+        num_classes: the number of classes; labels must lie in [0, num_classes). Default: the number of names in `classes`, else
+            in the classes.json beside the shards.
+        classes: the class names in the order of their ids, a file of them, or a mapping from name to id. If a classes.json
+            beside the shards has others, that is an error, so give a second set the first one's:
+            `open_loader("val", classes=train.classes, ...)`. Default: those of classes.json.
         mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform. By epoch:
             {0: MultiMix(...), 280: None} trains without mixing from epoch 280 on, and with targets of the same form.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
-        device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" means cuda:LOCAL_RANK.
+        device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" is the device
+            set by `torch.cuda.set_device`, else the one of the local rank.
         dtype: type of the images: "float32", "float16" or "bfloat16". They are mixed in float32 and rounded once.
         channels_last: whether the images have the channels_last memory format.
-        shuffle: "global" (a uniform permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
+        shuffle: "global" (a random permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
             must have been written in random order) or "none". Default: "global" to train, "none" to evaluate.
         last_batch: "wrap" (every process does the same number of full steps; the epoch's first samples fill up the last step),
             "drop" (an incomplete last step is dropped) or "partial" (each sample exactly once; processes may differ by one
             step). Default: "wrap" to train, "partial" to evaluate.
         seed: the seed of all draws, 0 .. 2**64-1. It determines order, crops, flips, partners and weights, on every machine, with
             every backend and any number of processes.
-        rank: the rank of this process. Default: from torch.distributed, else torchrun's environment, else 0.
+        rank: the rank of this process. Default: from torch.distributed, else from the environment of torchrun, Open MPI, MPICH or
+            `srun`, else 0. It is looked up again at each epoch's start, so the loader may be opened before the process group.
         world_size: the number of processes, given together with `rank`. Default: from the same source, else 1.
         on_bad_sample: "raise", or "replace" to show another sample, chosen deterministically; `Loader.bad_samples` lists those
             replaced. With "replace", a damaged or vanished shard costs only the samples that can no longer be read.
         max_bad: with "replace", the largest number of different bad samples: an int, or a float in [0, 1] for a fraction of the
             samples used. One more is an error, on opening if indexing finds it, else at its step. Default: no limit.
-        num_threads: decoding threads. Default: usable cores / LOCAL_WORLD_SIZE.
+        num_threads: decoding threads. Default: the usable cores, divided by the processes on this machine.
         prefetch: batches prepared ahead, 1 .. 64.
         decode: for DALI on a GPU, without effect elsewhere. "fast" shares each batch between two JPEG decoders: the same batch
             gives the same pixels, but an image may differ by up to 3 of 255 in a batch of other samples. "exact" uses one
             decoder, at half the rate: an image's pixels never depend on its batch.
         targets: "rows" for dense (B*K, num_classes) targets, or "pairs" for (labels, partners' labels, lam).
-        label: "cls", or "json:KEY" for an integer field of the samples' json member.
+        label: where labels are: "cls" or "txt" for the member of that extension, "json:KEY" for a field of the json member,
+            "folder" for the last folder of the key. A label is a class id or one of `classes`. None: there are no labels;
+            `mix` must be None, and labels and targets are -1.
+        label_offset: subtracted from labels that are numbers: 1 for labels 1..1000.
         exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
         expand: if False, nothing is mixed: images are (B, C, H, W), targets are class ids, and `batch.plan` says how to mix.
         exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
@@ -134,6 +147,10 @@ def open_loader(
 def open_context(
     shards: Source,
     *,
+    num_classes: int | None = None,
+    classes: Classes | None = None,
+    label: str | None = "cls",
+    label_offset: int = 0,
     transform: Transform = TrainTransform(),
     mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None = "auto",
     shuffle: Shuffle | Literal["auto"] = "auto",
@@ -150,24 +167,32 @@ def open_context(
     Benchmarks and tests pass the result to an executor without a loader, or to a `Loader` with an executor of their own.
     """
     trains = getattr(transform, "random", True)
-    rank, world_size = rank_and_world(rank, world_size)
     config = LoaderConfig(
+        num_classes=1 if num_classes is None else num_classes,
+        label=label,
         transform=transform,
-        mix=(MultiMix() if trains else None) if isinstance(mix, str) and mix == "auto" else by_epoch(mix),
+        mix=(MultiMix() if trains and label is not None else None)
+        if isinstance(mix, str) and mix == "auto"
+        else by_epoch(mix),
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
         last_batch=("wrap" if trains else "partial") if last_batch == "auto" else last_batch,
         device=str(device),
         rank=rank,
         world_size=world_size,
-        num_threads=share_of_cores() if num_threads is None else num_threads,
+        num_threads=num_threads,
         **settings,
     )
+    local_world_size = processes_here(find_world(config.rank, config.world_size))
     index = open_index(
         shards,
-        label=config.label,
+        label=label,
+        classes=classes,
+        label_offset=label_offset,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         keep_damaged=config.on_bad_sample == "replace",
     )
+    if label is not None:
+        config = replace(config, num_classes=_number_of_classes(num_classes, classes, index.classes))
     chosen = choose_device(config.device)
     backend = choose_backend(config.backend, chosen)
     check_batch_fits(config, chosen)
@@ -180,4 +205,14 @@ def open_context(
         config=config,
         backend=backend,
         device=chosen,
+        local_world_size=local_world_size,
+        classes=index.classes,
     )
+
+
+def _number_of_classes(number: int | None, given: Classes | None, names: tuple[str, ...] | None) -> int:
+    if number is None and names is None:
+        raise ConfigError("num_classes= or classes= must be given, as no classes.json lies beside the shards")
+    if number is not None and given is not None and names is not None and number != len(names):
+        raise ConfigError(f"num_classes must be the number of names in classes, {len(names)}; found {number}")
+    return len(names or ()) if number is None else number

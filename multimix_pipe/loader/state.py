@@ -5,34 +5,29 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, cast
 
 from multimix_pipe.errors import StateMismatchError
+from multimix_pipe.loader.position import Position
 from multimix_pipe.plan import LANES
 from multimix_pipe.runtime.context import LoaderContext
 
 logger = logging.getLogger("multimix_pipe")
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+"""Version 1 had another order of samples and another state at an epoch's end."""
 
-
-@dataclass(frozen=True)
-class Position:
-    """The position of a run, the same in every process."""
-
-    epoch: int
-    samples: int
-    """Positions of the epoch that were handed out, over all processes."""
-    steps: int
-    """Steps of the epoch that each process has done."""
-    order_batch_size: int
-    """The batch size that the epoch's window order is built for."""
+_COUNTS = {
+    "data": ("{samples} samples in {shards} shards", ", with other file names, images or labels"),
+    "subset": ("{samples} samples in use", ", other ones or with other weights"),
+}
+"""How to describe fields that hold digests: what they count, and what differs if the counts agree."""
 
 
 def save(context: LoaderContext, position: Position) -> dict[str, Any]:
     """Return the JSON-serialisable state of a loader at `position`."""
-    return {"version": STATE_VERSION, **_identity(context), **asdict(position)}
+    return {"version": STATE_VERSION, **identity(context), **asdict(position)}
 
 
 def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
@@ -45,13 +40,15 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
         raise StateMismatchError(f"state must be a dict from state_dict(); found {type(state).__name__}")
     if state.get("version") != STATE_VERSION:
         raise StateMismatchError(
-            f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}. Load the state with "
-            "the version of multimix_pipe that saved it"
+            f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}, of which epochs have "
+            "another order. Use the multimix_pipe that saved it, or begin an epoch with set_epoch"
         )
-    differing = [
-        f"{name}: this loader has {mine!r}, the state has {theirs!r}"
-        for name, mine, theirs in _differences(_identity(context), state)
-    ]
+    mine = identity(context)
+    differing = list(differences(mine, state, "this loader", "the state"))
+    if (
+        mine["mix"] is None and state.get("mix") is None
+    ):  # batches of another size show the same samples in the same crops
+        differing = [text for text in differing if not text.startswith("batch_size: ")]
     if differing and strict:
         hint = "Open the loader with the state's settings, or resume anyway with strict=False"
         raise StateMismatchError(f"{'; '.join(differing)}. {hint}")
@@ -65,12 +62,12 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
     return Position(*cast("list[int]", numbers))
 
 
-def _identity(context: LoaderContext) -> dict[str, Any]:
+def identity(context: LoaderContext) -> dict[str, Any]:
     """Return the fields of a state that must agree with the loader."""
-    c = context.config
-    identity = {
-        "data": context.index.fingerprint,
-        "subset": context.plan.samples.digest,
+    c, index = context.config, context.index
+    fields = {
+        "data": {"samples": len(index), "shards": len(index.shards), "fingerprint": index.fingerprint},
+        "subset": {"samples": len(context.plan.samples), "digest": context.plan.samples.digest},
         "seed": c.seed,
         "batch_size": c.batch_size,
         "shuffle": c.shuffle,
@@ -81,14 +78,25 @@ def _identity(context: LoaderContext) -> dict[str, Any]:
         "transform": {"kind": type(c.transform).__name__, **asdict(c.transform), "size": c.transform.height_width},
         "lanes": LANES,
     }
-    return cast("dict[str, Any]", json.loads(json.dumps(identity)))
+    return cast("dict[str, Any]", json.loads(json.dumps(fields)))
 
 
-def _differences(mine: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, mine, theirs) for each field that differs; fields of nested dicts are named `outer.inner`."""
+def differences(mine: dict[str, Any], theirs: dict[str, Any], me: str, them: str) -> Iterator[str]:
+    """Describe each field in which two identities differ; fields of nested dicts are named `outer.inner`."""
     for name, value in mine.items():
         other = theirs.get(name)
-        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
-            yield from ((f"{name}.{inner}", *both) for inner, *both in _differences(value, other))
-        elif other != value:
-            yield name, value, other
+        if value == other:
+            continue
+        if name in _COUNTS:
+            unit, other_contents = _COUNTS[name]
+            counts = [_counts(data, unit) for data in (value, other)]
+            yield f"{name}: {me} has {counts[0]}, {them} has {counts[1]}{other_contents if counts[0] == counts[1] else ''}"
+        elif isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+            yield from (f"{name}.{text}" for text in differences(value, other, me, them))
+        else:
+            why = " (partners come from the same batch, so they change with it; samples and crops do not)"
+            yield f"{name}: {me} has {value!r}, {them} has {other!r}{why if name == 'batch_size' else ''}"
+
+
+def _counts(data: object, unit: str) -> str:
+    return unit.format(**data) if isinstance(data, dict) else repr(data)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from multimix_pipe.config import check_alpha, check_choice, check_int, check_number, make_plain
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing.method import Method
-from multimix_pipe.mixing.methods import METHODS
+from multimix_pipe.mixing.methods import METHODS, check_needs_no_model
 
 Sampling = Literal["iid", "stratified"]
 LamPer = Literal["pair", "batch"]
@@ -73,6 +73,7 @@ class MultiMix:
     def __post_init__(self) -> None:
         check_int("MultiMix.k", self.k, 1, 1024)
         check_alpha("MultiMix.alpha", self.alpha)
+        check_needs_no_model(self.method)
         check_choice("MultiMix.sampling", self.sampling, get_args(Sampling))
         check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
         check_choice("MultiMix.partners", self.partners, get_args(Partners))

@@ -52,10 +52,10 @@ class NativeExecutor:
         self._mix_stage = mix_stage or make_mix_stage(context)
         self._prefetcher = Prefetcher(context)
         self._decoder = Decoder(context.index)
-        self._decoders = RowWorkers(context.config.num_threads, "multimix-decode")
+        self._decoders = RowWorkers(context.num_threads, "multimix-decode")
         config = context.config
         rows_per_image = config.mix.k if config.mix is not None and config.expand and self._on_host else 1
-        threads = 1 + config.num_threads * rows_per_image // _ROWS_PER_MIXER
+        threads = 1 + context.num_threads * rows_per_image // _ROWS_PER_MIXER
         self._mixers = ThreadPoolExecutor(threads, thread_name_prefix="multimix-finish")
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:

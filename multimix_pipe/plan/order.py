@@ -1,6 +1,6 @@
-"""The order of an epoch: int64 (N,), the sample at each position, as its place in the chosen subset (see `Samples`).
+"""The order of an epoch: which sample is at each position, as its place in the chosen subset (see `Samples`).
 
-`global_order`     a uniform permutation: the best shuffle, at the price of random reads
+`global_order`     a random permutation, computed position by position: the best shuffle, at the price of random reads
 `window_order`     a few shards at a time: sequential reads, but a batch holds samples of those shards only
 `stored_order`     the order in the shards
 `weighted_order`   drawn with replacement, with a weight per sample
@@ -8,12 +8,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.plan.seeding import Stream, draw_sequence, permutation, uniform
+from multimix_pipe.plan.seeding import Stream, Words, draw_sequence, permutation, uniform
+
+Places = NDArray[np.int64]
+Order = Callable[[NDArray[np.int64]], Places]
+"""Maps positions in [0, N) to places, both int64 of any number."""
 
 LANES = 64
 """Number of independent sequences of shards that a window order interleaves. Part of the format: saved states depend on it."""
@@ -22,26 +28,100 @@ SHARDS_PER_WINDOW = 4
 """Number of consecutive shards of a lane whose samples are shuffled together."""
 
 
-def stored_order(count: int) -> NDArray[np.int64]:
-    """Return the order in the shards: 0 .. count - 1."""
-    return np.arange(count, dtype=np.int64)
+ROUNDS = 10
+"""Rounds of the Feistel network. With 6 of them samples that are sqrt(N) positions apart are correlated where N is small: for 64
+samples by 0.006, which 60,000 orders show at 12 standard errors. With 8 it is 4 standard errors, with 10 nothing is seen."""
+
+MIN_FEISTEL = 64
+"""Smaller sets are permuted by sorting, which costs nothing there: the halves of a Feistel network would be too small."""
 
 
-def global_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return a uniform permutation of `count` samples."""
-    return permutation(draw_sequence(seed, Stream.SAMPLE, epoch, count))
+def stored_order(positions: NDArray[np.int64]) -> Places:
+    """Return the places of `positions` in the order of the shards: the positions themselves."""
+    return positions
 
 
-def weighted_order(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Draw `len(weights)` samples with replacement, each with probability proportional to its weight."""
-    return by_weight(uniform(draw_sequence(seed, Stream.SAMPLE, epoch, len(weights))), weights)
+def global_order(count: int, seed: int, epoch: int) -> Order:
+    """Return a random permutation of `count` samples."""
+    if count >= MIN_FEISTEL:
+        return Feistel(count, draw_sequence(seed, Stream.SAMPLE, epoch, Feistel.words(count)))
+    return array_order(permutation(draw_sequence(seed, Stream.SAMPLE, epoch, count)))
 
 
-def by_weight(u: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.int64]:
+def array_order(places: Places) -> Order:
+    """Return the order whose places are given as an array (N,)."""
+    return lambda positions: places[positions]
+
+
+class Feistel:
+    """A random permutation of [0, N), computed for each position on its own, in O(sqrt(N)) memory.
+
+    A number in [0, a*b), with a and b close to sqrt(N) and a*b >= N, has two halves: x // b and x % b. Each round adds a random
+    function of one half to the other half, modulo a or b, which is invertible whatever the function is. Results outside [0, N)
+    are permuted again until they are inside. This is the generalised Feistel cipher of Black & Rogaway 2002, "Ciphers with
+    arbitrary finite domains", with cycle walking; a table of random words is each round's function.
+    """
+
+    def __init__(self, count: int, words: Words) -> None:
+        """`count` is N; `words` are `Feistel.words(N)` random words."""
+        self._count = count
+        self._sides = a, b = _sides(count)
+        words = words.reshape(ROUNDS // 2, a)
+        self._of_right = _below(a, words >> np.uint64(32))
+        self._of_left = _below(b, words & np.uint64(2**32 - 1))
+
+    @staticmethod
+    def words(count: int) -> int:
+        """Return the number of random words that the permutation of `count` needs."""
+        return ROUNDS // 2 * _sides(count)[0]
+
+    def __call__(self, positions: NDArray[np.int64]) -> Places:
+        """Return the place of each position."""
+        places = self._permute(positions)
+        while (outside := np.flatnonzero(places >= self._count)).size:  # less than 1 in sqrt(N)
+            places[outside] = self._permute(places[outside])
+        return places
+
+    def _permute(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        a, b = self._sides
+        left, right = numbers // b, numbers % b
+        for of_right, of_left in zip(self._of_right, self._of_left, strict=True):
+            left = left + of_right[right]
+            left -= a * (left >= a)
+            right = right + of_left[left]
+            right -= b * (right >= b)
+        permuted: NDArray[np.int64] = left * b + right
+        return permuted
+
+
+def _sides(count: int) -> tuple[int, int]:
+    """Return a >= b with a*b >= count, and less than a more."""
+    a = isqrt(count - 1) + 1
+    return a, -(-count // a)
+
+
+def _below(high: int, halves: Words) -> NDArray[np.int64]:
+    """Convert 32 random bits each to integers in [0, high)."""
+    return (halves * np.uint64(high) >> np.uint64(32)).astype(np.int64)
+
+
+def weighted_order(cumulative: NDArray[np.float64], seed: int, epoch: int) -> Order:
+    """Draw each position's sample with replacement, by the cumulative weights (N,) of all samples."""
+
+    def places(positions: NDArray[np.int64]) -> Places:
+        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
+        words = [draw_sequence(seed, Stream.SAMPLE, epoch, len(run), start=int(run[0])) for run in runs if len(run)]
+        return by_weight(uniform(np.concatenate(words)), cumulative)
+
+    return places
+
+
+def by_weight(u: NDArray[np.float64], cumulative: NDArray[np.float64]) -> Places:
     """Invert the cumulative weights: for each u in (0, 1) return the sample that it selects."""
-    cumulative = np.cumsum(weights)
-    last = np.flatnonzero(weights)[-1]  # without the clip, rounding could select a trailing sample of weight 0
-    place: NDArray[np.int64] = np.searchsorted(cumulative, u * cumulative[-1], side="right").clip(max=last)
+    last = np.searchsorted(
+        cumulative, cumulative[-1]
+    )  # without the clip, rounding could select a trailing sample of weight 0
+    place: Places = np.searchsorted(cumulative, u * cumulative[-1], side="right").clip(max=last)
     return place
 
 

@@ -29,6 +29,8 @@ class Stream(IntEnum):
     FIELD = 7
     METHOD = 8
     SHIFT = 9
+    LAYER = 16
+    BLOCKS = 17
 
 
 def draw_words(
@@ -48,10 +50,11 @@ def draw_words(
     return words.reshape(count, blocks * _WORDS_PER_BLOCK)[:, :per_position]
 
 
-def draw_sequence(seed: int, stream: Stream, epoch: int, count: int) -> Words:
-    """Draw one word for each of `count` items of an epoch: uint64 (count,)."""
-    positions = -(-count // _WORDS_PER_BLOCK)
-    return draw_words(seed, stream, epoch, 0, positions, _WORDS_PER_BLOCK).reshape(-1)[:count]
+def draw_sequence(seed: int, stream: Stream, epoch: int, count: int, *, start: int = 0) -> Words:
+    """Draw one word for each of the items [start, start + count) of an epoch: uint64 (count,)."""
+    first, skipped = divmod(start, _WORDS_PER_BLOCK)
+    blocks = -(-(skipped + count) // _WORDS_PER_BLOCK)
+    return draw_words(seed, stream, epoch, first, blocks, _WORDS_PER_BLOCK).reshape(-1)[skipped : skipped + count]
 
 
 def uniform(words: Words) -> NDArray[np.float64]:

@@ -18,6 +18,7 @@ from multimix_pipe.augment import crop
 from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, Transform
 from multimix_pipe.mixing import MixPlan, MixSchedule, MultiMix
 from multimix_pipe.plan import mixing, order
+from multimix_pipe.plan.order import Order
 from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
 
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -42,6 +43,8 @@ class StepPlan:
     """(B,) how often the row's sample was replaced because it was bad; 0 for the sample that the order chose."""
     mix: MixPlan
     """How the rows are mixed. Without mixing, each row is its own partner with weight 1."""
+    step_start: int
+    """Position of the first row that any process has in this step: the same number in every process."""
 
     @property
     def partner(self) -> NDArray[np.int64]:
@@ -66,6 +69,9 @@ class StepPlan:
     def __len__(self) -> int:
         return len(self.sample)
 
+    def __repr__(self) -> str:
+        return f"StepPlan(epoch {self.epoch}, positions {self.start} to {self.start + len(self) - 1}, {self.mix!r})"
+
     def rows(self, rows: slice) -> StepPlan:
         """Return the plan of some consecutive rows. Its `partner` still refers to rows of the whole batch."""
         return StepPlan(
@@ -76,6 +82,7 @@ class StepPlan:
             flip=self.flip[rows],
             attempt=self.attempt[rows],
             mix=self.mix.rows(rows),
+            step_start=self.step_start,
         )
 
 
@@ -99,6 +106,12 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.sample_id)
+
+    @cached_property
+    def cumulative(self) -> NDArray[np.float64]:
+        """(N,) cumulative weights."""
+        assert self.weights is not None, "samples without weights are not drawn by weight"
+        return np.cumsum(self.weights)
 
     @cached_property
     def digest(self) -> str:
@@ -125,32 +138,36 @@ class Plan:
         """Return this plan with its window order built for `batch_size`."""
         return self if batch_size == self.order_batch_size else replace(self, order_batch_size=batch_size)
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """Return the place in `samples` of the sample at each position of an epoch, int64 (N,)."""
+    def order(self, epoch: int) -> Order:
+        """Return the order of an epoch, which maps positions to places in `samples`."""
         return self._order(epoch)
 
     @cached_property
-    def _order(self) -> Callable[[int], NDArray[np.int64]]:
-        return lru_cache(maxsize=2)(self._make_order)  # 10 MB each for ImageNet: this epoch and the previous one
+    def _order(self) -> Callable[[int], Order]:
+        return lru_cache(maxsize=2)(self._make_order)  # this epoch and the previous one; a window order has N numbers
 
-    def _make_order(self, epoch: int) -> NDArray[np.int64]:
+    def _make_order(self, epoch: int) -> Order:
         samples = self.samples
         if samples.weights is not None:
-            return order.weighted_order(samples.weights, self.seed, epoch)
+            return order.weighted_order(samples.cumulative, self.seed, epoch)
         if self.shuffle == "global":
             return order.global_order(len(samples), self.seed, epoch)
         if self.shuffle == "window":
-            return order.window_order(samples.shard, self.order_batch_size, self.seed, epoch)
-        return order.stored_order(len(samples))
+            return order.array_order(order.window_order(samples.shard, self.order_batch_size, self.seed, epoch))
+        return order.stored_order
 
-    def step(self, epoch: int, start: int, stop: int) -> StepPlan:
-        """Return the plan of positions [start, stop). Positions from N on wrap around to the first samples, with new draws."""
-        place = self.order(epoch)[np.arange(start, stop) % len(self.samples)]
+    def step(self, epoch: int, start: int, stop: int, step_start: int | None = None) -> StepPlan:
+        """Return the plan of positions [start, stop). Positions from N on wrap around to the first samples, with new draws.
+
+        `step_start` is the first position of all processes' rows in this step. Default: `start`.
+        """
+        place = self.order(epoch)(np.arange(start, stop) % len(self.samples))
         window, flip = self._crops(place, epoch, start)
         settings = None if self.mix is None else self.mix.at(epoch)
         mix = mixing.draw_mixing(settings, self.seed, epoch, start, len(place), self.transform.height_width)
         attempt = np.zeros(len(place), dtype=np.int32)
-        return StepPlan(epoch, start, self.samples.sample_id[place], window, flip, attempt, mix)
+        step_start = start if step_start is None else step_start
+        return StepPlan(epoch, start, self.samples.sample_id[place], window, flip, attempt, mix, step_start)
 
     def replace_row(self, step: StepPlan, row: int) -> StepPlan:
         """Return a plan in which another sample, keyed by (position, attempt), takes `row`. The mixing does not change."""
@@ -159,7 +176,7 @@ class Plan:
         if self.samples.weights is None:
             place = integers(word, len(self.samples))
         else:
-            place = order.by_weight(uniform(word), self.samples.weights)
+            place = order.by_weight(uniform(word), self.samples.cumulative)
         window, flip = self._crops(place, step.epoch, position, attempt)
         return replace(
             step,

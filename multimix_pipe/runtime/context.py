@@ -32,6 +32,7 @@ from multimix_pipe.mixing import MixSchedule, MultiMix
 from multimix_pipe.plan import Plan, StepPlan
 from multimix_pipe.runtime.bad_samples import BadSamples, Replacements
 from multimix_pipe.runtime.tensors import StepTensors
+from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.reader import ShardReader
 
@@ -51,15 +52,15 @@ class LoaderConfig:
     device: str
     dtype: DType
     channels_last: bool
-    rank: int
-    world_size: int
+    rank: int | None
+    world_size: int | None
     on_bad_sample: OnBadSample
     max_bad: int | float | None
-    num_threads: int
+    num_threads: int | None
     prefetch: int
     decode: Decode
     targets: Targets
-    label: str
+    label: str | None
     exif: bool
     expand: bool
     exclude: Keys | None
@@ -78,20 +79,28 @@ class LoaderConfig:
         check_int("seed", self.seed, 0, 2**64 - 1)
         check_choice("backend", self.backend, get_args(Backend))
         check_choice("dtype", self.dtype, get_args(DType))
-        check_int("world_size", self.world_size, 1)
-        check_int("rank", self.rank, 0, self.world_size - 1)
+        if (self.rank is None) != (self.world_size is None):
+            raise ConfigError(
+                f"rank and world_size must be given together; found rank={self.rank}, world_size={self.world_size}"
+            )
+        if self.world_size is not None:
+            check_int("world_size", self.world_size, 1)
+            check_int("rank", self.rank, 0, self.world_size - 1)
         check_choice("on_bad_sample", self.on_bad_sample, get_args(OnBadSample))
         if isinstance(self.max_bad, float):
             check_number("max_bad, as a share of the samples,", self.max_bad, 0.0, 1.0)
         elif self.max_bad is not None:
             check_int("max_bad", self.max_bad, 0)
-        check_int("num_threads", self.num_threads, 1, 1024)
+        if self.num_threads is not None:
+            check_int("num_threads", self.num_threads, 1, 1024)
         check_int("prefetch", self.prefetch, 1, 64)
         check_choice("decode", self.decode, get_args(Decode))
         check_choice("targets", self.targets, get_args(Targets))
         for name in ("channels_last", "exif", "expand"):
             check_bool(name, getattr(self, name))
         check_label(self.label)
+        if self.label is None and self.mix is not None:
+            raise ConfigError(f"label=None has nothing to mix and needs mix=None; found {self.mix}")
         if not self.expand and self.mix is None:
             raise ConfigError(
                 "expand=False returns plain images and their mixing plan; it needs mix=MultiMix(...), found None"
@@ -114,6 +123,16 @@ class LoaderContext:
     config: LoaderConfig
     backend: Literal["dali", "torch"]
     device: torch.device
+    classes: tuple[str, ...] | None = None
+    """Class names by class id, if known."""
+    local_world_size: int = 1
+    """Number of processes that share this machine's cores and storage."""
+
+    @property
+    def num_threads(self) -> int:
+        """Number of decoding threads."""
+        given = self.config.num_threads
+        return share_of_cores(self.local_world_size) if given is None else given
 
     @property
     def dtype(self) -> torch.dtype:

@@ -22,7 +22,6 @@ from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.runtime.buffers import BufferPool
 from multimix_pipe.runtime.context import LoaderContext
-from multimix_pipe.shards.cores import local_world_size
 
 MAX_READS = 128
 """Chunks that a machine reads at once on the slowest storage; threads start as needed."""
@@ -49,15 +48,17 @@ _SPARE_BYTES = 32 * 2**20
 Row = Encoded | Exception
 
 
-def max_reads() -> int:
-    """Return how many chunks this process may read at once: its share among the local ranks, at least 16."""
-    return max(16, MAX_READS // local_world_size())
+def max_reads(processes: int) -> int:
+    """Return how many chunks this process may read at once: its share among the `processes` of its machine, at least 16."""
+    return max(16, MAX_READS // processes)
 
 
 class Pacing:
     """Sets the rows per chunk and the rows in flight by the measured latency of reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, reads: int = MAX_READS) -> None:
+        """`reads` is the largest number of chunks to read at once."""
+        self._reads = reads
         self._latencies: deque[float] = deque(maxlen=16)
         self.wait = 0.0
         """Seconds per read: the lower quartile of the last chunks. A busy machine makes reads look slow, a cached one fast."""
@@ -77,7 +78,7 @@ class Pacing:
     @property
     def rows_ahead(self) -> int:
         """Rows to read ahead: in flight, or read and not yet used."""
-        return min(math.ceil(self.wait * READS_PER_SECOND), max_reads()) * self.rows
+        return min(math.ceil(self.wait * READS_PER_SECOND), self._reads) * self.rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +124,9 @@ class Prefetcher:
         """`check(replacements, row, encoded)` checks a row's bytes and returns them, or those of a replacement."""
         self._context = context
         self._check = check
-        self._pacing = Pacing()
-        self._threads = ThreadPoolExecutor(max_reads(), thread_name_prefix="multimix-read")
+        reads = max_reads(context.local_world_size)
+        self._pacing = Pacing(reads)
+        self._threads = ThreadPoolExecutor(reads, thread_name_prefix="multimix-read")
         self._buffers = BufferPool(spare=MAX_READS, spare_bytes=_SPARE_BYTES)
         self._mean_size = float(context.index.size.mean()) if len(context.index) else 0.0
 

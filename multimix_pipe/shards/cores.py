@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from multimix_pipe.errors import ConfigError
+from multimix_pipe.shards.launcher import local_world_size
 
 
 def usable_cores(root: Path = Path("/")) -> int:
@@ -21,22 +21,14 @@ def usable_cores(root: Path = Path("/")) -> int:
     return max(1, math.ceil(min([cores, *_quotas(root)])))
 
 
-def share_of_cores() -> int:
-    """Return this process's share of the usable cores, at least 1: they are divided by LOCAL_WORLD_SIZE.
+def share_of_cores(processes: int | None = None) -> int:
+    """Return this process's share of the usable cores, at least 1: they are divided by the `processes` on this machine.
 
-    If a launcher has bound each process to its own cores, the affinity mask is smaller than the parent's and already is the
-    share.
+    The default is the number in the launcher's environment. If a launcher has bound each process to its own cores, the affinity
+    mask is smaller than the parent's and already is the share.
     """
-    cores, ranks = usable_cores(), local_world_size()
-    return cores if ranks == 1 or _bound_by_launcher() else max(1, cores // ranks)
-
-
-def local_world_size() -> int:
-    """Return the number of processes that a launcher started on this machine: LOCAL_WORLD_SIZE, or 1."""
-    value = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    if not value.isdecimal():
-        raise ConfigError(f"the environment variable LOCAL_WORLD_SIZE must be a whole number; found {value!r}")
-    return max(1, int(value))
+    cores, processes = usable_cores(), local_world_size() or 1 if processes is None else processes
+    return cores if processes == 1 or _bound_by_launcher() else max(1, cores // processes)
 
 
 def _bound_by_launcher() -> bool:

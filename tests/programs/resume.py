@@ -20,11 +20,8 @@ def resume(shards: str, job: dict[str, Any], batches: int | None) -> dict[str, A
     settings = {"num_classes": CLASSES, "transform": TINY, "mix": MultiMix(k=job["k"]), "device": "cpu"}
     with open_loader(shards, num_threads=2, **settings, **job["options"]) as loader:
         loader.load_state_dict(job["state"])
-        found = []
         if batches is not None:
-            while len(found) < batches:  # at the very end of an epoch its iteration is empty
-                for batch in islice(loader, batches - len(found)):
-                    found.append(fingerprint(batch))
+            found = [fingerprint(batch) for batch in islice(loader, batches)]
         else:
             found = [fingerprint(batch) for batch in until_epoch(loader, 2)]
         return {"batches": found, "state": loader.state_dict()}
