@@ -200,7 +200,7 @@ def test_deit_is_mixup_of_alpha_0_8_or_cutmix_of_alpha_1() -> None:
             {"method": "manifold_mixup"},
             r"needs no model; found 'manifold_mixup'.*expand=False.*ManifoldMix\(model, layers\)",
         ),
-        ({"method": "PuzzleMix"}, r"expand=False and pass its batches to PuzzleMix\(model\)"),
+        ({"method": "PuzzleMix"}, r"expand=False, and pass its batches to PuzzleMix\(model\)"),
         ({"method": 3}, "an object of their classes, or a mapping"),
         ({"method": {}}, "must sum to 1; found 0"),
         ({"method": {"mixup": 0.5, "cutmix": 0.4}}, "must sum to 1; found 0.9, the sum of 0.5, 0.4"),

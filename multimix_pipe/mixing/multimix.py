@@ -18,8 +18,6 @@ Partners = Literal["same", "each"]
 Pairing = Literal["derangement", "roll", "flip"]
 Alpha = float | tuple[float, float]
 
-AT_THE_MODEL = {"manifold": "ManifoldMix(model, layers)", "puzzle": "PuzzleMix(model)"}
-"""Beginnings of the names of methods that need a model, and what to use."""
 
 
 class Choice(NamedTuple):
@@ -73,7 +71,6 @@ class MultiMix:
     def __post_init__(self) -> None:
         check_int("MultiMix.k", self.k, 1, 1024)
         check_alpha("MultiMix.alpha", self.alpha)
-        check_needs_no_model(self.method)
         check_choice("MultiMix.sampling", self.sampling, get_args(Sampling))
         check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
         check_choice("MultiMix.partners", self.partners, get_args(Partners))
@@ -154,12 +151,7 @@ def _plain_switch(switch: Mapping[Any, Any]) -> dict[Any, float]:
 def _named_method(method: object) -> tuple[str, Method]:
     """Return a method's registered name and the object. Raises ConfigError for an unknown one, listing those that are known."""
     if isinstance(method, str):
-        for start, instead in AT_THE_MODEL.items():
-            if method.lower().startswith(start) and method not in METHODS:
-                raise ConfigError(
-                    f"MultiMix.method must be a method that needs no model; found {method!r}. Open the loader with "
-                    f"expand=False and pass its batches to {instead}"
-                )
+        check_needs_no_model(method)
         check_choice("MultiMix.method", method, tuple(METHODS))
         return method, METHODS[method]
     for name, registered in METHODS.items():

@@ -496,9 +496,11 @@ def _decisions(mix: MixTensors, layout: Layout) -> list[NDArray[np.generic]]:
     """Return partner, lam, field, box and factors for `_mix_pairs`; those that `mix` lacks are small and never read."""
     pairs, k = mix.lam.shape
     partner = mix.partner if mix.partner.ndim == 2 else mix.partner[:, None].expand(pairs, k)
-    field = torch.zeros(pairs, dtype=torch.uint8) if mix.field is None else mix.field
-    box = torch.zeros(1, 1, 4, dtype=torch.int32).expand(pairs, k, 4) if mix.box is None else mix.box
-    factors = torch.zeros(1, 1, 1).expand(pairs, k, 1) if mix.factors is None else mix.factors
+    cpu = torch.device("cpu")  # whatever the default device is
+    field = torch.zeros(pairs, dtype=torch.uint8, device=cpu) if mix.field is None else mix.field
+    box = torch.zeros(1, 1, 4, dtype=torch.int32, device=cpu).expand(pairs, k, 4) if mix.box is None else mix.box
+    none = torch.zeros(1, 1, 1, dtype=torch.float32, device=cpu)
+    factors = none.expand(pairs, k, 1) if mix.factors is None else mix.factors
     if mix.factors is not None and layout.inner > 1:
         height, width = mix.factors[..., : layout.height], mix.factors[..., layout.height :]
         factors = torch.cat([height, width.repeat_interleave(layout.inner, dim=2)], dim=2)
