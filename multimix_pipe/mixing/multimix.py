@@ -19,7 +19,6 @@ Pairing = Literal["derangement", "roll", "flip"]
 Alpha = float | tuple[float, float]
 
 
-
 class Choice(NamedTuple):
     """One of the methods that a pair may be mixed by."""
 
