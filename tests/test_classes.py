@@ -68,8 +68,10 @@ def test_without_names_the_number_must_be_given(opened: Open, tmp_path: Path) ->
         open_set(opened, path)
     assert opened(path, batch_size=2, num_classes=3, backend="torch").classes is None
     assert opened(path, batch_size=2, num_classes=None, classes=CLASSES, backend="torch").classes == CLASSES
-    with pytest.raises(ConfigError, match="num_classes must be the number of names in classes, 3; found 4"):
-        open_set(opened, path, num_classes=4, classes=CLASSES)
+    with pytest.raises(ConfigError, match="num_classes must be at least the number of names in classes, 3; found 2"):
+        open_set(opened, path, num_classes=2, classes=CLASSES)
+    # a model may know more classes than have names
+    assert opened(path, batch_size=2, num_classes=4, classes=CLASSES, backend="torch").num_classes == 4
 
 
 @pytest.mark.parametrize("classes", [["a", "a", "b"], [], ["a", 1], 3])

@@ -156,3 +156,23 @@ def test_wrong_options_are_one_line(
 def test_a_model_with_other_outputs_is_named(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--num-classes", "9", model="nets:fixed") == 2
     assert "the model must have 9 outputs, one for each class; found 7" in capsys.readouterr().err
+
+
+def test_a_calibration_set_that_numbers_its_classes_otherwise_is_refused(
+    run: Run, own_shards: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names.txt").write_text("\n".join("abcdefg"))
+    (own_shards / "classes.json").write_text(json.dumps(list("bacdefg")))
+    assert run("--classes", "names.txt", "--calibration", str(own_shards)) == 2
+    assert (
+        "class ids must mean the same in all shards: class 0 is 'a' in classes= and 'b' in" in capsys.readouterr().err
+    )
+    (own_shards / "classes.json").write_text(json.dumps(list("abcdefg")))
+    assert run("--classes", "names.txt", "--calibration", str(own_shards)) == 0
+
+
+def test_labels_are_those_that_the_options_name(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--label-offset", "1", "--num-classes", "7") == 2  # the shards' labels begin at 0
+    assert "label_offset=1" in capsys.readouterr().err
+    assert run("--label", "none") == 2
+    assert "--label must name labels to compare with; found none" in capsys.readouterr().err

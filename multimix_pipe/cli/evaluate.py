@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD, Backend, EvalTransform, check_int, check_number
 from multimix_pipe.errors import ConfigError
 
@@ -86,14 +86,19 @@ def run(args: argparse.Namespace) -> int:
     for eps in (*args.fgsm, *args.pgd):
         check_number("--fgsm and --pgd, in units of 1/255,", eps, 0, 255)
     out = _made_folder(Path(args.out))
-    index = open_index(args.source, label=args.label, cache_dir=args.cache_dir, progress=not args.quiet)
+    data = data_options(args)
+    if data["label"] is None:
+        raise ConfigError("--label must name labels to compare with; found none")
+    index = open_index(args.source, progress=not args.quiet, **data)
     names = class_names(index)
     num_classes = len(names) if args.num_classes is None else args.num_classes
     check_int("--num-classes", num_classes, int(index.label.max(initial=0)) + 1)
     model = build_model(args.model, num_classes)
     load_weights(model, Path(args.checkpoint), args.model)
-    loader = _open(args, args.source, num_classes)
-    held_out = None if args.calibration is None else _open(args, args.calibration, num_classes)
+    loader = _open(args, args.source, num_classes, data)
+    if data["classes"] is None:
+        data["classes"] = index.classes  # the calibration set must number its classes alike
+    held_out = None if args.calibration is None else _open(args, args.calibration, num_classes, data)
     report = evaluate(
         model.to(loader.device),
         loader,
@@ -122,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace, source: list[str], num_classes: int) -> Loader:
+def _open(args: argparse.Namespace, source: list[str], num_classes: int, data: dict[str, Any]) -> Loader:
     from multimix_pipe.loader import open_loader
 
     return open_loader(
@@ -132,10 +137,9 @@ def _open(args: argparse.Namespace, source: list[str], num_classes: int) -> Load
         transform=EvalTransform(size=args.size, resize=args.resize, mean=tuple(args.mean), std=tuple(args.std)),
         backend=args.backend,
         device=args.device,
-        label=args.label,
-        cache_dir=args.cache_dir,
         rank=0,
         world_size=1,
+        **data,
     )
 
 

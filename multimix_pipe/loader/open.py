@@ -213,6 +213,6 @@ def open_context(
 def _number_of_classes(number: int | None, given: Classes | None, names: tuple[str, ...] | None) -> int:
     if number is None and names is None:
         raise ConfigError("num_classes= or classes= must be given, as no classes.json lies beside the shards")
-    if number is not None and given is not None and names is not None and number != len(names):
-        raise ConfigError(f"num_classes must be the number of names in classes, {len(names)}; found {number}")
+    if number is not None and given is not None and names is not None and number < len(names):
+        raise ConfigError(f"num_classes must be at least the number of names in classes, {len(names)}; found {number}")
     return len(names or ()) if number is None else number
