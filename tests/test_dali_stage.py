@@ -121,6 +121,8 @@ def test_every_method_mixes_in_the_graph(method: Any, layout: str, partners: str
 
 
 def test_a_method_with_boxes_must_be_told_the_images_size_and_layout() -> None:
+    with Pipeline(batch_size=B), pytest.raises(ConfigError, match=r"size must be an int or a pair .*; found \(16,\)"):
+        multi_mix(None, None, num_classes=2, method="cutmix", size=(16,), layout="CHW")  # type: ignore[arg-type]
     with registered("split") as method, pytest.raises(ConfigError, match="method='split' needs size="):
         inside_a_pipeline(lambda x, y: multi_mix(x, y, num_classes=3, method=method))  # type: ignore[arg-type]
 

@@ -31,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_shards(parser)
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, e.g. grid.png")
-    parser.add_argument("--pairs", type=int, default=6, metavar="N", help="number of pairs; default: %(default)s")
+    parser.add_argument("--pairs", type=int, metavar="N", help="number of pairs; default: 6, or 1 by each method")
     parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
     parser.add_argument(
         "--alpha", type=float, default=1.0, help="draw weights from Beta(alpha, alpha); default: %(default)s"
@@ -40,7 +40,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--method",
         choices=(*MultiMix.methods(), "all"),
         default="mixup",
-        help="how images are combined; all: one pair by each method; default: %(default)s",
+        help="how images are combined; all: the same pairs by each method; default: %(default)s",
     )
     parser.add_argument(
         "--sampling", choices=get_args(Sampling), default="iid", help="how weights are drawn; default: %(default)s"
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw the first pairs of epoch 0."""
     methods = MultiMix.methods() if args.method == "all" else (args.method,)
     mixes = [MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling, method=method) for method in methods]
-    pairs = args.pairs if len(mixes) == 1 else 1
+    pairs = args.pairs if args.pairs is not None else 6 if len(mixes) == 1 else 1
     write_preview(
         args.source,
         Path(args.out),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
-from multimix_pipe.config import check_choice, check_int
+from multimix_pipe.config import check_choice, check_height_width, check_int
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing import (
     Alpha,
@@ -172,11 +172,9 @@ def _on(other: DataNode, node: DataNode) -> DataNode:
 
 
 def _blend(samples: DataNode, mix: MixNodes, weight: DataNode, other: DataNode | None = None) -> DataNode:
-    if other is not None:
-        pass
-    elif mix.partners == 1:
+    if other is None and mix.partners == 1:
         other = fn.expand_dims(fn.permute_batch(samples, indices=mix.partner), axes=[0])
-    else:
+    elif other is None:
         other = fn.stack(*(fn.permute_batch(samples, indices=mix.partner[k]) for k in range(mix.partners)))
     if mix.members is not None:
         other = fn.slice(other, start=0, shape=fn.reshape(mix.members, shape=[1]), axes=[0])
@@ -273,6 +271,7 @@ def multi_mix(
     check_int("rank", rank, 0, world_size - 1)
     if layout is not None:
         check_choice("layout", layout, ("CHW", "HWC"))
+    size = None if size is None else check_height_width("size", size)
     if any(choice.method.field is not Field.CONSTANT for choice in mix.choices) and (size is None or layout is None):
         raise ConfigError(f'method={method!r} needs size=(height, width) and layout="CHW" or "HWC" of the images')
     pipeline = Pipeline.current()

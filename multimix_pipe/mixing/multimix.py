@@ -87,9 +87,12 @@ class MultiMix:
 
     @cached_property
     def choices(self) -> tuple[Choice, ...]:
-        """The methods that a pair may be mixed by, each with its alpha and probability. Not part of the public API."""
+        """The methods that a pair may be mixed by, each with its alpha and probability. Not part of the public API.
+
+        They are sorted by name, so that mappings that are equal draw the same.
+        """
         switch = self.method.items() if isinstance(self.method, Mapping) else [(self.method, 1.0)]
-        methods = [(*_named_method(method), prob) for method, prob in switch]
+        methods = sorted([(*_named_method(method), prob) for method, prob in switch], key=lambda choice: choice[0])
         return tuple(
             Choice(name, method, getattr(method, "alpha", None) or self.alpha, prob) for name, method, prob in methods
         )
@@ -115,11 +118,11 @@ class MultiMix:
         All are those of their source and K = 1, except that probabilities hold for each step there and for each pair only if
         you pass lam_per="pair". Raises ConfigError for an unknown name.
 
-        deit             mixup with alpha 0.8 or CutMix with alpha 1, equally likely; facebookresearch/deit, main.py
-        timm             the same: timm's Mixup (timm/data/mixup.py, mode="batch") with DeiT's values
-        torchvision      mixup with alpha 0.2 or CutMix with alpha 1; pytorch/vision, references/classification/README.md
-        openmixup-cifar  mixup with alpha 0.1, CutMix with alpha 1 or none; Westlake-AI/openmixup,
-                         configs/classification/cifar100/mixups/basic/r18_mixups_CE_none_multi_mode.py
+            deit             mixup with alpha 0.8 or CutMix with alpha 1; facebookresearch/deit, main.py
+            timm             the same: timm's Mixup (timm/data/mixup.py, mode="batch") with DeiT's values
+            torchvision      mixup with alpha 0.2 or CutMix with alpha 1; pytorch/vision, references/classification
+            openmixup-cifar  mixup with alpha 0.1, CutMix with alpha 1 or none; Westlake-AI/openmixup,
+                             configs/classification/cifar100/mixups/basic/r18_mixups_CE_none_multi_mode.py
         """
         from multimix_pipe.mixing.presets import PRESETS
 
@@ -129,11 +132,14 @@ class MultiMix:
     def settings(self) -> dict[str, Any]:
         """Return all settings as a JSON-serialisable dict, for states. Not part of the public API."""
         plain = {name: value for name, value in vars(self).items() if name not in ("method", "choices")}
+        only = self.choices[0]
+        if len(self.choices) == 1 and only.method == METHODS[only.name]:
+            return {**plain, "method": only.name}
         named = [
             {"name": choice.name, **(asdict(choice.method) if is_dataclass(choice.method) else {}), "prob": choice.prob}
             for choice in self.choices
         ]
-        return {**plain, "method": self.method if isinstance(self.method, str) else named}
+        return {**plain, "method": named}
 
 
 def _plain_switch(switch: Mapping[Any, Any]) -> dict[Any, float]:

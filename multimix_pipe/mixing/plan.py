@@ -46,8 +46,8 @@ class MixPlan:
 
     def __post_init__(self) -> None:
         pairs = len(self.partner)
-        if self.method is None:
-            object.__setattr__(self, "method", np.full(pairs, "mixup"))
+        method = np.full(pairs, "mixup") if self.method is None else np.asarray(self.method)
+        object.__setattr__(self, "method", method)
         if self.box is None:
             object.__setattr__(self, "box", np.zeros((*self.lam.shape, 4), dtype=np.int32))
         shapes = self.partner.shape, self.lam.shape, self.method.shape, self.box.shape

@@ -37,6 +37,9 @@ class MixSchedule:
         """Return the settings of an epoch."""
         return self.changes[bisect_right([first for first, _ in self.changes], epoch) - 1][1]
 
+    def __repr__(self) -> str:
+        return repr(dict(self.changes))
+
     @property
     def mixes(self) -> tuple[MultiMix, ...]:
         """All settings that mix."""

@@ -71,7 +71,10 @@ class LoaderConfig:
         check_int("batch_size", self.batch_size, 1)
         check_int("num_classes", self.num_classes, 1)
         if self.mix is not None and not isinstance(self.mix, (MultiMix, MixSchedule)):
-            raise ConfigError(f"mix must be a MultiMix, None, or a mapping of epochs to these; found {self.mix!r}")
+            raise ConfigError(
+                f"mix must be a MultiMix, None, or a mapping of epochs to these; found {self.mix!r}. "
+                "Give a method as MultiMix(method=...)"
+            )
         if not isinstance(self.transform, (TrainTransform, EvalTransform)):
             raise ConfigError(f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}")
         check_choice("shuffle", self.shuffle, get_args(Shuffle))

@@ -30,6 +30,8 @@ class MixTensors:
     """(B, K, 4) int32 y0, x0, y1, x1; None likewise."""
     factors: Tensor | None = None
     """(B, K, H + W) float32, see `MixPlan.factors`; None if no pair's field is smooth."""
+    resized: MixPlan | None = None
+    """The plan itself if it resizes partners: the host needs its boxes, and reading them back from a GPU would wait for it."""
 
     @property
     def constant(self) -> Tensor:
@@ -39,7 +41,15 @@ class MixTensors:
     @classmethod
     def of(cls, plan: MixPlan, device: torch.device) -> MixTensors:
         """Return the tensors of `plan` on `device`."""
-        return cls(*upload(mix_arrays(plan), device))
+        return cls.from_uploaded(plan, upload(mix_arrays(plan), device))
+
+    @classmethod
+    def from_uploaded(cls, plan: MixPlan, arrays: Sequence[Tensor]) -> MixTensors:
+        """Return the tensors of `plan`; arrays: those of `mix_arrays`, on a device."""
+        partner, lam, field, box, factors = (*arrays, None, None, None)[:5]
+        assert partner is not None
+        assert lam is not None
+        return cls(partner, lam, field, box, factors, plan if (plan.field == Field.RESIZED).any() else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +65,7 @@ class StepTensors:
     def of(cls, labels: NDArray[np.int64], plan: MixPlan | None, device: torch.device) -> StepTensors:
         """Return `labels`, and `plan` unless it is None, on `device`."""
         on_device, *mix = upload([labels, *([] if plan is None else mix_arrays(plan))], device)
-        return cls(on_device, MixTensors(*mix) if mix else None)
+        return cls(on_device, None if plan is None else MixTensors.from_uploaded(plan, mix))
 
 
 class KeptUntilRead:

@@ -349,12 +349,8 @@ def _mix_pairs(
     mixed, rounded = mixed_bytes.view(np.float32), rounded_bytes.view(np.uint16)
     result = mixed_bytes if kind == FLOAT32 else rounded_bytes
     own_result, other_result = _buffer(4 * TILE, out.ctypes.data), _buffer(4 * TILE, out.ctypes.data + _PAGE // 2)
-    own_at, other_at, result_at, out_at = (
-        own_result.ctypes.data,
-        other_result.ctypes.data,
-        result.ctypes.data,
-        out.ctypes.data,
-    )
+    own_at, other_at = own_result.ctypes.data, other_result.ctypes.data
+    result_at, out_at = result.ctypes.data, out.ctypes.data
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     line = width * inner
     for b in range(first, stop):
@@ -365,10 +361,8 @@ def _mix_pairs(
                 _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
                 if boxed:  # pixels are only copied, so they are rounded once for all members
                     _round(own, kind, work, n, own_result)
-                lines = (
-                    start // line,
-                    (start + n - 1) // line + 1,
-                )  # out of the inner loop: a division takes as long as a line
+                # out of the inner loop: a division takes as long as a line
+                lines = (start // line, (start + n - 1) // line + 1)
                 place = (*lines, start * size, n * size, line * size, inner * size)
                 held = -1
                 # no slices and no functions with this body: counting references drains the streaming stores, 1.5 times as long

@@ -12,7 +12,7 @@ from torch import Tensor
 from multimix_pipe.mixing import Field
 from multimix_pipe.mixing.reference import resize_rows
 from multimix_pipe.runtime.kernels.layout import Layout
-from multimix_pipe.runtime.tensors import MixTensors
+from multimix_pipe.runtime.tensors import MixTensors, upload
 
 
 class Patches(NamedTuple):
@@ -29,21 +29,18 @@ def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches
 
     images: (B, ...) on any device. The filter is Pillow's antialiased bilinear one; uint8 pixels are rounded to uint8.
     """
-    if mix.field is None or mix.box is None:
+    plan = mix.resized
+    if plan is None:
         return None
-    resized = (mix.field == Field.RESIZED).cpu()
-    if not resized.any():
-        return None
-    box, partner = mix.box.cpu(), mix.partner.cpu()
-    sides = (box[..., 2:] - box[..., :2]).tolist()
-    start = np.zeros(mix.lam.shape, dtype=np.int64)
+    sides = (plan.box[..., 2:] - plan.box[..., :2]).tolist()
+    partner = plan.partner if plan.partner.ndim == 2 else plan.partner[:, None].repeat(plan.k, axis=1)
+    start = np.zeros(plan.lam.shape, dtype=np.int64)
     total, held, patches = 0, -1, list[Tensor]()
-    for b in resized.nonzero().flatten().tolist():
-        partners = partner[b].tolist() if partner.ndim == 2 else [int(partner[b])] * len(sides[b])
+    for b in np.flatnonzero(plan.field == Field.RESIZED).tolist():
         for k, (height, width) in enumerate(sides[b]):
             if height and width:
-                if partners[k] != held:
-                    held = partners[k]
+                if partner[b, k] != held:
+                    held = int(partner[b, k])
                     image = _channels_last(images[held].reshape(layout))
                 patches.append(_resize(image, height, width, layout))
                 start[b, k], total = total, total + patches[-1].numel()
@@ -74,11 +71,9 @@ def _resize(image: Tensor, height: int, width: int, layout: Layout) -> Tensor:
     if min(height, width) > 1:
         patch = torch.nn.functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
     else:  # torch 2.13 gives wrong values for a width of 1, and fails for uint8
-        lines, columns = (
-            torch.from_numpy(resize_rows(size, original)).to(image.device)
-            for size, original in ((height, layout.height), (width, layout.width))
-        )
-        patch = lines @ image.to(torch.float64) @ columns.T
+        sides = (height, layout.height), (width, layout.width)
+        lines, columns = upload([resize_rows(*side).astype(np.float32) for side in sides], image.device)
+        patch = lines @ image.float() @ columns.T
     patch = patch.round() if rounds and patch.is_floating_point() else patch
     patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
     return _contiguous(patch.to(torch.uint8 if rounds else image.dtype)).view(-1)
@@ -89,11 +84,10 @@ def with_patches(images: Tensor, mix: MixTensors, patches: Patches, part: slice,
 
     images: (B, *layout).
     """
-    assert mix.box is not None
-    assert mix.field is not None
+    assert mix.resized is not None
     partner = mix.partner if mix.partner.ndim == 2 else mix.partner[:, None].expand_as(mix.lam)
     other = images[partner[part]]
-    boxes, resized = mix.box[part].tolist(), (mix.field[part] == Field.RESIZED).tolist()
+    boxes, resized = mix.resized.box[part].tolist(), (mix.resized.field[part] == Field.RESIZED).tolist()
     for b, pair in enumerate(boxes):
         for k, (y0, x0, y1, x1) in enumerate(pair if resized[b] else ()):
             height, width = y1 - y0, x1 - x0
