@@ -191,10 +191,12 @@ def test_preview_of_all_methods_draws_a_pair_by_each_and_outlines_the_partner(
     argv = ["preview", str(shards), "-o", str(tmp_path / "all.png"), "--method", "all", "--size", "48", "--k", "3"]
     assert main([*argv, "--backend", "torch"]) == 0
     assert "1 pair by each of mixup, cutmix, resizemix, smoothmix, K = 3" in capsys.readouterr().out
-    one = Image.open(tmp_path / "all.png").height
+    with Image.open(tmp_path / "all.png") as page:
+        height = page.height
     assert main([*argv, "--backend", "torch", "--pairs", "2"]) == 0
     assert "2 pairs by each of mixup" in capsys.readouterr().out
-    assert Image.open(tmp_path / "all.png").height > 1.5 * one
+    with Image.open(tmp_path / "all.png") as page:
+        assert page.height > 1.5 * height
     tile, weight = np.zeros((9, 8, 3), np.uint8), np.ones((9, 8), np.float32)
     weight[2:7, 3:] = 0
     marked = (_outlined(tile, weight) != 0).any(-1)
