@@ -112,3 +112,17 @@ def test_kornia_whose_lam_is_the_partners() -> None:
     rows = weight * torch.eye(CLASSES) + (1 - weight) * torch.eye(CLASSES)[partner]
     same(MixPlan(partner, lam[:, None]), mixed, rows)
     assert torch.allclose(targets[:, 2], 1 - weight[:, 0], rtol=0, atol=1e-6)
+
+
+def test_composer() -> None:
+    functional = pytest.importorskip("composer.functional", reason="composer is not installed")
+    images, labels = batch()
+    partner, (y0, x0, y1, x1) = np.array([3, 0, 5, 1, 2, 4]), (2, 5, 17, 14)
+    indices = torch.from_numpy(partner)
+    box = (y0, x0, y1, x1)  # its "x" is the first of the two axes
+    mixed, other, area, _ = functional.cutmix_batch(images, labels, bbox=box, indices=indices)
+    own = torch.eye(CLASSES)
+    same(boxed(partner, np.tile(box, (B, 1))), mixed, area * own[labels] + (1 - area) * own[other])
+    mixed, other, lam = functional.mixup_batch(images, labels, mixing=0.3, indices=indices)
+    rows = (1 - lam) * own[labels] + lam * own[other]  # the weight that it returns is the partner's
+    same(MixPlan(partner, np.full((B, 1), 0.7, dtype=np.float32)), mixed, rows)

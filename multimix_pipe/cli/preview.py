@@ -18,6 +18,7 @@ from multimix_pipe.mixing import Field, MultiMix, Sampling
 if TYPE_CHECKING:
     from PIL import Image
 
+    from multimix_pipe.batch import Batch
     from multimix_pipe.cli.picture import Row
 
 
@@ -115,42 +116,33 @@ def draw_pairs(
     **options: Any,
 ) -> Image.Image:
     """Return a picture of pairs in the loader's first batch, by one mixing after the other; `names` are those of the classes."""
-    from multimix_pipe.cli.picture import draw_grid
+    from multimix_pipe.cli.picture import draw_grid, to_pixels
+    from multimix_pipe.loader import open_loader
 
     mixes = [mix] if isinstance(mix, MultiMix) else mix
-    rows = [row for one in mixes for row in _rows(source, pairs, names, one, transform, len(mixes) > 1, **options)]
+    settings: dict[str, Any] = {"transform": transform, "num_classes": len(names), "device": "cpu", **options}
+    settings |= {"batch_size": 3 * pairs, "on_bad_sample": "replace"}  # so many that no image need be in two pairs
+    with open_loader(source, mix=mixes[0], expand=False, **settings) as unmixed:
+        plain = to_pixels(next(iter(unmixed)).images.numpy(), transform)
+    rows: list[Row] = []
+    for one in mixes:
+        with open_loader(source, mix=one, **settings) as loader:
+            rows += _rows(next(iter(loader)), plain, pairs, names, transform, named=len(mixes) > 1)
     alpha = mixes[0].alpha
     title = f"K = {mixes[0].k} interpolations per pair, {mixes[0].sampling} weights from Beta({alpha:g}, {alpha:g})"
     return draw_grid(rows, title)
 
 
 def _rows(
-    source: list[str],
-    pairs: int,
-    names: Sequence[str],
-    mix: MultiMix,
-    transform: TrainTransform,
-    named: bool,
-    **options: Any,
+    batch: Batch, plain: NDArray[np.uint8], pairs: int, names: Sequence[str], transform: TrainTransform, *, named: bool
 ) -> list[Row]:
+    """Return the lines of a batch's first pairs. plain: (B, H, W, 3). named: whether each line tells its method."""
     from multimix_pipe.cli.picture import Row, to_pixels
-    from multimix_pipe.loader import open_loader
     from multimix_pipe.plan import StepPlan
 
-    settings: dict[str, Any] = {
-        "mix": mix,
-        "transform": transform,
-        "num_classes": len(names),
-        "device": "cpu",
-        **options,
-    }
-    settings |= {"batch_size": 3 * pairs, "on_bad_sample": "replace"}  # so many that no image need be in two pairs
-    with open_loader(source, **settings) as loader, open_loader(source, expand=False, **settings) as unmixed:
-        batch, images = next(iter(loader)), next(iter(unmixed)).images
     assert isinstance(batch.plan, StepPlan)
     plan = batch.plan.mix
-    plain, mixed = to_pixels(images.numpy(), transform), to_pixels(batch.images.numpy(), transform)
-    mixed = mixed.reshape(len(plain), mix.k, *plain.shape[1:])
+    mixed = to_pixels(batch.images.numpy(), transform).reshape(len(plain), plan.k, *plain.shape[1:])
     own, fields = [names[label] for label in batch.labels.tolist()], plan.weights(transform.height_width)
     rows = []
     for b in distinct_pairs(plan.partner, batch.plan.sample, pairs):
