@@ -164,7 +164,9 @@ def positive(text: str) -> int:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s TRAIN [--val VAL] [options]", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     add = parser.add_argument
     add("train", help="training shards: a path, glob, brace pattern or folder")
     add("--val", help="validation shards")
@@ -173,7 +175,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--compile", action="store_true", help="compile the model")
     add("--epochs", type=positive, default=90)
     add("--batch-size", type=positive, default=64, help="pairs per process and step; the model gets K rows per pair")
-    add("--accumulate", type=positive, default=1, help="split each batch into so many chunks, to save memory")
+    add(
+        "--accumulate", type=positive, default=1, help="chunks of each batch, to save memory; batch norm sees one chunk"
+    )
     add("--k", type=int, default=5, help="interpolations per pair; 0 trains without mixing")
     add("--alpha", type=float, default=1.0)
     add("--sampling", default="iid", choices=["iid", "stratified"])
@@ -271,9 +275,8 @@ class Training:
             return 0
         args.out.mkdir(parents=True, exist_ok=True)
         self.print_header()
-        net = DistributedDataParallel(self.model) if dist.is_initialized() else self.model
-        if args.compile:
-            net.compile()
+        net = torch.compile(self.model) if args.compile else self.model  # self.model.compile() can be without effect
+        net = DistributedDataParallel(net) if dist.is_initialized() else net
         signal.signal(signal.SIGINT, self.interrupt)
         signal.signal(signal.SIGTERM, self.interrupt)
         while run["epoch"] < args.epochs and self.train_epoch(net):
@@ -289,6 +292,7 @@ class Training:
         mix = (
             f"K={args.k}, {args.sampling} weights from Beta({args.alpha:g}, {args.alpha:g})" if args.k else "no mixing"
         )
+        mix += f", in {args.accumulate} chunks per process" if args.accumulate > 1 else ""
         print(f"""\
 processes    {self.pairs // args.batch_size}, on {gpu or self.device}, with the backend {data.backend}
 training     {data.num_samples:,} samples of {data.num_classes:,} classes

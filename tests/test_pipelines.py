@@ -290,6 +290,42 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
     assert len(silent) == min(chunks, 7) - 1
 
 
+def test_the_weights_of_the_docs_give_the_gradients_of_all_rows() -> None:
+    """docs/guides/migrating.md: batches of unequal sizes, processes that have unequal numbers of rows, class weights."""
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(9, 3, 32, 32, generator=generator), torch.arange(9) % 3
+    model, weight = nets.plain(3), torch.tensor([0.2, 1.0, 3.0])
+
+    def gradient(rows: list[int], share: float, loss_function: MultiMixLoss) -> torch.Tensor:
+        loss = loss_function(model(images[rows]), labels[rows]) * share
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+
+    parts = [list(range(5)), list(range(5, 6)), list(range(6, 9))]
+    mean, weighted = MultiMixLoss(), MultiMixLoss(weight, reduction="sum")
+    whole = gradient(list(range(9)), 1.0, mean)
+    batches = sum(gradient(rows, len(rows) / 9, mean) for rows in parts)
+    processes = sum(gradient(rows, len(rows) / 9 * 3, mean) for rows in parts) / 3
+    assert torch.allclose(batches, whole, rtol=0, atol=1e-6)
+    assert torch.allclose(processes, whole, rtol=0, atol=1e-6)
+    naive = sum(gradient(rows, 1 / 3, mean) for rows in parts)
+    assert float((naive - whole).norm() / whole.norm()) > 0.05
+    by_class = sum(gradient(rows, 1 / 9, weighted) for rows in parts)
+    assert torch.allclose(by_class, gradient(list(range(9)), 1 / 9, weighted), rtol=0, atol=1e-6)
+
+
+def test_the_learning_rate_stays_on_its_curve_when_steps_get_larger(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with another number of processes: half an epoch in 6 steps, the rest of it in 3, then the first step of the second."""
+    options = ["--model", "programs.nets:plain", "--k", 0]
+    train(tmp_path / "small", *options, "--max-steps", 13)
+    train(tmp_path, *options, "--max-steps", 6)
+    train(tmp_path, *options, "--batch-size", 8, "--max-steps", 10, "--resume", tmp_path / "checkpoint.pt")
+    assert "6 per epoch, 15 in all; 8 pairs make 8 rows (no mixing)" in capsys.readouterr().out
+    rates = [checkpoint(out)["optimizer"]["param_groups"][0]["lr"] for out in (tmp_path / "small", tmp_path)]
+    assert rates == [pytest.approx(0.01), pytest.approx(0.01)]
+
+
 def test_norms_and_biases_have_no_weight_decay(recipe: ModuleType) -> None:
     model = recipe.small_net(3)
     decayed, others = recipe.make_optimizer(model, 0.1, 0.5).param_groups
