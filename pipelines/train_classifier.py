@@ -175,9 +175,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--compile", action="store_true", help="compile the model")
     add("--epochs", type=positive, default=90)
     add("--batch-size", type=positive, default=64, help="pairs per process and step; the model gets K rows per pair")
-    add(
-        "--accumulate", type=positive, default=1, help="chunks of each batch, to save memory; batch norm sees one chunk"
-    )
+    add("--accumulate", type=positive, default=1, help="chunks per batch, to save memory; batch norm sees each alone")
     add("--k", type=int, default=5, help="interpolations per pair; 0 trains without mixing")
     add("--alpha", type=float, default=1.0)
     add("--sampling", default="iid", choices=["iid", "stratified"])
@@ -213,18 +211,18 @@ class Training:
         kind["num_classes"] = args.num_classes = self.data.num_classes
         self.val = mmp.open_loader(args.val, batch_size=2 * args.batch_size, **kind, **common) if args.val else None
 
-        self.device, self.format = self.data.device, torch.preserve_format
+        self.device, layout = self.data.device, torch.preserve_format
         self.amp: AbstractContextManager[Any] = nullcontext()
         if on_gpu:
             torch.cuda.set_device(self.device)
             torch.backends.cudnn.benchmark = True
-            self.format, self.amp = torch.channels_last, torch.autocast("cuda", dtype=torch.bfloat16)
-        self.model = make_model(args.model, args.num_classes).to(self.device, memory_format=self.format)
+            layout, self.amp = torch.channels_last, torch.autocast("cuda", dtype=torch.bfloat16)
+        self.model = make_model(args.model, args.num_classes).to(self.device, memory_format=layout)
         self.optimizer = make_optimizer(self.model, args.lr, args.weight_decay)
         self.parts = {"model": self.model, "optimizer": self.optimizer, "loader": self.data}
         self.loss_function, self.meter = mmp.MultiMixLoss(label_smoothing=args.label_smoothing), Meter(self.device)
-        # "loss" and "losses": sum and count in this epoch
-        self.run = {"step": 0, "epoch": 0, "loss": 0.0, "losses": 0, **{name: getattr(args, name) for name in SETTINGS}}
+        self.run = {name: getattr(args, name) for name in SETTINGS}
+        self.run |= {"step": 0, "epoch": 0, "loss": 0.0, "losses": 0}  # steps and epochs done; sum and number of losses
         if args.resume:
             self.resume(args.resume)
         self.data.check_ranks()  # all processes have the same data, settings and position
