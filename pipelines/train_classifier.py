@@ -287,9 +287,8 @@ class Training:
     def print_header(self) -> None:
         args, data, val, rows = self.args, self.data, self.val, self.pairs * max(self.args.k, 1)
         gpu = f"{torch.cuda.get_device_name(self.device)}, bfloat16" if self.device.type == "cuda" else ""
-        mix = (
-            f"K={args.k}, {args.sampling} weights from Beta({args.alpha:g}, {args.alpha:g})" if args.k else "no mixing"
-        )
+        beta = f"Beta({args.alpha:g}, {args.alpha:g})"
+        mix = f"K={args.k}, {args.sampling} weights from {beta}" if args.k else "no mixing"
         mix += f", in {args.accumulate} chunks per process" if args.accumulate > 1 else ""
         print(f"""\
 processes    {self.pairs // args.batch_size}, on {gpu or self.device}, with the backend {data.backend}

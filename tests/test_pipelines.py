@@ -324,6 +324,9 @@ def test_the_learning_rate_stays_on_its_curve_when_steps_get_larger(
     assert "6 per epoch, 15 in all; 8 pairs make 8 rows (no mixing)" in capsys.readouterr().out
     rates = [checkpoint(out)["optimizer"]["param_groups"][0]["lr"] for out in (tmp_path / "small", tmp_path)]
     assert rates == [pytest.approx(0.01), pytest.approx(0.01)]
+    train(tmp_path / "first", *options, "--max-steps", 1)
+    rate = checkpoint(tmp_path / "first")["optimizer"]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(0.02 * 4 / 96 / 0.05), "on its way up, and not 0"
 
 
 def test_norms_and_biases_have_no_weight_decay(recipe: ModuleType) -> None:
@@ -349,7 +352,7 @@ def test_two_processes_stop_together_and_one_goes_on(
     assert done.returncode != 0
     for said in (
         "2, on cpu",
-        "8 pairs make 8 rows (no mixing)",
+        "8 pairs make 8 rows (no mixing, in 3 chunks",
         "epoch 1/2  validation: top-1",
         "SIGTERM after step 8",
     ):
