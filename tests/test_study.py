@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -130,29 +130,35 @@ def test_of_equal_alphas_the_smallest_is_chosen(study: Any) -> None:
 
 
 def test_a_study_of_other_settings_is_one_line(whole: Path, data: Path, tmp_path: Path) -> None:
-    text = (whole / "runs.jsonl").read_text()
-    for old, new, said in (
-        ('"epochs": 1', '"epochs": 7', "has epochs=7, now it is 1"),
-        (
-            '"sampling": "stratified"',
-            '"sampling": "iid"',
-            "has the arm 'K=5 stratified' as {'mix': {'k': 5, 'sampling'",
-        ),
-    ):
-        (tmp_path / "runs.jsonl").write_text(text.replace(old, new))
-        done = start("--data", data, "--out", tmp_path, "--arms", TWO_ARMS)
-        assert done.returncode == 1
-        message = done.stderr.splitlines()
-        assert len(message) == 1
-        assert said in message[0]
-        assert message[0].endswith("Pass another --out")
-        assert (tmp_path / "runs.jsonl").read_text() == text.replace(old, new)
-
-
-def test_an_unknown_arm_and_too_few_images_are_one_line(data: Path, tmp_path: Path, study: Any) -> None:
-    done = start("--data", data, "--out", tmp_path, "--arms", "mixup;manifold")
+    other = (whole / "runs.jsonl").read_text().replace('"epochs": 1', '"epochs": 7')
+    (tmp_path / "runs.jsonl").write_text(other)
+    done = start("--data", data, "--out", tmp_path, "--arms", TWO_ARMS)
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"study.py: --arms must be among {'; '.join(study.ARMS)}; found 'manifold'"]
+    assert done.stderr.splitlines() == [
+        "study.py: a study goes on with the settings that it was begun with; "
+        f"{tmp_path / 'runs.jsonl'} has epochs=7, now it is 1. Pass another --out"
+    ]
+    assert (tmp_path / "runs.jsonl").read_text() == other
+
+
+def test_an_arm_that_has_changed_is_refused(whole: Path, tmp_path: Path, study: Any) -> None:
+    text = (whole / "runs.jsonl").read_text()
+    settings = json.loads(text.splitlines()[0])["settings"]
+    (tmp_path / "runs.jsonl").write_text(text.replace('"sampling": "stratified"', '"sampling": "iid"'))
+    opened = study.Study(tmp_path, settings)
+    with pytest.raises(SystemExit, match=r"the arm 'K=5 stratified' as .*'iid'.*now it is .*'stratified'"):
+        opened.check_arms(study.ARMS)
+
+
+def test_two_processes_do_not_write_to_one_study(tmp_path: Path, study: Any) -> None:
+    with closing(study.Study(tmp_path, {"epochs": 1})), pytest.raises(SystemExit, match="written by another process"):
+        study.Study(tmp_path, {"epochs": 1})
+
+
+def test_an_unknown_arm_and_too_few_images_are_one_line(data: Path, study: Any) -> None:
+    with pytest.raises(SystemExit) as unknown:
+        study.chosen_arms("mixup; manifold")
+    assert str(unknown.value) == f"study.py: --arms must be among {'; '.join(study.ARMS)}; found 'manifold'"
     small = study.SIZES["small"]
     with pytest.raises(SystemExit, match=rf"at least {small.train} \+ {small.held_out} images.*; found 36 in "):
         study.Data(data, small)
@@ -200,11 +206,12 @@ def test_a_report_needs_nothing_but_the_runs(tmp_path: Path, report: Any) -> Non
         assert figure.width > 1000
 
 
-def test_a_report_of_no_runs_is_one_line(tmp_path: Path) -> None:
-    done = start("--report", "--out", tmp_path)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-    assert "found none in" in done.stderr
+def test_a_report_of_no_runs_is_one_line(tmp_path: Path, report: Any) -> None:
+    with pytest.raises(
+        SystemExit, match=r"^study.py: a report needs finished runs; found none in .*runs.jsonl"
+    ) as none:
+        report.write_report(tmp_path, {}, 1)
+    assert "\n" not in str(none.value)
 
 
 def test_the_bootstrap_interval_is_that_of_all_resamples_at_the_expanded_level(report: Any) -> None:
@@ -276,9 +283,7 @@ def test_members_that_multimix_cannot_spell_are_the_pairs_own_mixes(study: Any, 
     torch.testing.assert_close(found[:, 0], mixed.images if name == "identical" else images, rtol=0, atol=0)
 
 
-def test_time_is_not_begun_that_is_not_there(data: Path, tmp_path: Path) -> None:
-    begun = time.perf_counter()
+def test_with_too_little_time_no_run_is_begun(data: Path, tmp_path: Path) -> None:
     done = start("--data", data, "--out", tmp_path, "--arms", TWO_ARMS, "--minutes", 1e-9)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "stopped with 8 runs left: the next one would not end in time"
-    assert time.perf_counter() - begun < 200

@@ -37,15 +37,19 @@ from multimix_pipe import MultiMixError
 K = 5
 SELECTION_SEED = 1000
 
-_CPU = {"net": "small", "device": "cpu", "weight_decay": 5e-4, "scale": (0.5, 1.0)}
+_CPU = {"net": "small", "device": "cpu", "weight_decay": 5e-4, "scale": (0.5, 1.0), "flip": 0.5}
 SIZES = {
     "small": Size(
         **_CPU, lr=0.1, pixels=16, train=5120, held_out=5000, epochs=60, batch_size=64,
         seeds=10, further_seeds=5, selection_seeds=2,
     ),
     "full": Size(
-        net="airbench", device="auto", weight_decay=5e-4, scale=(0.5, 1.0), lr=0.2, pixels=32, train=44_800, held_out=5000,
-        epochs=40, batch_size=256, seeds=10, further_seeds=5, selection_seeds=2,
+        net="airbench", device="auto", weight_decay=5e-4, scale=(0.5, 1.0), flip=0.5, lr=0.2, pixels=32,
+        train=44_800, held_out=5000, epochs=40, batch_size=256, seeds=10, further_seeds=5, selection_seeds=2,
+    ),
+    "digits": Size(
+        **{**_CPU, "scale": (0.7, 1.0), "flip": 0.0}, lr=0.1, pixels=8, train=160, held_out=500, epochs=120, batch_size=32,
+        seeds=30, further_seeds=30, selection_seeds=3,
     ),
     "quick": Size(
         **_CPU, lr=0.05, pixels=8, train=20, held_out=8, epochs=1, batch_size=4,
@@ -201,15 +205,21 @@ def work(size: Size, arm: Arm) -> int:
     return images * (1 + members(arm) * arm.echo) + 2 * (size.train + size.held_out)
 
 
+def pace(size: Size, arms: dict[str, Arm], records: list[dict[str, Any]]) -> float:
+    """Return the seconds that the latest runs took for each unit of `work`; 0 if there are none."""
+    latest = [record for record in records if record["arm"] in arms][-10:]
+    done = sum(work(size, arms[record["arm"]]) for record in latest)
+    return sum(record["seconds"] for record in latest) / max(done, 1)
+
+
 def carry_out(size: Size, arms: dict[str, Arm], data: Data, study: Study, minutes: float | None) -> None:
     """Do the runs that are not in the study yet, as long as there is time."""
     runs = list(schedule(size, arms))
     left = [run for run in runs if study.find(run) is None]
-    begun, worked = time.perf_counter(), 0
+    end = float("inf") if minutes is None else time.perf_counter() + 60 * minutes
     for place, todo in enumerate(left):
         arm = arms[todo.arm]
-        pace = (time.perf_counter() - begun) / worked if worked else 0.0
-        if minutes is not None and time.perf_counter() - begun + pace * work(size, arm) > 60 * minutes:
+        if time.perf_counter() + pace(size, arms, study.records) * work(size, arm) > end:
             print(f"stopped with {len(left) - place} runs left: the next one would not end in time", flush=True)
             return
         alpha = todo.alpha if not todo.final or not arm.has_alpha else chosen_alpha(todo.arm, study.records)
@@ -217,9 +227,8 @@ def carry_out(size: Size, arms: dict[str, Arm], data: Data, study: Study, minute
         key = {"arm": todo.arm, "seed": todo.seed, "alpha": alpha, "final": todo.final, "is": definition(arm)}
         date = time.strftime("%Y-%m-%d", time.gmtime())
         study.add({**key, **found, "on": machine(size.device), "date": date})
-        worked += work(size, arm)
         rest = sum(work(size, arms[later.arm]) for later in left[place + 1 :])
-        hours, seconds = divmod(round(rest * (time.perf_counter() - begun) / worked), 3600)
+        hours, seconds = divmod(round(rest * pace(size, arms, study.records)), 3600)
         top1 = found["test" if todo.final else "held_out"]["top1"]
         print(
             f"run {len(runs) - len(left) + place + 1} of {len(runs)}: {todo.arm}, {'' if todo.final else 'choosing '}"
@@ -231,10 +240,13 @@ def carry_out(size: Size, arms: dict[str, Arm], data: Data, study: Study, minute
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--data", type=Path, help="folder with shards in train/ and test/, as `multimix-pipe pack` writes"
+        "--data", type=Path, help="folder with shards in train/, and in test/ or val/, as `multimix-pipe pack` writes"
     )
     parser.add_argument(
-        "--size", choices=SIZES, default="small", help="small: one CPU core; full: a GPU, not tried yet; quick: a test"
+        "--size",
+        choices=SIZES,
+        default="small",
+        help="small: CIFAR-10 on one CPU core; digits: see digits.py; full: a GPU, not tried yet; quick: a test",
     )
     parser.add_argument("--out", type=Path, help="folder of the study; default: results/study-SIZE beside this file")
     parser.add_argument("--arms", help="only these, separated by semicolons; default: all")
@@ -245,7 +257,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.out = args.out or Path(__file__).parent / "results" / f"study-{args.size}"
     if args.data is None and not args.report:
-        parser.error("--data is required: a folder with shards in train/ and test/")
+        parser.error("--data is required: a folder with shards in train/, and in test/ or val/")
     return args
 
 

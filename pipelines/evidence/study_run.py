@@ -50,6 +50,8 @@ class Size:
     weight_decay: float
     scale: tuple[float, float]
     """Area of the random crops, as a fraction of the image's."""
+    flip: float
+    """Probability of a horizontal flip."""
     seeds: int
     """Paired seeds of the core arms, 0, 1, ..."""
     further_seeds: int
@@ -96,7 +98,7 @@ class Data:
     """The images: three disjoint sets, which no seed changes."""
 
     folder: Path
-    """It holds shards in train/ and test/."""
+    """It holds shards in train/, and in test/ or val/."""
     size: Size
     train: list[str] = field(init=False)
     """Keys of the training images."""
@@ -125,7 +127,8 @@ class Data:
         held_out = [keys[place] for place in order[size.train : size.train + size.held_out]]
         with self._evaluation(self.folder / "train", samples=held_out) as loader:
             self.held_out = list(loader)
-        with self._evaluation(self.folder / "test", classes=classes) as loader:
+        test = self.folder / "test"
+        with self._evaluation(test if test.exists() else self.folder / "val", classes=classes) as loader:
             self.test = list(loader)
             self.fingerprint = f"{fingerprint[:16]} {loader.index.fingerprint[:16]}"
 
@@ -188,7 +191,7 @@ def train(size: Size, arm: Arm, k: int, alpha: float | None, seed: int, data: Da
         batch_size=arm.pairs * size.batch_size,
         mix=mix,
         expand=not arm.members,
-        transform=TrainTransform(size=size.pixels, scale=size.scale),
+        transform=TrainTransform(size=size.pixels, scale=size.scale, flip=size.flip),
         seed=seed,
         **data.options,
     )
@@ -256,10 +259,14 @@ def measure(model: nn.Module, size: Size, data: Data, final: bool) -> dict[str, 
 
 
 def run(size: Size, arm: Arm, k: int, alpha: float | None, seed: int, data: Data, final: bool = True) -> dict[str, Any]:
-    """Train and measure; return what is known of the run, ready for JSON. `cpu_seconds` are those of this whole process."""
+    """Train and measure; return what is known of the run, ready for JSON.
+
+    `cpu_seconds` are those of the training, in all threads of this process; `seconds` those of the whole run.
+    """
     if size.device == "cpu":
         torch.set_num_threads(1)
     wall, cpu = time.perf_counter(), time.process_time()
     model, count = train(size, arm, k, alpha, seed, data)
-    spent = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-    return {**count, **spent, **measure(model, size, data, final)}
+    spent = round(time.process_time() - cpu, 1)
+    found = measure(model, size, data, final)
+    return {**count, "cpu_seconds": spent, "seconds": round(time.perf_counter() - wall, 1), **found}
