@@ -142,7 +142,7 @@ def write_report(folder: Path, planned: dict[str, int], total: int) -> str:
         parts.append(f"No final run yet: {'; '.join(missing)}.")
     parts += ["Means over the seeds of each arm:", mean_table(records, arms)]
     for against in ("mixup", "no mixing"):
-        if against in arms:
+        if against in arms and len(arms) > 1:
             parts.append(f"Paired differences to {against}, with 95% bootstrap intervals from five seeds on:")
             rows = [
                 [arm, str(len(paired_differences(records, arm, against, "accuracy, %")))]
