@@ -164,6 +164,15 @@ def test_an_unknown_arm_and_too_few_images_are_one_line(data: Path, study: Any) 
         study.Data(data, small)
 
 
+def test_a_run_is_not_written_to_a_file_that_was_replaced(tmp_path: Path, study: Any) -> None:
+    with closing(study.Study(tmp_path, {"epochs": 1})) as opened:
+        text = opened.path.read_text()
+        opened.path.unlink()  # as a version control system does
+        opened.path.write_text(text)
+        with pytest.raises(SystemExit, match=r"runs.jsonl was replaced while the study ran; start it again"):
+            opened.add({"arm": "mixup"})
+
+
 def test_arms_of_equal_updates_make_equal_updates(study: Any) -> None:
     for size in study.SIZES.values():
         assert size.train % (size.batch_size * study.K) == 0

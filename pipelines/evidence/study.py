@@ -177,6 +177,10 @@ class Study:
         self.records.append(record)
 
     def _write(self, line: dict[str, Any]) -> None:
+        if not self.path.exists() or not os.path.samefile(self.path, self.file.fileno()):
+            raise SystemExit(
+                f"study.py: {self.path} was replaced while the study ran; start it again to go on with that file"
+            )
         self.file.write(json.dumps(line).encode() + b"\n")
         self.file.flush()
         os.fsync(self.file.fileno())
