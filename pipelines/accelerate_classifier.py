@@ -1,7 +1,7 @@
 """Train with Accelerate: `prepare` gets the model and the optimizer, `register_for_checkpointing` gets the loader.
 
-    accelerate launch pipelines/accelerate_classifier.py shards/train --val shards/val --num-classes 3
-    accelerate launch pipelines/accelerate_classifier.py ... --resume out/checkpoint
+accelerate launch pipelines/accelerate_classifier.py shards/train --val shards/val --num-classes 3
+accelerate launch pipelines/accelerate_classifier.py ... --resume out/checkpoint
 """
 
 from __future__ import annotations

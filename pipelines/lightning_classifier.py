@@ -1,7 +1,7 @@
 """Train with Lightning: the loader goes straight into `Trainer.fit`, and its position into Lightning's own checkpoints.
 
-    python pipelines/lightning_classifier.py shards/train --val shards/val --num-classes 3 --devices 2
-    python pipelines/lightning_classifier.py ... --resume out/checkpoints/last.ckpt
+python pipelines/lightning_classifier.py shards/train --val shards/val --num-classes 3 --devices 2
+python pipelines/lightning_classifier.py ... --resume out/checkpoints/last.ckpt
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train with the Hugging Face Trainer: an adapter makes dicts of the batches, a callback keeps the loader's position.
 
-    python pipelines/transformers_classifier.py shards/train --val shards/val --num-classes 3
-    python pipelines/transformers_classifier.py ... --resume out/checkpoint-500
+python pipelines/transformers_classifier.py shards/train --val shards/val --num-classes 3
+python pipelines/transformers_classifier.py ... --resume out/checkpoint-500
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from train_classifier import make_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -20,10 +19,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from multimix_pipe import EvalTransform, Loader, MultiMix, MultiMixLoss, TrainTransform, open_loader
 
 STATE = "multimix_pipe.json"
+# the loader resumes itself, so the Trainer must not skip batches
+FIXED: dict[str, Any] = {"ignore_data_skip": True, "report_to": [], "label_names": ["labels"]}
 
 
-class Dicts:
-    """A loader whose batches are dicts, as the Trainer wants them."""
+class Adapter(TrainerCallback):  # type: ignore[misc]
+    """A loader whose batches are dicts, and whose position goes into each checkpoint."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -36,13 +37,6 @@ class Dicts:
         for images, targets in self.loader:
             yield {"pixel_values": images, "labels": targets}
 
-
-class KeepPosition(TrainerCallback):  # type: ignore[misc]
-    """Writes the loader's position into each checkpoint."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **more: Any) -> None:
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -50,16 +44,16 @@ class KeepPosition(TrainerCallback):  # type: ignore[misc]
 
 
 class LoaderTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer over two loaders."""
+    """A Trainer over two loaders, with a loss for mixed rows and for class ids."""
 
     def __init__(self, *, train: Loader, val: Loader, **options: Any) -> None:
-        super().__init__(callbacks=[KeepPosition(train)], **options)
-        self.train_batches, self.val_batches = Dicts(train), Dicts(val)
+        self.train_batches, self.val_batches = Adapter(train), Adapter(val)
+        super().__init__(callbacks=[self.train_batches], **options)
 
-    def get_train_dataloader(self) -> Dicts:
+    def get_train_dataloader(self) -> Adapter:
         return self.train_batches
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Dicts:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Adapter:
         return self.val_batches
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
@@ -68,29 +62,12 @@ class LoaderTrainer(Trainer):  # type: ignore[misc]
             self.train_batches.loader.load_state_dict(state)
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
-
-class Classifier(nn.Module):
-    """Returns loss and logits, as the Trainer wants them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.loss = model, MultiMixLoss()
-
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.model(pixel_values)
-        loss = self.loss(logits, labels) if labels.is_floating_point() else nn.functional.cross_entropy(logits, labels)
-        return {"loss": loss, "logits": logits}
-
-
-def accuracy(found: Any) -> dict[str, float]:
-    """Return the top-1 accuracy."""
-    return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
-
-
-def settings(out: str, epochs: int, cpu: bool, **more: Any) -> TrainingArguments:
-    """Return the arguments that this needs: the loader resumes itself, so the Trainer must not skip batches."""
-    fixed = {"ignore_data_skip": True, "remove_unused_columns": False, "report_to": [], "label_names": ["labels"]}
-    return TrainingArguments(output_dir=out, num_train_epochs=epochs, use_cpu=cpu, **fixed, **more)
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **more: Any
+    ) -> Any:
+        logits = model(inputs["pixel_values"])
+        loss = MultiMixLoss()(logits, inputs["labels"])
+        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
 
 
 def main() -> None:
@@ -104,12 +81,15 @@ def main() -> None:
     parser.add_argument("--save-steps", type=int, default=500)
     parser.add_argument("--resume", help="checkpoint folder to continue from")
     args = parser.parse_args()
-    arguments = settings(args.out, args.epochs, args.cpu, save_steps=args.save_steps)
+    arguments = TrainingArguments(
+        args.out, num_train_epochs=args.epochs, use_cpu=args.cpu, save_steps=args.save_steps, **FIXED
+    )
     common = {"num_classes": args.num_classes, "batch_size": 8, "device": arguments.device}
     train = open_loader(args.train, mix=MultiMix(k=2), transform=TrainTransform(size=32), **common)
     val = open_loader(args.val, transform=EvalTransform(size=32), **common)
-    model = Classifier(make_model("small", args.num_classes))
-    trainer = LoaderTrainer(model=model, args=arguments, train=train, val=val, compute_metrics=accuracy)
+    model = make_model("small", args.num_classes)
+    metrics = lambda found: {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}  # noqa: E731
+    trainer = LoaderTrainer(model=model, args=arguments, train=train, val=val, compute_metrics=metrics)
     with train, val:
         trainer.train(resume_from_checkpoint=args.resume)
         print(f"accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
