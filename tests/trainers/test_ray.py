@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.processes import ROOT, environment
+
 ray = pytest.importorskip("ray", reason="Ray has no wheel for this Python")
 
 
@@ -36,6 +38,8 @@ def test_a_run_whose_worker_dies_ends_as_one_that_nothing_happened_to(
 
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))  # else Ray writes one to the home folder
     (tmp_path / "token").write_text(secrets.token_hex(32))
+    paths = [str(ROOT / "pipelines"), environment()["PYTHONPATH"]]  # for the workers
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     ray.init(num_cpus=2, include_dashboard=False)
     try:
         whole = weights(data, tmp_path / "whole")
