@@ -250,8 +250,13 @@ def run_parts(
     return status
 
 
-def run_script(script: str, *options: object, limit: float | None) -> dict[str, Any]:
-    """Run the benchmark `script`, a path relative to bench/; return its figures, and how it failed if it did."""
+def run_script(
+    script: str, *options: object, limit: float | None, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run the benchmark `script`, a path relative to bench/; return its figures, and how it failed if it did.
+
+    `variables` are added to its environment.
+    """
     # local paths mean nothing to a reader of the results
     shown = [
         ("FOLDER" if option.is_dir() else option.name) if isinstance(option, Path) else option for option in options
@@ -259,19 +264,23 @@ def run_script(script: str, *options: object, limit: float | None) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "figures.json"
         command = [str(ROOT / "bench" / script), *map(str, options), "--json", str(path)]
-        failure = run_python(command, limit)
+        failure = run_python(command, limit, variables)
         figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     figures.pop("machine", None)  # the run records it once
-    return {**figures, "command": shlex.join(["python", f"bench/{script}", *map(str, shown)]), **failure}
+    settings = [f"{name}={value}" for name, value in (variables or {}).items()]
+    return {**figures, "command": shlex.join([*settings, "python", f"bench/{script}", *map(str, shown)]), **failure}
 
 
-def run_python(arguments: list[str], limit: float | None, **options: Any) -> dict[str, str]:
+def run_python(
+    arguments: list[str], limit: float | None, variables: Mapping[str, str] | None = None, **options: Any
+) -> dict[str, str]:
     """Run Python in the repository's root for at most `limit` seconds; return {} or {"failed": reason}.
 
-    `options` are passed to subprocess.run.
+    `variables` are added to the environment, `options` are passed to subprocess.run.
     """
     print(f"\n== {shlex.join(arguments)}", flush=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, **(variables or {})}
     try:
         done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, timeout=limit, **options)
     except subprocess.TimeoutExpired:

@@ -1,10 +1,11 @@
 """Would the torch backend keep 16 and 32 cores busy? Images per second where decoding is a wait that takes no core.
 
-    python bench/many_cores.py [--threads 4 16 32] [--ms 2.1]
+    python bench/many_cores.py [--threads 4 16 32] [--ms 2.1] [--resizing 0.2]
 
 `simplejpeg.decode_jpeg` becomes a wait of --ms (2.1: decode and resize of a photo on a core of a cloud's Xeon) that holds neither
 a core nor the interpreter's lock, so that a machine of two cores can show what would hold sixteen back. At most --threads waits
-run at once. All else is real: 110 KB are read for each image, copied into the batch, normalised.
+run at once. All else is real: 110 KB are read for each image, copied into the batch, normalised. With --resizing, crops are
+resized too, and that share of the wait takes the place of `torch.nn.functional.interpolate`: more threads then want the lock.
 
 The limit is a bare pool of as many threads that do nothing but wait. The CPU time of an image is set against that of the same
 reads, copies and normalising, called one after the other by one thread. All three are measured in turn.
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from data import NUMBER_AT, SIDE, open_backend, padded_jpeg, padded_shards, repeated
 from harness import forever, parser, ratio, report
 from multimix_pipe import TrainTransform
+from multimix_pipe.native.short_jpeg import place_of_height
 from multimix_pipe.runtime.context import LoaderContext
 from multimix_pipe.runtime.kernels import host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
@@ -45,18 +47,28 @@ AHEAD = 12
 
 
 class Waiting:
-    """Stands in for `simplejpeg.decode_jpeg`: waits, then returns an image that was decoded beforehand."""
+    """Stands in for decoding and resizing: waits, then returns an image that was made beforehand."""
 
-    def __init__(self, seconds: float, at_once: int) -> None:
-        self._seconds, self._slots = seconds, threading.Semaphore(at_once)
+    def __init__(self, decoding: float, resizing: float, at_once: int) -> None:
+        self._decoding, self._resizing, self._slots = decoding, resizing, threading.Semaphore(at_once)
         self.images: list[NDArray[np.uint8]] = [
             simplejpeg.decode_jpeg(padded_jpeg(number), colorspace="RGB") for number in range(256)
         ]
+        self._height_at = place_of_height(np.frombuffer(padded_jpeg(0), dtype=np.uint8))
+        self._resized = torch.empty(1, 3, SIDE, SIDE, dtype=torch.uint8).to(memory_format=torch.channels_last)
 
-    def __call__(self, data: NDArray[np.uint8], *args: object, **options: object) -> NDArray[np.uint8]:
+    def decode_jpeg(self, data: NDArray[np.uint8], *args: object, **options: object) -> NDArray[np.uint8]:
+        """Wait in the place of `simplejpeg.decode_jpeg`."""
         with self._slots:
-            time.sleep(self._seconds)
-        return self.images[int(data[NUMBER_AT])]
+            time.sleep(self._decoding)
+        rows = int(data[self._height_at]) << 8 | int(data[self._height_at + 1])
+        return self.images[int(data[NUMBER_AT])][:rows]
+
+    def interpolate(self, *args: object, **options: object) -> torch.Tensor:
+        """Wait in the place of `torch.nn.functional.interpolate`."""
+        with self._slots:
+            time.sleep(self._resizing)
+        return self._resized
 
 
 class BareCalls:
@@ -102,35 +114,41 @@ def taken(batches: Iterator[object], batch_size: int, seconds: float) -> tuple[f
     return images / spent, 1e6 * (time.process_time() - cpu) / images
 
 
-def bare_pool(threads: int, wait: float, seconds: float) -> float:
-    """Return how many waits per second threads complete that do nothing else."""
+def bare_pool(threads: int, waits: tuple[float, float], seconds: float) -> float:
+    """Return how many images per second threads complete that only do the waits of each, in seconds."""
     stop = time.perf_counter() + seconds
 
-    def waits(_: int) -> int:
+    def work(_: int) -> int:
         done = 0
         while time.perf_counter() < stop:
-            time.sleep(wait)
+            for wait in waits:
+                if wait:
+                    time.sleep(wait)
             done += 1
         return done
 
     start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        done = sum(pool.map(waits, range(threads)))
+        done = sum(pool.map(work, range(threads)))
     return done / (time.perf_counter() - start)
 
 
-def measured(threads: int, wait: float, batch_size: int, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Return all figures for a number of threads, one value per round."""
-    found, waiting = defaultdict(list), Waiting(wait, threads)
-    whole = TrainTransform(size=SIDE, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    options: dict[str, Any] = {"num_threads": threads, "batch_size": batch_size, "transform": whole}
+def measured(
+    threads: int, waits: tuple[float, float], batch_size: int, seconds: float, rounds: int
+) -> dict[str, list[float]]:
+    """Return all figures for a number of threads, one value per round. waits: seconds of decoding and of resizing."""
+    found, waiting = defaultdict(list), Waiting(*waits, threads)
+    area = 0.9 if waits[1] else 1.0
+    transform = TrainTransform(size=SIDE, scale=(area, area), ratio=(1.0, 1.0))
+    options: dict[str, Any] = {"num_threads": threads, "batch_size": batch_size, "transform": transform}
     options |= {"shards": repeated(padded_shards(512, 4), EPOCH // 512)}
-    decoding = mock.patch.object(simplejpeg, "decode_jpeg", waiting)
-    with decoding, open_backend("torch", k=None, **options) as loader:
+    decoding = mock.patch.object(simplejpeg, "decode_jpeg", waiting.decode_jpeg)
+    resizing = mock.patch.object(torch.nn.functional, "interpolate", waiting.interpolate)
+    with decoding, resizing, open_backend("torch", k=None, **options) as loader:
         batches, bare = forever(loader), BareCalls(loader.context, waiting.images)
         for turn in range(rounds + 1):
             rate, cost = taken(batches, batch_size, seconds)
-            figures = {"images/s": rate, "bare pool": bare_pool(threads, wait, seconds), "CPU us": cost}
+            figures = {"images/s": rate, "bare pool": bare_pool(threads, waits, seconds), "CPU us": cost}
             figures["bare calls, CPU us"] = bare.cost(-(-2048 // batch_size))
             for name, value in figures.items() if turn else ():
                 found[name].append(value)
@@ -138,13 +156,14 @@ def measured(threads: int, wait: float, batch_size: int, seconds: float, rounds:
 
 
 def main() -> None:
-    arguments = parser(__doc__, ms=2.1, batch_size=64, seconds=3.0)
+    arguments = parser(__doc__, ms=2.1, resizing=0.0, batch_size=64, seconds=3.0)
     arguments.add_argument("--threads", type=int, nargs="+", default=[4, 16, 32], help="default: 4 16 32")
     args = arguments.parse_args()
-    print(f"{args.ms} ms of waiting an image, B = {args.batch_size}, {SIDE}x{SIDE} float32, not mixed")
-    results = {}
+    about = f"B = {args.batch_size}, {SIDE}x{SIDE} float32, not mixed"
+    print(f"{args.ms} ms of waiting an image, {args.resizing:.0%} of it in resizing, {about}")
+    results, waits = {}, (args.ms / 1e3 * (1 - args.resizing), args.ms / 1e3 * args.resizing)
     for threads in args.threads:
-        values = measured(threads, args.ms / 1e3, args.batch_size, args.seconds, args.rounds)
+        values = measured(threads, waits, args.batch_size, args.seconds, args.rounds)
         share = ratio(values["images/s"], values["bare pool"])
         cost = ratio(values["CPU us"], values["bare calls, CPU us"])
         target = f" (target: {SHARES[threads]})" if threads in SHARES else ""
@@ -156,7 +175,17 @@ def main() -> None:
         )
         results[threads] = {"values": values, "share_of_pool": share, "cpu_to_bare_calls": cost}
     targets = {"share_of_pool": SHARES, "cpu_to_bare_calls": COST}
-    report(__doc__, {"ms": args.ms, "batch_size": args.batch_size, "threads": results, "targets": targets}, args.json)
+    report(
+        __doc__,
+        {
+            "ms": args.ms,
+            "resizing": args.resizing,
+            "batch_size": args.batch_size,
+            "threads": results,
+            "targets": targets,
+        },
+        args.json,
+    )
 
 
 if __name__ == "__main__":

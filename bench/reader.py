@@ -1,4 +1,4 @@
-"""Does reading keep up? Samples a second of reading alone, and of loading while each read takes 2 ms longer.
+"""Does reading keep up? Samples per second of reading alone, and of loading while each read takes 2 ms longer.
 
     python bench/reader.py [--shards FOLDER] [--delay 2]
 
@@ -39,7 +39,7 @@ def forget(loader: Loader) -> None:
 
 
 def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
-    """Samples a second of the loader's read-ahead, in the order of an epoch, nothing decoded."""
+    """Samples per second of the loader's read-ahead, in the order of an epoch, nothing decoded."""
     context = loader.context
     size = context.config.batch_size
     plans = [context.plan.step(0, first, first + size) for first in range(0, steps * size, size)]
@@ -59,7 +59,7 @@ def reading(loader: Loader, steps: int, before: Callable[[], None] = lambda: Non
 
 
 def loading(loader: Loader, steps: int) -> Callable[[], float]:
-    """Images a second of a loader, from the sixth batch of an iteration of its own on."""
+    """Images per second of a loader, from the sixth batch of an iteration of its own on."""
     return lambda: rate(forever(loader), loader.context.config.batch_size, steps)()
 
 

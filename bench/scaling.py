@@ -1,4 +1,4 @@
-"""How does the rate grow with the cores? Images a second by number of threads: both backends, the usual DataLoader, bare threads.
+"""How does the rate grow with the cores? Images per second by number of threads: both backends, a DataLoader, bare threads.
 
     python bench/scaling.py [--shards FOLDER] [--threads 1 2 4 8 16] [--chart FILE.png]
 
@@ -36,7 +36,7 @@ MAX_BARE = 2048
 
 
 def rates(name: str, setting: Setting, epoch: int, rounds: int, seconds: float) -> list[float]:
-    """Images a second of a contender, a value a round."""
+    """Images per second of a contender, one per round."""
     multiprocessing.set_start_method(None, force=True)  # the DataLoader's workers start as they do in a user's program
     contender = CONTENDERS[name]
     batches, (each, more) = contender.load()(setting), contender.queued
@@ -81,8 +81,9 @@ def bare_rates(setting: Setting, rounds: int, seconds: float) -> list[float]:
         together(lambda row: row < len(encoded))  # as the loader's first epoch: each image as a whole
         found = []
         for _ in range(rounds):
-            stop = time.perf_counter() + seconds
-            found.append(together(lambda row, stop=stop: time.perf_counter() < stop) / seconds)  # type: ignore[misc]
+            start = time.perf_counter()
+            done = together(lambda row, stop=start + seconds: time.perf_counter() < stop)  # type: ignore[misc]
+            found.append(done / (time.perf_counter() - start))
     return found
 
 
@@ -108,7 +109,7 @@ def draw(path: Path, medians: Mapping[str, Mapping[int, float]], subtitle: str) 
     axes.grid(color="#d8d8d8")
     axes.set_xlabel("threads, or worker processes")
     axes.set_ylabel("images/s")
-    axes.set_title(f"Images a second by number of threads\n{subtitle}\n{machine_line()}", loc="left", fontsize=10)
+    axes.set_title(f"Images per second by number of threads\n{subtitle}\n{machine_line()}", loc="left", fontsize=10)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

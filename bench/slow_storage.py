@@ -1,4 +1,4 @@
-"""Does reading hide the waits of slow storage? Samples a second read ahead, and an index built, while each read waits.
+"""Does reading hide the waits of slow storage? Samples per second read ahead, and an index built, while each read waits.
 
     python bench/slow_storage.py [--milliseconds 0 1 20]
 
@@ -61,7 +61,7 @@ def run_python(milliseconds: float) -> None:
 
 
 def reading(context: LoaderContext, busy: float, duration: float) -> float:
-    """Samples a second of reading ahead."""
+    """Samples per second of reading ahead."""
     prefetcher = Prefetcher(context)
     read, start, taken = prefetcher.read(steps(context)), time.perf_counter(), 0
     for number in count():

@@ -78,8 +78,6 @@ def main() -> None:
     device, shards = torch.device(args.device), repeated(folder, args.repeat)
     on_gpu = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    network: Any = make_network(args.network, num_classes, args.width).to(device)
-    pace = pace_of(network.to(memory_format=torch.channels_last) if on_gpu else network, args.steps, device)
     options: dict[str, Any] = {
         "shards": shards,
         "batch_size": args.batch_size,
@@ -89,7 +87,10 @@ def main() -> None:
     options |= {"transform": TrainTransform(size=args.size), "channels_last": on_gpu}
     options |= {"dtype": "bfloat16" if on_gpu else "float32"}
     loaders = {backend: open_backend(backend, k=args.k or None, **options) for backend in ("dali", "torch")}
-    first: Any = next(iter(loaders["torch"]))
+    first: Any = [next(iter(loader)) for loader in loaders.values()][-1]
+    # not before: torchvision would load an older nvJPEG than DALI's
+    network: Any = make_network(args.network, num_classes, args.width).to(device)
+    pace = pace_of(network.to(memory_format=torch.channels_last) if on_gpu else network, args.steps, device)
     resident = (first.images.clone(memory_format=torch.preserve_format), first.targets.clone())
     del first
     contenders = {RESIDENT: pace(repeat(resident))}

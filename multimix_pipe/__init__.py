@@ -22,26 +22,35 @@ from multimix_pipe.mixing import MixPlan, MultiMix
 if TYPE_CHECKING:
     from multimix_pipe.batch import Batch, apply_mix, mix_batch
     from multimix_pipe.loader import Loader, open_loader
+    from multimix_pipe.training.evaluation import FGSM, PGD, evaluate
     from multimix_pipe.training.losses import MultiMixLoss
-    from multimix_pipe.training.metrics import mixed_accuracy
+    from multimix_pipe.training.manifold import ManifoldMix
+    from multimix_pipe.training.metrics import MixedAccuracy, mixed_accuracy
+    from multimix_pipe.training.puzzle import PuzzleMix
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FGSM",
+    "PGD",
     "BadSampleError",
     "Batch",
     "ConfigError",
     "EvalTransform",
     "Loader",
+    "ManifoldMix",
     "MissingBackendError",
     "MixPlan",
+    "MixedAccuracy",
     "MultiMix",
     "MultiMixError",
     "MultiMixLoss",
+    "PuzzleMix",
     "ShardError",
     "StateMismatchError",
     "TrainTransform",
     "apply_mix",
+    "evaluate",
     "mix_batch",
     "mixed_accuracy",
     "open_loader",
@@ -53,7 +62,13 @@ _LAZY = {
     "mix_batch": "multimix_pipe.batch",
     "Loader": "multimix_pipe.loader",
     "open_loader": "multimix_pipe.loader",
+    "FGSM": "multimix_pipe.training.evaluation",
+    "PGD": "multimix_pipe.training.evaluation",
+    "evaluate": "multimix_pipe.training.evaluation",
     "MultiMixLoss": "multimix_pipe.training.losses",
+    "MixedAccuracy": "multimix_pipe.training.metrics",
+    "ManifoldMix": "multimix_pipe.training.manifold",
+    "PuzzleMix": "multimix_pipe.training.puzzle",
     "mixed_accuracy": "multimix_pipe.training.metrics",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,11 @@ class Batch:
         ]
         dtype = str(self.images.dtype).removeprefix("torch.")
         return f"Batch(images {shapes[0]} {dtype} on {self.images.device}, targets {shapes[1]}, {self.plan!r})"
+
+    def __replace__(self, **changes: Any) -> Batch:
+        """Return the batch with some of the constructor's arguments changed: `copy.replace(batch, images=...)` calls this."""
+        names = [name for name in self.__slots__ if name.strip("_") != "weakref"]
+        return Batch(**{name.strip("_"): getattr(self, name) for name in names} | changes)
 
     def __reduce__(self) -> tuple[type[Batch], tuple[object, ...]]:
         part = self._converted(_without_the_rest_of_its_storage)
@@ -241,6 +247,10 @@ def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_clas
     if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(
             f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
+        )
+    if type(plan) is not MixPlan:
+        raise ConfigError(
+            f"apply_mix executes a MixPlan, such as the batch.plan.mix of a loader; found {type(plan).__name__}"
         )
     rows = len(images)
     if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):

@@ -49,9 +49,13 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_label(label: object) -> None:
-    """Raise ConfigError unless `label` is "cls" or "json:KEY"."""
-    if not isinstance(label, str) or not (label == "cls" or (label.startswith("json:") and len(label) > 5)):
-        raise ConfigError(f'label must be "cls" or "json:KEY" (KEY: a field of the sample\'s json); found {label!r}')
+    """Raise ConfigError unless `label` is "cls", "txt", "folder", "json:KEY" or None."""
+    known = isinstance(label, str) and (label in ("cls", "txt", "folder") or (label[:5] == "json:" and label[5:]))
+    if label is not None and not known:
+        raise ConfigError(
+            'label must be "cls", "txt", "folder", "json:KEY" (KEY: a field of the sample\'s json) or None (no labels); '
+            f"found {label!r}"
+        )
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
@@ -76,6 +80,12 @@ def _check_channels(name: str, value: object, *, positive: bool) -> None:
         raise ConfigError(f"{name} must hold three numbers, one per colour channel; found {value!r}")
     for number in value:
         check_number(name, number, 0.0 if positive else -math.inf, open_low=positive)
+    if not positive and max(value) > 1:
+        scaled = ", ".join(f"{number / 255:.3f}" for number in value)
+        raise ConfigError(
+            f"{name} must be that of pixels in [0, 1]; found {tuple(value)}. Divide mean and std of pixels in [0, 255] by 255: "
+            f"mean=({scaled})"
+        )
 
 
 def _height_width(name: str, size: object) -> tuple[int, int]:

@@ -31,3 +31,9 @@ class StateMismatchError(MultiMixError):
 def printable(text: str) -> str:
     """Escape unprintable characters in `text`: keys come from untrusted shards and must not control a terminal."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return e.g. "1 shard" or "1,200 shards"; `noun` is the singular."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"

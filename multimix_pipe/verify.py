@@ -23,11 +23,13 @@ from multimix_pipe.loader import Source
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.native.decode import UndecodableError, decode_indexed
 from multimix_pipe.runtime.bad_samples import Unusable, read_sample
+from multimix_pipe.shards.classes import Classes
 from multimix_pipe.shards.cores import usable_cores
 from multimix_pipe.shards.index import Index, open_index
-from multimix_pipe.shards.listing import list_shards
+from multimix_pipe.shards.listing import distinct_names, list_shards
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.shards.reader import ShardReader
+from multimix_pipe.shards.storage import redacted
 
 Encoded = NDArray[np.uint8]
 DecodeCheck = Callable[[Sequence[Encoded], Sequence[tuple[int, int]]], list[str | None]]
@@ -42,7 +44,7 @@ class BadSample:
     """A sample that cannot be trained on."""
 
     shard: str
-    """Base name."""
+    """Base name, with folders before it if several shards have that name."""
     key: str
     reason: str
 
@@ -54,7 +56,7 @@ class BadSample:
 
 @dataclass(frozen=True)
 class BadShard:
-    """A shard that is missing, damaged or cannot be indexed. Only its samples before the damage are verified."""
+    """A shard that is missing, damaged or cannot be indexed, or a folder that lacks shards. What is there is verified."""
 
     shard: str
     """Path, or the name given in `source`."""
@@ -80,7 +82,9 @@ class VerifyReport:
 def verify(
     source: Source,
     *,
-    label: str = "cls",
+    label: str | None = "cls",
+    classes: Classes | None = None,
+    label_offset: int = 0,
     cache_dir: str | PathLike[str] | None = None,
     backend: Backend = "auto",
     workers: int | None = None,
@@ -89,10 +93,10 @@ def verify(
 ) -> VerifyReport:
     """Read and decode every sample of `source` in `workers` threads (None: one per usable core).
 
-    `source`, `label`, `cache_dir` and `backend` are those of `open_loader`. A sample is bad if the index has a problem for
-    it, if the backend's decoder cannot decode it in full on the CPU, or if its size differs from the indexed size. Training may
-    succeed on a bad sample, on a GPU or if the damage lies outside the crop, but it fails on no other sample. `found` is called
-    with each bad sample and shard as soon as it is found.
+    `source`, `label`, `classes`, `label_offset`, `cache_dir` and `backend` are those of `open_loader`. A sample is bad if the
+    index has a problem for it, if the backend's decoder cannot decode it in full on the CPU, or if its size differs from the
+    indexed size. Training may succeed on a bad sample, on a GPU or if the damage lies outside the crop, but it fails on no
+    other sample. `found` is called with each bad sample and shard as soon as it is found.
 
     A shard that cannot be indexed to its end is reported, and the other shards are verified. Raises ShardError if none of the
     shards exists, and MultiMixError if an index cannot be written.
@@ -102,10 +106,21 @@ def verify(
     shards, bad_shards = _list_present(source, cache_dir, progress)
     indexes, damaged = _open_sound(
         shards,
-        partial(open_index, label=label, cache_dir=cache_dir, progress=progress, workers=workers, keep_damaged=True),
+        partial(
+            open_index,
+            label=label,
+            classes=classes,
+            label_offset=label_offset,
+            cache_dir=cache_dir,
+            progress=progress,
+            workers=workers,
+            keep_damaged=True,
+        ),
     )
     bad_shards += damaged
-    bad_shards += [BadShard(str(shard), reason) for index in indexes for shard, reason in index.damage]
+    listed = dict.fromkeys((path, reason) for index in indexes for path, reason in index.damage)
+    bad_shards += [BadShard(redacted(str(path)), reason) for path, reason in listed]
+    names = dict(zip(shards, distinct_names(shards), strict=True))
     for shard in bad_shards:
         found(shard)
     bad = []
@@ -119,7 +134,7 @@ def verify(
                 for sample_ids, reasons in _check_all(index, check, pool, 2 * threads):
                     for sample_id, reason in zip(sample_ids, reasons, strict=True):
                         if reason is not None:
-                            shard_name = index.shards[index.shard[sample_id]].name
+                            shard_name = names[index.shards[index.shard[sample_id]]]
                             bad.append(BadSample(shard_name, index.key(sample_id), reason))
                             found(bad[-1])
                     bar.update(len(sample_ids))
@@ -127,7 +142,7 @@ def verify(
         pool.shutdown(cancel_futures=True)  # after an interrupt, drop what has not started
     return VerifyReport(
         backend=chosen,
-        shards=sum(len(index.shards) - len(index.damage) for index in indexes),
+        shards=sum(len(set(index.shards) - {path for path, _ in index.damage}) for index in indexes),
         samples=count,
         without_image=sum(index.without_image for index in indexes),
         bad=tuple(bad),
@@ -184,7 +199,7 @@ def _list_present(
             try:
                 present += list_them(name)
             except ShardError as error:
-                missing.append(BadShard(name, str(error)))
+                missing.append(BadShard(redacted(name), str(error)))
     if not present:
         raise first
     return list_them(present), missing  # refuses a shard that is named twice

@@ -80,7 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("train", help="training shards: a path, glob, brace pattern or folder")
     parser.add_argument("--val", help="validation shards")
-    parser.add_argument("--num-classes", type=int, required=True)
+    parser.add_argument(
+        "--num-classes", type=int, help="default: the number of names in classes.json beside the shards"
+    )
     parser.add_argument("--model", default="small", help='"small" or module:function, e.g. torchvision.models:resnet50')
     parser.add_argument("--epochs", type=int, default=90)
     parser.add_argument(
@@ -117,7 +119,6 @@ def main() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() and args.device != "cpu" else "gloo")
     torch.manual_seed(args.seed)
     common = {
-        "num_classes": args.num_classes,
         "backend": args.backend,
         "device": args.device,
         "seed": args.seed,
@@ -127,19 +128,27 @@ def main() -> None:
     train = open_loader(
         args.train,
         batch_size=args.batch_size,
+        num_classes=args.num_classes,
         mix=mix,
         transform=TrainTransform(size=args.size),
         **common,
     )
     val = None
     if args.val:
-        val = open_loader(args.val, batch_size=2 * args.batch_size, transform=EvalTransform(size=args.size), **common)
+        val = open_loader(
+            args.val,
+            batch_size=2 * args.batch_size,
+            num_classes=train.num_classes,
+            classes=train.classes,
+            transform=EvalTransform(size=args.size),
+            **common,
+        )
     device, leads = train.device, not dist.is_initialized() or dist.get_rank() == 0
     if device.type == "cuda":
         torch.cuda.set_device(device)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    model = make_model(args.model, args.num_classes).to(device)
+    model = make_model(args.model, train.num_classes).to(device)
     wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
     optimizer = torch.optim.SGD(
         model.parameters(), lr=args.lr, momentum=0.9, nesterov=True, weight_decay=args.weight_decay

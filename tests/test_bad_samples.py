@@ -247,7 +247,7 @@ def test_where_no_sample_has_a_label_the_opening_says_so(
         opened(own_shards, backend=backend, label="json:class", on_bad_sample=policy)
 
 
-@pytest.mark.parametrize(("cls", "reason"), [(None, PROBLEMS[3]), (b"tench", PROBLEMS[4])])
+@pytest.mark.parametrize(("cls", "reason"), [(None, PROBLEMS[3]), (b"tench", f"{PROBLEMS[4]}; found 'tench'")])
 def test_one_label_that_is_missing_or_no_number_is_an_error_before_training_starts(
     opened: Open, tmp_path: Path, backend: str, cls: bytes | None, reason: str
 ) -> None:

@@ -73,7 +73,7 @@ def test_an_interrupt_prints_what_was_measured_and_ends_with_130(
         (["--seconds", "0"], "--seconds must be a finite number"),
         (["--seconds", "soon"], "invalid float value: 'soon'"),
         (["--device", "abacus"], "device must be"),
-        (["--label", "name"], 'label must be "cls" or "json:KEY"'),
+        (["--label", "name"], 'label must be "cls", "txt", "folder", "json:KEY"'),
     ],
 )
 def test_what_cannot_work_is_one_line_and_status_2(

@@ -257,8 +257,7 @@ def test_16_bit_results_are_rounded_as_torch_rounds(dtype: torch.dtype) -> None:
 
 def test_without_numba_mixing_still_works_and_says_so_once() -> None:
     program = """
-import logging, sys
-logging.basicConfig(level=logging.INFO, format="%(message)s")
+import sys
 sys.modules["numba"] = None
 import torch
 from multimix_pipe import MultiMix, mix_batch

@@ -17,6 +17,7 @@ from multimix_pipe import EvalTransform, MultiMix, TrainTransform, __version__, 
 from multimix_pipe.cli import main
 from multimix_pipe.cli.demo.shapes import OUTLINES, write_shapes
 from multimix_pipe.cli.picture import to_pixels
+from multimix_pipe.cli.preview import distinct_pairs
 from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.shards.pack import pack
 
@@ -52,7 +53,7 @@ def command(*argv: str) -> subprocess.CompletedProcess[str]:
         (["demo", "--data", "nowhere.zip"], "nowhere.zip"),
         (["demo", "--epochs", "1", "--minutes", "1"], "not allowed with argument"),
         (["demo", "--test-data", "nowhere.tar"], "--test-data needs --data"),
-        (["pack", "nowhere", "out"], "nowhere: required a folder or zip"),
+        (["pack", "nowhere", "out"], "nowhere: required a folder, zip or tar"),
         (["bake"], "invalid choice: 'bake'"),
         ([], "COMMAND"),
     ],
@@ -111,7 +112,7 @@ def test_help_names_the_commands_and_loads_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
-    for name in ("demo", "pack", "index", "verify", "preview", "doctor"):
+    for name in ("demo", "pack", "index", "verify", "preview", "report", "doctor"):
         assert f"\n    {name} " in done.stdout
 
 
@@ -125,7 +126,7 @@ def test_log_lines_go_to_stderr_and_the_handler_is_gone_afterwards(
 ) -> None:
     for _ in range(2):
         assert main(["preview", str(shards), "-o", str(tmp_path / "a.png"), "--backend", "torch", "--size", "16"]) == 0
-        assert capsys.readouterr().err.count("multimix-pipe: 20 samples, backend torch on cpu") == 1
+        assert capsys.readouterr().err.count("multimix-pipe: 20 samples, backend torch on cpu") == 2  # mixed and plain
 
 
 def test_doctor_finds_nothing_wrong_here() -> None:
@@ -158,20 +159,25 @@ def test_preview_shows_the_rows_of_the_loader_from_x_to_its_partner(shards: Path
     assert main(argv) == 0
     picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
 
-    settings = {"num_classes": len(OUTLINES), "seed": 3, "backend": "torch", "batch_size": pairs}
+    settings = {"num_classes": len(OUTLINES), "seed": 3, "backend": "torch", "batch_size": 3 * pairs}
     transform = TrainTransform(size=size)
     mix = MultiMix(k=k, sampling="stratified")
     mixed = next(iter(open_loader(shards, mix=mix, transform=transform, **settings)))
     plain = next(iter(open_loader(shards, mix=mix, transform=transform, expand=False, **settings)))
-    tiles = to_pixels(mixed.images.numpy(), transform).reshape(pairs, k, size, size, 3).astype(int)
+    tiles = to_pixels(mixed.images.numpy(), transform).reshape(3 * pairs, k, size, size, 3).astype(int)
     images = to_pixels(plain.images.numpy(), transform).astype(int)
 
-    ys, x0, step = locate(picture, tiles)
+    chosen = distinct_pairs(mixed.plan.partner, mixed.plan.sample, pairs)
+    assert len({*chosen, *mixed.plan.partner[chosen].tolist()}) == 2 * pairs
+    ys, x0, step = locate(picture, tiles[chosen])
     assert len(ys) == pairs
-    for b, y in enumerate(ys):
+    for b, y in zip(chosen, ys, strict=True):
         shown = [picture[y : y + size, x0 + i * step : x0 + i * step + size] for i in range(k)]
         assert all(np.array_equal(tile, wanted) for tile, wanted in zip(shown, tiles[b], strict=True))
         own, other = images[b], images[mixed.plan.partner[b]]
+        at_x, at_other = (x0 + i * step + gap for i, gap in ((-1, -10), (k, 10)))  # the ends are set apart
+        assert np.array_equal(picture[y : y + size, at_x : at_x + size], own)
+        assert np.array_equal(picture[y : y + size, at_other : at_other + size], other)
         to_own = [np.abs(tile - own).mean() for tile in shown]
         to_other = [np.abs(tile - other).mean() for tile in shown]
         assert to_own[0] < to_other[0]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from multimix_pipe.augment.crop import TRIES, UNIFORMS_PER_CROP, centre_windows, random_flips, random_windows
+from multimix_pipe.augment.host import crop_whole, resize
 from multimix_pipe.config import EvalTransform, TrainTransform
 from multimix_pipe.plan.seeding import Stream, draw_words, uniform
 
@@ -109,6 +110,15 @@ def test_flips_come_with_their_probability(probability: float) -> None:
     if probability in (0.0, 1.0):
         assert np.all(flips == bool(probability))
     assert abs(flips.mean() - probability) < 0.03
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_resized_window_is_written_pixel_by_pixel(antialias: bool) -> None:
+    """torch writes planes if it does not recognise the memory format, which takes twice as long, and is then copied."""
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    resized = resize(crop_whole(image, np.array([3, 7, 30, 40], np.float32)), 24, 25, antialias)
+    assert resized.shape == (24, 25, 3)
+    assert resized.flags.c_contiguous
 
 
 @pytest.mark.parametrize("transform", [EvalTransform(), EvalTransform(size=(100, 37), resize=101)])

@@ -153,7 +153,7 @@ def test_the_readme_goes_from_a_folder_of_images_to_a_trained_model(session: Pat
     names = run_page(README, session)
     assert (session / "shards" / "train" / "classes.json").is_file()
     assert (session / "grid.png").is_file()
-    assert tuple(names["classes"]) == CLASSES
+    assert names["train"].classes == CLASSES
     close_loaders(names)
 
 

@@ -46,6 +46,7 @@ def test_without_dali_auto_is_torch_and_dali_is_an_error_with_the_pip_command(sh
     assert "nvidia is blocked" in refused
     assert "pip install 'multimix-pipe[dali]'" in refused
     assert 'backend="torch"' in refused
+    assert done.stderr.count("pip install 'multimix-pipe[dali]'") == 1
 
 
 def test_a_launcher_that_binds_each_process_to_cores_has_shared_them_already(monkeypatch: pytest.MonkeyPatch) -> None:

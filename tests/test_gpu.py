@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from helpers.backends import needs_dali
 from helpers.batches import Open, same_batch
 from helpers.methods import registered
+from helpers.processes import environment
 from helpers.samples import CLASSES
 from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
 from multimix_pipe.mixing import MixPlan, reference
@@ -281,6 +284,14 @@ def test_a_training_step_under_autocast(opened: Open, backend: str) -> None:
         loss.backward()
         optimiser.step()
         assert loss.isfinite()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_cuda_graphs_can_be_captured_beside_a_loader(shards: Path, backend: str, when: str) -> None:
+    """In a process of its own: a capture that fails loses the process's CUDA context."""
+    command = [sys.executable, "-m", "programs.cuda_graphs", when, backend, str(shards)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_mix_batch_stays_on_the_gpu() -> None:

@@ -47,7 +47,7 @@ from multimix_pipe import BadSampleError, ConfigError, MultiMixError, ShardError
 from multimix_pipe.cli import main
 from multimix_pipe.shards import PROBLEMS, Index, list_shards, open_index
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS
-from multimix_pipe.shards.index import scan
+from multimix_pipe.shards.index import labels
 from multimix_pipe.shards.index.scan import ROW, TOO_MANY_BYTES, TOO_MANY_PIXELS, scan_shard
 from multimix_pipe.shards.index.store import load_table, save_table
 
@@ -171,7 +171,7 @@ def test_a_mutated_tar_gives_samples_inside_it_or_is_refused_by_name_and_writes_
 
 
 @pytest.mark.parametrize("kind", [b"1", b"2"], ids=["hard link", "symbolic link"])
-def test_a_link_is_never_followed(place: tuple[Path, Path], kind: bytes) -> None:
+def test_a_link_never_leads_out_of_its_shard(place: tuple[Path, Path], kind: bytes) -> None:
     shard, outside = place
     link = header(b"stolen.jpg", 0, kind, str(outside / "canary.jpg").encode())
     shard.write_bytes(link + header(b"stolen.cls", 1) + padded(b"3") + bytes(2 * BLOCK))
@@ -374,7 +374,7 @@ LABELS: list[tuple[str, bytes, str | None]] = [
     ("json:y", b'{"y": 3, "y": "x"}', "not an integer"),
     ("json:y", b'{"y": 3, "x": ' + b"[" * 500_000 + b"]" * 500_000 + b"}", "JSON object"),
     ("json:y", b'{"y": 3, "x": ' + b'{"a": ' * 200_000, "JSON object"),
-    ("json:y", b'{"y": 3, "x": "' + b"x" * (scan._MAX_JSON) + b'"}', "JSON object"),
+    ("json:y", b'{"y": 3, "x": "' + b"x" * (labels._MAX_JSON) + b'"}', "JSON object"),
     ("json:y", b'\xff\xfe{"y": 3}', "JSON object"),
     ("json:y", b'{"\\ud800": 1, "y": 3}', None),
     ("json:y", b'{"y": 3}\0', "JSON object"),
@@ -411,7 +411,7 @@ def test_no_bytes_of_a_label_are_more_than_a_problem(tmp_path: Path) -> None:
 
 
 def test_labels_of_gigabytes_take_the_memory_of_one(tmp_path: Path) -> None:
-    shard, size = tmp_path / "x.tar", scan._MAX_JSON
+    shard, size = tmp_path / "x.tar", labels._MAX_JSON
     with open(shard, "wb") as file:  # with holes: it takes no room
         for i in range(20):
             file.write(header(b"%d.json" % i, size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random  # noqa: TID251
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from helpers.backends import needs_dali
 from helpers.batches import Open, all_same
 from helpers.samples import SIZE, TINY, N
 from multimix_pipe import ConfigError, EvalTransform, MultiMix
+from multimix_pipe.runtime import mix_stage
 
 
 def test_an_epoch_has_len_steps_and_the_next_iter_is_the_next_epoch(opened: Open, backend: str) -> None:
@@ -144,3 +146,35 @@ def test_auto_takes_dali_and_says_so(opened: Open, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.INFO, "multimix_pipe"):
         assert opened(backend="auto").backend == "dali"
     assert "100 samples, backend dali on cpu, process 0 of 1, 2 threads" in caplog.text
+
+
+@pytest.fixture
+def other_defaults() -> Iterator[None]:
+    """Within it torch makes float64 tensors without memory, unless told otherwise."""
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("without_numba", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"expand": False}, {"targets": "pairs", "dtype": "float16"}, {"mix": None}], ids=str
+)
+def test_torchs_default_device_and_dtype_have_no_influence(
+    opened: Open,
+    backend: str,
+    options: dict[str, object],
+    without_numba: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if without_numba:
+        monkeypatch.setattr(mix_stage, "host_kernel", lambda: None)
+    settings: dict[str, object] = {"backend": backend, "mix": MultiMix(k=2), **options}
+    expected = list(opened(**settings))
+    request.getfixturevalue("other_defaults")
+    found = list(opened(**settings))
+    assert all(batch.images.device.type == "cpu" for batch in found)
+    assert all_same(found, expected)

@@ -37,6 +37,12 @@ def test_samples_and_exclude_choose_by_key_or_file(opened: Open, tmp_path: Path)
     assert len(keys(opened(exclude=wanted, **options))) == N - 3
 
 
+@pytest.mark.parametrize("transform", [TrainTransform, EvalTransform])
+def test_a_mean_of_pixels_up_to_255_is_refused_with_what_to_pass(transform: type[TrainTransform]) -> None:
+    with pytest.raises(ConfigError, match=r"mean must be that of pixels in \[0, 1\].*mean=\(0\.485, 0\.456, 0\.406\)"):
+        transform(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+
+
 def test_wrong_keys_are_named(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match="1 are not, the first: 'nobody'"):
         opened(backend="torch", samples=["420-000", "nobody"])
@@ -46,7 +52,7 @@ def test_wrong_keys_are_named(opened: Open, caplog: pytest.LogCaptureFixture) ->
         opened(backend="torch", samples=["420-000"], exclude=["420-000"])
     with caplog.at_level(logging.WARNING, "multimix_pipe"):
         opened(backend="torch", exclude=["nobody"])
-    assert "exclude: 1 keys are not in this data set, the first: 'nobody'" in caplog.text
+    assert "exclude: 1 key is not in this data set, the first: 'nobody'" in caplog.text
 
 
 def test_weights_draw_by_weight_and_resume(opened: Open) -> None:
@@ -99,7 +105,7 @@ def test_labels_must_fit_num_classes(opened: Open) -> None:
         ({"mix": None, "targets": "pairs"}, "needs mix"),
         ({"mix": None, "expand": False}, "needs mix"),
         ({"dtype": "float64"}, "dtype must be one of"),
-        ({"label": "txt"}, 'label must be "cls"'),
+        ({"label": "text"}, 'label must be "cls"'),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(opened: Open, options: dict[str, object], message: str) -> None:
@@ -121,7 +127,7 @@ def test_rank_and_world_come_from_torchrun(opened: Open, monkeypatch: pytest.Mon
     [
         ({"exif": "no"}, "exif must be True or False; found 'no'"),
         ({"channels_last": 1}, "channels_last must be True or False; found 1"),
-        ({"label": None}, 'label must be "cls" or "json:KEY"'),
+        ({"label": 3}, 'label must be "cls", "txt", "folder", "json:KEY"'),
         ({"weights": "abc"}, "weights must hold a finite number"),
         ({"targets": "pairs", "expand": False}, 'targets="pairs" needs mix'),
         ({"batch_size": 2.5}, "batch_size must be an int >= 1; found 2.5"),

@@ -1,13 +1,15 @@
 """Promises of mixed_accuracy: the same number from rows and pairs, and plain accuracy where nothing is mixed."""
 
 import doctest
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.training import metrics, mix_targets, mixed_accuracy, pair_targets
+from multimix_pipe.training import MixedAccuracy, metrics, mix_targets, mixed_accuracy, pair_targets
 
 B, K, C = 40, 5, 4
 
@@ -78,3 +80,31 @@ def test_docstring_examples_are_true() -> None:
     result = doctest.testmod(metrics)
     assert result.attempted
     assert not result.failed
+
+
+def test_accuracy_over_unequal_batches_is_that_of_all_rows_together() -> None:
+    logits, targets = logits_of(B * K), mix_targets(*plan(), C)
+    accuracy = MixedAccuracy()
+    for part in (slice(0, 7), slice(7, 90), slice(90, None)):
+        accuracy.update(logits[part], targets[part])
+    torch.testing.assert_close(accuracy.compute(), mixed_accuracy(logits, targets))
+    accuracy.reset()
+    assert accuracy.compute().isnan()
+    labels = targets.argmax(1)
+    accuracy.update(logits, labels)
+    assert accuracy.compute().item() == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+def add_rows(rank: int, folder: str) -> None:
+    """One of two processes, which hold 3 and 37 pairs; a third one holds none."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=3)
+    accuracy, logits, targets = MixedAccuracy(), logits_of(B * K), mix_targets(*plan(), C)
+    if rank < 2:
+        part = slice(3 * K) if rank else slice(3 * K, None)
+        accuracy.update(logits[part], targets[part])
+    torch.testing.assert_close(accuracy.compute(), mixed_accuracy(logits, targets))
+    dist.destroy_process_group()
+
+
+def test_accuracy_is_that_of_the_rows_of_all_processes(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(add_rows, (str(tmp_path),), nprocs=3)  # raises what a process raises

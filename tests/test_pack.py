@@ -85,7 +85,7 @@ def test_every_image_comes_out_unchanged_with_its_class(tmp_path: Path) -> None:
     report = quiet_pack(write_folder(tmp_path / "in", FILES), tmp_path / "out", samples_per_shard=5)
     assert contents(tmp_path / "out") == EXPECTED
     assert report.classes == ("ant", "cat")
-    assert (report.samples, report.skipped, report.kept) == (18, 0, ())
+    assert (report.samples, report.skipped, report.kept) == (18, (), ())
     assert [shard.name for shard in report.shards] == [f"shard-{i:06d}.tar" for i in range(4)]
     assert report.bytes == sum(map(len, tars(tmp_path / "out").values()))
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {"0": "ant", "1": "cat"}
@@ -105,7 +105,7 @@ def test_a_zip_gives_the_same_shards_as_its_folder(tmp_path: Path, prefix: str) 
     quiet_pack(write_folder(tmp_path / "in", FILES), tmp_path / "a")
     extra = {f"__MACOSX/{prefix}cat/._1.jpg": b"x", f"{prefix}.DS_Store": b"x", f"{prefix}cat/.hidden.jpg": b"x"}
     archive = write_zip(tmp_path / "in.zip", {prefix + name: data for name, data in FILES.items()} | extra)
-    assert quiet_pack(archive, tmp_path / "b").skipped == 0
+    assert quiet_pack(archive, tmp_path / "b").skipped == ()
     assert tars(tmp_path / "a") == tars(tmp_path / "b")
 
 
@@ -175,10 +175,27 @@ def test_names_that_are_not_utf8_survive(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == {"0": report.classes[0]}
 
 
-def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
-    files = {**FILES, "cat/readme.txt": b"x", "loose.jpg": plain_image(), "cat/movie.gif": b"x"}
+def test_files_that_are_not_packed_are_counted_by_kind_with_an_example(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        **FILES,
+        "cat/a.TXT": b"x",
+        "ant/b.txt": b"x",
+        "loose.jpg": plain_image(),
+        "cat/movie.gif": b"x",
+        "LICENSE": b"",
+    }
     report = quiet_pack(write_folder(tmp_path / "in", files), tmp_path / "out")
-    assert (report.samples, report.skipped) == (18, 3)
+    assert report.samples == 18
+    assert report.skipped == (
+        (2, ".txt", "ant/b.txt"),
+        (1, "no extension", "LICENSE"),
+        (1, ".gif", "cat/movie.gif"),
+        (1, "image in no class folder", "loose.jpg"),
+    )
+    assert command("pack", tmp_path / "in", tmp_path / "out", "--quiet") == 0
+    assert "skipped 5 files: 2 .txt (ant/b.txt), 1 no extension (LICENSE)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("files", [{}, {"a.jpg": b"x"}, {"cat/a.txt": b"x"}], ids=["empty", "flat", "text"])
@@ -194,7 +211,7 @@ def test_a_source_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="found nothing there"):
         quiet_pack(tmp_path / "absent", tmp_path / "out")
     with pytest.raises(ConfigError, match="a file of another kind"):
-        quiet_pack(write_tar(tmp_path / "x.tar", []), tmp_path / "out")
+        quiet_pack(write_folder(tmp_path, {"x.txt": b"?"}) / "x.txt", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -310,10 +327,10 @@ def test_the_commands_say_what_they_did(tmp_path: Path, capsys: pytest.CaptureFi
     assert command("pack", source, out, "--samples-per-shard", 10, "--bytes-per-shard", "2G", "--quiet") == 0
     assert "19 samples, 2 shards, 2 classes, 0.1 MB" in capsys.readouterr().out
     assert command("index", out, "--quiet", "--rebuild") == 0
-    line = capsys.readouterr().out
+    line, following = capsys.readouterr().out.splitlines()
+    assert following == f"next: multimix-pipe verify {out}"
     assert "19 samples, 2 shards, 2 classes" in line
     assert "1 problem: 1 sample where the image header cannot be read (first: shard-00000" in line
-    assert line.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["pack", "a", "b", "--bytes-per-shard", "1T"], ["pack", "a"], ["index"], ["verify"]])

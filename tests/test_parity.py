@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
+from importlib.metadata import distributions
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -333,3 +336,40 @@ def test_the_graph_that_resizes_gives_the_pixels_of_the_one_that_leaves_it_to_th
         assert host.plan.flip.any()
         apart = (pixels(host.images, TrainTransform()) - pixels(graph.images, TrainTransform())).abs()
         assert apart.mean() < GENERATED_BOUND
+
+
+@needs_dali
+def test_windows_cut_out_of_whole_images_are_those_that_the_decoder_cuts_out(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An nvJPEG that cannot decode regions decodes whole images; here both graphs run on the CPU."""
+    from multimix_pipe.dali import executor
+
+    by_decoder = list(opened(backend="dali", mix=None))
+    graph = executor.Graph
+    monkeypatch.setattr(executor, "Graph", lambda **options: graph(**{**options, "decodes_regions": False}))
+    assert all_same(list(opened(backend="dali", mix=None)), by_decoder)
+
+
+@needs_dali
+def test_the_nvjpeg_in_use_is_the_one_that_pip_installed() -> None:
+    from multimix_pipe.dali.decode_check import decodes_regions, nvjpeg_version
+
+    versions = [d.version for d in distributions() if d.name in ("nvidia-nvjpeg", "nvidia-nvjpeg-cu12")]
+    assert [nvjpeg_version()] == [tuple(map(int, version.split(".")[:2])) for version in versions]
+    assert decodes_regions()
+
+
+@needs_dali
+@pytest.mark.parametrize("torchvision", [False, True])
+def test_an_nvjpeg_that_cannot_decode_regions_is_named_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, torchvision: bool
+) -> None:
+    from multimix_pipe.dali import decode_check
+
+    monkeypatch.setattr(decode_check, "nvjpeg_version", lambda: (13, 0))
+    if torchvision:
+        monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    assert not decode_check.decodes_regions()
+    assert "nvJPEG 13.0" in caplog.text
+    assert ("import nvidia.dali before torchvision" in caplog.text) == torchvision

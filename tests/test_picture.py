@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from multimix_pipe.cli.demo.command import _draw_curves
-from multimix_pipe.cli.picture import COLOURS, Panel, draw_panels
+from multimix_pipe.cli.picture import COLOURS, Panel, Row, draw_grid, draw_panels
+from multimix_pipe.cli.preview import distinct_pairs
 from multimix_pipe.errors import ConfigError
 
 HISTORY = [
@@ -50,3 +51,28 @@ def test_without_matplotlib_there_are_no_curves_and_no_error(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as where it is not installed
     assert not _draw_curves(tmp_path / "curve.png", SimpleNamespace(what="shapes"), RUNS)  # type: ignore[arg-type]
     assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_row_of_the_preview_begins_with_x_and_ends_with_its_partner(tmp_path: Path) -> None:
+    tiles = np.stack([np.full((20, 20, 3), value, np.uint8) for value in (10, 60, 110, 160, 210)])
+    row = Row(tiles, np.array([0.75, 0.5, 0.25], np.float32), "cat", "dog")
+    pixels = np.asarray(draw_grid([row], "title"))
+    middle = pixels[:, :, 0][np.argmax((pixels == 10).all(axis=2).sum(axis=1))]
+    runs = [int(value) for i, value in enumerate(middle) if value in tiles[:, 0, 0, 0] and value != middle[i - 1]]
+    assert runs == [10, 60, 110, 160, 210]
+
+
+def test_pairs_of_a_preview_share_no_image_where_there_are_enough() -> None:
+    for seed in range(50):
+        partner = _cycle(12, seed)
+        chosen = distinct_pairs(partner, np.arange(12), 4)
+        assert len({*chosen, *partner[chosen].tolist()}) == 8
+    assert len(distinct_pairs(_cycle(3, 0), np.zeros(3, np.int64), 2)) == 2
+
+
+def _cycle(count: int, seed: int) -> np.ndarray:
+    """A derangement: each of `count` rows has the next one of a random cycle as its partner."""
+    cycle = np.random.default_rng(seed).permutation(count)
+    partner = np.empty(count, np.int64)
+    partner[cycle] = np.roll(cycle, -1)
+    return partner

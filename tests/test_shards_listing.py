@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
+import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from helpers.images import plain_image
 from helpers.tars import plain_members, write_tar
+from multimix_pipe.cli import main
 from multimix_pipe.errors import ConfigError, ShardError
 from multimix_pipe.shards import list_shards, open_index
 
@@ -64,7 +69,7 @@ def test_missing_shards_are_named(folder: Path, pattern: str) -> None:
 
 def test_a_folder_without_tars_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").touch()
-    with pytest.raises(ShardError, match=r"required \*\.tar.*found 1 other files.*a\.tar\.gz"):
+    with pytest.raises(ShardError, match=r"required \*\.tar.*found 1 other file, .*a\.tar\.gz"):
         list_shards(tmp_path)
 
 
@@ -109,7 +114,7 @@ def test_a_link_to_nothing_is_not_passed_over(folder: Path) -> None:
     write_tar(folder / "a.tar", plain_members(1))
     (folder / "b.tar").symlink_to(folder / "gone")
     for source in (folder, str(folder / "*.tar")):
-        with pytest.raises(ShardError, match=r"1 shards are broken links or not regular files: \S*/b\.tar"):
+        with pytest.raises(ShardError, match=r"1 shard is a broken link or not a regular file: \S*/b\.tar"):
             list_shards(source)
 
 
@@ -124,13 +129,38 @@ def test_a_shard_named_twice_is_refused(folder: Path) -> None:
         list_shards([folder, folder / "train-000001.tar"])
 
 
+def _tar_bytes() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return write_tar(Path(folder, "x.tar"), plain_members(40)).read_bytes()
+
+
+WHOLE = _tar_bytes()
+ODD: dict[str, tuple[str | None, bytes]] = {
+    "short.tar": ("100000", WHOLE[:600]),
+    "odd.tar": ("a few", WHOLE),
+    "nothing-said.tar": (None, WHOLE),
+    "login.tar": ("", b"<!DOCTYPE html><title>Please log in</title>" + b" " * 2000),
+    "empty.tar": ("", b""),
+    "cut.tar": (None, WHOLE[: len(WHOLE) // 2]),
+    "cut-between-members.tar": (None, WHOLE[:2560]),
+}
+"""What the server sends by name: Content-Length ("" for the right one, None for none) and bytes."""
+
+
 class _Handler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
-        if "short" in self.path or "odd" in self.path:
+        name = urlsplit(self.path).path.strip("/")
+        if name in ODD:
+            length, data = ODD[name]
             self.send_response(200)
-            self.send_header("Content-Length", "a few" if "odd" in self.path else "1000")
+            if length is not None:
+                self.send_header("Content-Length", length or str(len(data)))
             self.end_headers()
-            self.wfile.write(b"x" * 10)
+            self.wfile.write(data)
+        elif (
+            name == "private.tar" and self.headers["Authorization"] != "Basic " + base64.b64encode(b"me:p@ss").decode()
+        ):
+            self.send_error(401)
         else:
             super().do_GET()
 
@@ -160,16 +190,51 @@ def test_remote_shards_are_downloaded_once_and_read_as_local_ones(server: str, f
     assert not list(cache.rglob("*.part"))
 
 
-@pytest.mark.parametrize("name", ["short.tar", "absent.tar"])
-def test_a_download_that_fails_is_an_error_and_leaves_no_shard(server: str, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ShardError, match=name):
-        list_shards(f"{server}/{name}", tmp_path / "cache", progress=False)
-    assert not list((tmp_path / "cache").rglob("*.tar"))
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("short.tar", "is incomplete: required 100,000 bytes, found 600"),
+        ("absent.tar", "404"),
+        ("login.tar", "no tar file but, perhaps, a login page or an error: it begins with b'<!DOCTYPE html><title>"),
+        ("empty.tar", "it begins with b''"),
+        ("cut.tar", "gave no length, and the download was cut: "),
+        ("cut-between-members.tar", "gave no length, and the download was cut: "),
+    ],
+)
+def test_a_download_that_is_no_whole_tar_is_not_kept(server: str, tmp_path: Path, name: str, found: str) -> None:
+    for _ in range(2):  # what was not kept is asked for again
+        with pytest.raises(ShardError, match=re.escape(found)) as error:
+            list_shards(f"{server}/{name}?X-Signature=5ecret", tmp_path / "cache", progress=False)
+        assert f"{server}/{name}?... " in str(error.value)
+        assert str(tmp_path / "cache") in str(error.value)
+        assert "5ecret" not in str(error.value)
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
 
 
-def test_a_length_that_is_no_number_is_not_believed(server: str, tmp_path: Path) -> None:
-    (shard,) = list_shards(f"{server}/odd.tar", tmp_path / "cache", progress=False)
-    assert shard.read_bytes() == b"x" * 10
+@pytest.mark.parametrize("name", ["odd.tar", "nothing-said.tar"])
+def test_without_a_length_that_is_a_number_a_whole_tar_is_kept(server: str, tmp_path: Path, name: str) -> None:
+    (shard,) = list_shards(f"{server}/{name}", tmp_path / "cache", progress=False)
+    assert shard.read_bytes() == WHOLE
+
+
+def test_a_user_and_a_password_are_sent_and_never_printed(
+    server: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(folder / "private.tar", plain_members(2))
+    url, cache = server.replace("http://", "http://me:p%40ss@") + "/private.tar?sig=5ecret", str(tmp_path / "cache")
+    (shard,) = list_shards(url, cache, progress=False)
+    assert shard.read_bytes() == (folder / "private.tar").read_bytes()
+    wrong = url.replace("p%40ss", "hunter2")
+    sources = [wrong, wrong + "{", wrong.replace("http", "s3", 1), [url, url], [wrong, 3]]
+    for source in sources:
+        with pytest.raises((ShardError, ConfigError)) as error:
+            list_shards(source, cache, progress=False)  # type: ignore[arg-type]
+        assert "private.tar" in str(error.value) or source == [wrong, 3]
+        assert not re.search("hunter2|p%40ss|p@ss|5ecret", str(error.value))
+    assert main(["verify", wrong, url, "--cache-dir", cache, "--quiet", "--json", str(tmp_path / "report.json")]) == 1
+    assert main(["index", url, "--cache-dir", cache, "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert not re.search("hunter2|p%40ss|5ecret", printed.out + printed.err + (tmp_path / "report.json").read_text())
 
 
 def test_an_image_is_no_shard(tmp_path: Path) -> None:

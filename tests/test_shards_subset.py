@@ -57,7 +57,7 @@ def test_an_entry_of_no_sample_is_an_error_to_keep_and_a_warning_to_leave_out(
         select(index, ["a", "none", entry], None)
     with caplog.at_level(logging.WARNING, "multimix_pipe"):
         assert select(index, None, ["b/q", entry]).tolist() == [0, 2, 3, 4, 5]
-    assert f"exclude: 1 keys are not in this data set, the first: {entry!r}" in caplog.text
+    assert f"exclude: 1 key is not in this data set, the first: {entry!r}" in caplog.text
 
 
 def test_a_file_of_keys_means_each_line_to_the_letter(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from webdataset import TarWriter
 
-from helpers.tars import header, write_tar
+from helpers.tars import header, sealed, write_tar
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.tar import Member, read_batches, read_members, walk
 from multimix_pipe.shards.tar.headers import BLOCK
@@ -26,7 +26,18 @@ def members_of(path: Path) -> list[Member]:
 
 def members_by_tarfile(path: Path) -> list[Member]:
     with tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape") as file:
-        return [Member(info.name, info.offset_data, info.size) for info in file if info.isreg()]
+        infos = list(file)
+    files = {info.name: (info.offset_data, info.size) for info in infos if info.isreg() and not info.issparse()}
+    members = []
+    for info in infos:
+        if info.islnk() and info.linkname in files:
+            members.append(Member(info.name, *files[info.linkname]))
+        elif info.islnk() or info.issym() or info.issparse():
+            kind = "hard link to nothing" if info.islnk() else "symbolic link" if info.issym() else "sparse"
+            members.append(Member(f"{info.name} ({kind})", info.offset_data, 0))
+        elif info.isreg():
+            members.append(Member(info.name, info.offset_data, info.size))
+    return members
 
 
 @pytest.fixture
@@ -63,7 +74,11 @@ def odd_tar(path: Path, seed: int) -> Path:
             long = format != tarfile.USTAR_FORMAT and pick(True, False, False, False)
             name = f"é{number:04}" * 30 if long else f"n{number:04}"
             info = tarfile.TarInfo(pick("", "a/", "./b.c/", "d" * 90 + "/") + name + ".jpg")
-            info.type = pick(*[tarfile.REGTYPE] * 8, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.CONTTYPE)
+            info.type = pick(
+                *[tarfile.REGTYPE] * 8, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CONTTYPE
+            )
+            if info.islnk():
+                info.linkname = pick(*file.getnames(), "nothing")
             info.size = pick(0, 1, 511, 512, 513, 3000, 20_000, 100_000) if info.isreg() else 0
             if format == tarfile.PAX_FORMAT and pick(True, False):
                 info.mtime = pick(1.5, 1700000000.123)
@@ -212,3 +227,42 @@ def test_the_first_bytes_of_each_member_are_at_hand(tmp_path: Path) -> None:
                 assert have >= min(len(data[seen]), 2000)
                 seen += 1
     assert seen == 300
+
+
+def test_the_times_of_an_incremental_archive_are_no_part_of_a_name(tmp_path: Path, tarfile_reads: list[int]) -> None:
+    plain = header(b"a/b.jpg")
+    times = bytearray(plain)
+    times[257:265] = b"ustar  \0"
+    times[345:369] = b"%011o\0%011o\0" % (
+        1_700_000_000,
+        1_700_000_001,
+    )  # atime and ctime, as tar --incremental writes them
+    for checksum in (
+        lambda total: b"%06o\0 " % total,
+        lambda total: b"%6o\0 " % total,
+    ):  # the second is read by tarfile
+        block = sealed(bytes(times), checksum)
+        path = tar_of(
+            tmp_path / "x.tar", header(b"first.jpg"), b"12345", block, b"12345", header(b"last.jpg"), b"12345"
+        )
+        assert [member.name for member in members_of(path)] == ["first.jpg", "a/b.jpg", "last.jpg"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [bytes(4 * 2**20 - 3 * BLOCK), bytes(1024) + b"\n", bytes(1024) + b"junk" * 700, b"\n", bytes(2**19) + b"\n"],
+    ids=["a long record", "newline", "junk", "newline after half a mark", "newline after zeros"],
+)
+def test_what_gnu_tar_ignores_behind_the_end_is_ignored(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(header() + b"12345".ljust(BLOCK, b"\0") + bytes(BLOCK) + end)
+    assert members_of(path) == [Member("a.jpg", BLOCK, 5)]
+
+
+@pytest.mark.parametrize("zeros", [1, 2, 5000])
+def test_members_behind_zeros_are_never_lost_in_silence(tmp_path: Path, zeros: int) -> None:
+    member = header() + b"12345".ljust(BLOCK, b"\0")
+    path = tmp_path / "x.tar"
+    path.write_bytes(member + bytes(zeros * BLOCK) + b"?" * BLOCK * 3 + member)
+    with pytest.raises(ShardError, match="zeros instead of a header"):
+        members_of(path)

@@ -1,4 +1,4 @@
-"""How many pairs a second does the pipeline hand out on a GPU, with K = 5 and without mixing, next to DALI's own pipeline?
+"""How many pairs per second does the pipeline hand out on a GPU, with K = 5 and without mixing, next to DALI's own pipeline?
 
     python bench/gpu/rates.py --device cuda [--shards FOLDER] [--torch 1]
 
@@ -70,7 +70,8 @@ def main() -> None:
             f"multimix_pipe dali, {title(5)}, stage behind the graph",
             forever(Loader(context, DaliExecutor(context, ends="pixels"))),
         )
-        add(PEER, dali_reader.batches(setting, prefetch))
+        add(PEER, dali_reader.batches_ahead(setting, prefetch))
+        add(f"{PEER}, fancy upsampling", dali_reader.batches_ahead(setting, prefetch, fancy_upsampling=True))
     figures = in_turn(contenders, unit="images/s", peer=f"{PEER}, prefetch {args.prefetch[0]}", rounds=args.rounds)
     best: dict[str, float] = {}
     for name, values in figures.values.items():

@@ -60,6 +60,8 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
         partial(run_script, "gpu/rates.py", *common, *shards),
     )
     training = partial(run_script, "training.py", *common, *shards, *resnet)
+    # more hardware queues than the default 8: where streams share one, work of one waits for another's
+    queues = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
     handover = ["--device", device, *shards, *([] if gpu else ["--batch-size", 4, "--repeat", 1, "--take", 2])]
     host_side = [*common[2:], *([] if gpu else ["--samples", 512, "--tars", 8, "--seconds", 0.2])]
     scaling = ["--rounds", 3, *shards] if gpu else ["--rounds", 1, "--seconds", 0.2, "--images", 256, *shards]
@@ -69,8 +71,10 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
         "mix_stage float32": (60, mix_stage),
         "pipeline": (150, partial(rates, *tiny)),
         "handover": (60, partial(run_script, "gpu/handover.py", *handover)),
+        "handover, 32 queues": (60, partial(run_script, "gpu/handover.py", *handover, variables=queues)),
         "host_side": (90, partial(run_script, "host_side.py", *host_side)),
         "training, K=5": (100, partial(training, "--batch-size", 128, *tiny)),
+        "training, K=5, 32 queues": (100, partial(training, "--batch-size", 128, *tiny, variables=queues)),
         "training, no mixing": (100, partial(training, "--batch-size", 640, "--k", 0, *tiny)),
         "pixels": (90, partial(run_script, "pixels.py", "--device", device, *shards)),
         "mix_stage bfloat16": (60, partial(mix_stage, "--dtype", "bfloat16")),
@@ -104,7 +108,12 @@ def main() -> int:
     add("--only", nargs="+", metavar="PART", help="parts by name, or by how their names start")
     args = arguments.parse_args()
     known = parts(args.device, ["--shards", args.shards.resolve()] if args.shards else [])
-    chosen = {name: part for name, part in known.items() if not args.only or name.startswith(tuple(args.only))}
+    asked = args.only or [""]
+    chosen = {
+        name: part
+        for name, part in known.items()
+        if any(name == text or (text not in known and name.startswith(text)) for text in asked)
+    }
     if not chosen:
         arguments.error(f"--only must name parts; found {args.only}, there are: {', '.join(known)}")
     results = json.loads(args.out.read_text()) if args.out.exists() else {}

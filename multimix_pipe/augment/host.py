@@ -64,10 +64,12 @@ def resize(image: Pixels, height: int, width: int, antialias: bool) -> Pixels:
         return image
     if image.strides[0] < 0 or image.strides[1:] != (3, 1):  # mirrored or transposed; torch refuses negative strides
         image = image.copy()
-    # With permute(2, 0, 1)[None] the stride of the batch axis would be 3; torch would then write planes, not pixels
-    batch = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
+    # NumPy makes the views, as each of torch's would release the GIL and have to wait for it again. With image[None] the batch
+    # axis would have the stride 0; torch would then write planes, not pixels.
+    batch = torch.from_numpy(image.reshape(1, *image.shape).transpose(0, 3, 1, 2))
     resized = torch.nn.functional.interpolate(batch, size=(height, width), mode="bilinear", antialias=antialias)
-    return resized[0].permute(1, 2, 0).numpy()
+    pixels: Pixels = resized.numpy()[0].transpose(1, 2, 0)
+    return pixels
 
 
 def resize_window(image: Pixels, window: NDArray[np.float32], height: int, width: int, antialias: bool) -> Pixels:

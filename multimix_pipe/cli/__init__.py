@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from multimix_pipe import MultiMixError, __version__
+from multimix_pipe.shards.storage import redacted
 
 PROGRAM = "multimix-pipe"
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         args = _parser().parse_args(argv)
-        args.command_line = shlex.join([PROGRAM, *argv])
+        args.command_line = redacted(shlex.join([PROGRAM, *argv]))
     except SystemExit as leave:  # --help, --version, or a wrong argument
         return leave.code if isinstance(leave.code, int) else 2
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -51,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     except (MultiMixError, OSError) as error:
         if args.verbose:
             logging.getLogger("multimix_pipe").debug("traceback of the error below:", exc_info=True)
-        print(f"{PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {redacted(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
 
 
@@ -64,7 +65,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     # registering a command must stay cheap: each command imports what it needs when it runs
-    from multimix_pipe.cli import bench, doctor, index, pack, preview, verify
+    from multimix_pipe.cli import bench, doctor, evaluate, index, pack, preview, report, verify
     from multimix_pipe.cli.demo import command as demo
 
     parser = _Parser(
@@ -75,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, pack, index, verify, preview, bench, doctor):
+    for command in (demo, pack, index, verify, preview, report, evaluate, bench, doctor):
         command.register(subparsers)
     # --verbose is accepted both before and after the command
     for accepting, default in ((parser, False), *((sub, argparse.SUPPRESS) for sub in subparsers.choices.values())):

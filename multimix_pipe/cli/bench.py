@@ -11,7 +11,7 @@ from itertools import chain, islice, repeat
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.shards.progress import Progress
@@ -93,7 +93,7 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
     from multimix_pipe.shards.index import open_index
 
     device, mix = choose_device(args.device), MultiMix(k=args.k)
-    index = open_index(args.source, label=args.label, cache_dir=args.cache_dir, progress=not args.quiet)
+    index = open_index(args.source, progress=not args.quiet, **data_options(args))
     setting = f"B = {args.batch_size}, {args.size}x{args.size}, on {device}"
     print(f"{counted(len(index), 'image')} in {counted(len(index.shards), 'shard')}, {setting}")
     missing = dali_import_error()
@@ -103,7 +103,7 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
     options: dict[str, Any] = {"batch_size": args.batch_size, "num_classes": max(1, int(index.label.max()) + 1)}
     options |= {"transform": TrainTransform(size=args.size, antialias=not args.no_antialias)}
     options |= {"device": args.device, "num_threads": args.threads, "rank": 0, "world_size": 1}
-    options |= {"on_bad_sample": "replace", "label": args.label, "cache_dir": args.cache_dir}
+    options |= {"on_bad_sample": "replace", **data_options(args)}
     for backend in backends:
         for name, rows, mixing in ((f"K = {args.k}", args.k, mix), ("no mixing", 1, None)):
             loader = open_loader(args.source, mix=mixing, backend=backend, **options)

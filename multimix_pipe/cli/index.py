@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 import numpy as np
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
-from multimix_pipe.shards.index import PROBLEMS, Index, open_index
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
+from multimix_pipe.shards.index import Index, open_index
+from multimix_pipe.shards.storage import redacted
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -15,7 +17,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "index",
         help="index shards and summarise them",
-        description="Build index files that are missing or out of date, as open_loader does, and summarise the data.",
+        description="Build index files that are missing or out of date, as open_loader does, and summarise the data. The exit "
+        "status is 1 if no sample can be used.",
     )
     add_shards(parser)
     parser.add_argument("--rebuild", action="store_true", help="rebuild all index files")
@@ -25,17 +28,19 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Index the shards and print one line."""
+    """Index the shards and print a summary. The exit status is 1 if no sample can be used."""
     index = open_index(
         args.source,
-        label=args.label,
-        cache_dir=args.cache_dir,
+        **data_options(args),
         progress=not args.quiet,
         workers=args.workers,
         rebuild=args.rebuild,
     )
     print(summary(index))
-    return 0
+    names = redacted(shlex.join(args.source))
+    bad = int(np.count_nonzero(index.problem))
+    print(f"next: multimix-pipe verify {names}" if bad else f"next: multimix-pipe preview {names} -o grid.png")
+    return 1 if bad == len(index) else 0
 
 
 def summary(index: Index) -> str:
@@ -44,7 +49,9 @@ def summary(index: Index) -> str:
     problems, bad = [], int(np.count_nonzero(index.problem))
     for code in np.unique(index.problem[index.problem > 0]).tolist():
         ids = np.flatnonzero(index.problem == code)
-        problems.append(f"{counted(len(ids), 'sample')} where {PROBLEMS[code]} (first: {index.name(int(ids[0]))})")
+        problems.append(
+            f"{counted(len(ids), 'sample')} where {index.reason(int(ids[0]))} (first: {index.name(int(ids[0]))})"
+        )
     return (
         f"{counted(len(index), 'sample')}, {counted(len(index.shards), 'shard')}, {counted(classes, 'class')}, "
         f"{index.size.sum() / 1e6:,.1f} MB of images, {counted(bad, 'problem')}"

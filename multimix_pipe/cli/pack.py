@@ -6,7 +6,9 @@ import argparse
 import shlex
 
 from multimix_pipe.cli.arguments import NO_PROGRESS, counted
+from multimix_pipe.errors import printable
 from multimix_pipe.shards.pack import pack
+from multimix_pipe.shards.pack.layout import TRAIN
 
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -17,11 +19,27 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "pack",
         help="pack an image folder or zip into WebDataset shards",
         description="Pack images laid out as class/name.jpg into OUT/shard-000000.tar, ... and write OUT/classes.json. If the "
-        "source has splits (train/class/name.jpg), each is packed into a folder of its own: OUT/train/train-000000.tar, ...",
+        "source has splits (train/class/name.jpg), each is packed into a folder of its own: OUT/train/train-000000.tar, ... "
+        "ImageNet is understood as downloaded (a folder of its tars and devkit) and as Kaggle ships it.",
     )
-    parser.add_argument("source", metavar="SRC", help="folder or zip of class/name.jpg (or .jpeg, .png, .webp)")
+    parser.add_argument(
+        "source", metavar="SRC", help="folder, zip or tar of class/name.jpg (or .jpeg, .png, .webp, ...)"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to write the shards to")
     parser.add_argument("--split", help="pack only this split, e.g. train")
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="class names in the order of their ids, one per line, or the classes.json of another set; default: sorted names",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="classes of images in no class folder: a table of file names and classes, LOC_val_solution.csv, or the devkit",
+    )
+    parser.add_argument(
+        "--val", type=float, metavar="FRACTION", help="hold this fraction of each class out as OUT/val, e.g. 0.1"
+    )
     parser.add_argument(
         "--samples-per-shard", type=int, default=10_000, metavar="N", help="upper limit; default: %(default)s"
     )
@@ -44,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
         args.source,
         args.out,
         split=args.split,
+        classes=args.classes,
+        labels=args.labels,
+        val=args.val,
         samples_per_shard=args.samples_per_shard,
         bytes_per_shard=args.bytes_per_shard,
         shuffle_seed=None if args.no_shuffle else args.seed,
@@ -57,13 +78,14 @@ def run(args: argparse.Namespace) -> int:
         f"{counted(len(report.classes), 'class')}, {report.bytes / 1e6:,.1f} MB in {args.out}"
     )
     if report.skipped:
-        print(f"skipped {counted(report.skipped, 'file')}: not an image in a class folder")
+        count = sum(skipped.files for skipped in report.skipped)
+        kinds = (f"{skipped.files:,} {skipped.what} ({printable(skipped.example)})" for skipped in report.skipped)
+        print(f"skipped {counted(count, 'file')}: {', '.join(kinds)}")
     if report.kept:
-        print(
-            f"packed {counted(len(report.kept), 'image')} unchanged, as re-encoding failed; the first is {report.kept[0]}"
-        )
+        first = printable(report.kept[0])
+        print(f"packed {counted(len(report.kept), 'image')} unchanged, as re-encoding failed; the first is {first}")
     folders = [shard.parent for shard in report.shards]
-    folder = next((folder for folder in folders if folder.name == "train"), folders[0])
+    folder = next((folder for folder in folders if folder.name.casefold() in TRAIN), folders[0])
     print(f"next: multimix-pipe preview {shlex.quote(str(folder))} -o grid.png")
     return 0
 

@@ -30,7 +30,7 @@ class Row:
     """A pair's interpolations from x to x'."""
 
     tiles: Bytes
-    """(K, H, W, 3)"""
+    """(K + 2, H, W, 3): x, the K interpolations, x'."""
     lam: NDArray[np.float32]
     """(K,) weight of x."""
     own: str
@@ -48,22 +48,26 @@ def to_pixels(images: NDArray[np.float32], transform: Transform) -> Bytes:
 
 
 def draw_grid(rows: Sequence[Row], title: str) -> Image.Image:
-    """Draw one line per pair, with the class names at both ends and the weight under each tile as a bar and a number."""
-    k, height, width = rows[0].tiles.shape[:3]
+    """Draw one line per pair: x, the interpolations with the weight of x under each as a bar and a number, and x'."""
+    columns, height, width = rows[0].tiles.shape[:3]
     font = _sized_font(max(11, min(16, width // 9)))
     caption = _line_height(font) + 12
     top = _line_height(font) + 2 * _GAP
     line = height + caption + _GAP
-    page = Image.new("RGB", (2 * _SIDE_COLUMN + k * (width + _GAP) + _GAP, top + len(rows) * line + _GAP), PAPER)
+    # the gaps at x and x' are wider, to set them apart
+    x_of = [_SIDE_COLUMN + _GAP + i * (width + _GAP) + _GAP * ((i > 0) + (i == columns - 1)) for i in range(columns)]
+    right = x_of[-1] + width + _GAP
+    page = Image.new("RGB", (right + _SIDE_COLUMN, top + len(rows) * line + _GAP), PAPER)
     draw = ImageDraw.Draw(page)
-    left, right = _SIDE_COLUMN + _GAP, _SIDE_COLUMN + k * (width + _GAP) + _GAP
     draw.text((page.width // 2, _GAP), _shorten(title, font, page.width - 2 * _GAP), INK, font, anchor="ma")
     for number, row in enumerate(rows):
         y = top + number * line
-        for column in range(k):
-            x = left + column * (width + _GAP)
-            page.paste(Image.fromarray(row.tiles[column]), (x, y))
-            _weight(draw, (x, y + height + 3), width, float(row.lam[column]), font)
+        for x, tile in zip(x_of, row.tiles, strict=True):
+            page.paste(Image.fromarray(tile), (x, y))
+        for x, lam in zip(x_of[1:-1], row.lam.tolist(), strict=True):
+            _weight(draw, (x, y + height + 3), width, lam, font)
+        for x, symbol in ((x_of[0], "x"), (x_of[-1], "x'")):
+            draw.text((x + width // 2, y + height + 10), symbol, INK, font, anchor="ma")
         middle = y + height // 2
         _name(draw, (_SIDE_COLUMN, middle), "ra", "x", row.own, COLOURS[0], font)
         _name(draw, (right, middle), "la", "x'", row.other, COLOURS[1], font)
@@ -76,7 +80,17 @@ def _weight(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, lam: flo
     draw.rectangle((x, y, x + width - 1, y + 4), COLOURS[1])
     if split > x:
         draw.rectangle((x, y, split - 1, y + 4), COLOURS[0])
-    draw.text((x + width // 2, y + 7), f"lam = {lam:.2f}", INK, font, anchor="ma")
+    text, letter = f" = {lam:.2f}", _line_height(font) // 2
+    left = x + (width - letter - font.getlength(text)) / 2
+    draw.text((left + letter, y + 7), text, INK, font, anchor="la")
+    _lambda(draw, left, y + 10, letter)
+
+
+def _lambda(draw: ImageDraw.ImageDraw, x: float, y: float, width: float) -> None:
+    """Draw the letter λ, which Pillow's own font lacks."""
+    height = 1.4 * width
+    draw.line((x + 0.1 * width, y, x + width, y + height), INK, 1)
+    draw.line((x + 0.48 * width, y + 0.42 * height, x, y + height), INK, 1)
 
 
 def _name(

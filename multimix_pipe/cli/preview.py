@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
+import numpy as np
+from numpy.typing import NDArray
+
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.mixing import MultiMix, Sampling
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,8 +23,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         "preview",
         help="draw pairs of images and the K interpolations between them",
-        description="Draw what a model gets: one row per pair, from x (left) to x' (right), with the weight of x under each "
-        "image. The images come from the loader itself, cropped and flipped as in training.",
+        description="Draw what a model gets: one row per pair, x at the left, x' at the right, and between them the K "
+        "interpolations with the weight of x under each. The images come from the loader itself, cropped and flipped as in "
+        "training.",
     )
     add_shards(parser)
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, e.g. grid.png")
@@ -57,9 +65,8 @@ def run(args: argparse.Namespace) -> int:
         transform=TrainTransform(size=args.size, scale=tuple(args.scale)),
         seed=args.seed,
         backend=args.backend,
-        label=args.label,
-        cache_dir=args.cache_dir,
         progress=not args.quiet,
+        **data_options(args),
     )
     weights = f"{mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
     print(f"wrote {args.out}: {counted(args.pairs, 'pair')}, K = {mix.k}, {weights}")
@@ -75,36 +82,63 @@ def write_preview(
     transform: TrainTransform,
     seed: int,
     backend: Backend,
-    label: str = "cls",
-    cache_dir: str | None = None,
     progress: bool = True,
+    **data: Any,
 ) -> None:
-    """Draw the loader's first `pairs` pairs and write the picture to `out`."""
+    """Draw the loader's first pairs and write the picture to `out`; `data` is what `data_options` gives."""
     from multimix_pipe.cli.classes import class_names
-    from multimix_pipe.cli.picture import Row, draw_grid, save_picture, to_pixels
+    from multimix_pipe.cli.picture import save_picture
     from multimix_pipe.config import check_int
-    from multimix_pipe.loader import open_loader
     from multimix_pipe.shards.index import open_index
 
     check_int("--pairs", pairs, 1, 1000)
-    names = class_names(open_index(source, label=label, cache_dir=cache_dir, progress=progress))
-    with open_loader(
-        source,
-        batch_size=max(2, pairs),  # a single image would have no partner
-        num_classes=len(names),
-        mix=mix,
-        transform=transform,
-        backend=backend,
-        device="cpu",
-        seed=seed,
-        label=label,
-        cache_dir=cache_dir,
-        on_bad_sample="replace",
-    ) as loader:
-        batch = next(iter(loader))
-        tiles = to_pixels(batch.images.numpy(), transform).reshape(max(2, pairs), mix.k, *transform.height_width, 3)
-        lam, labels = batch.plan.lam, batch.labels.numpy()
-        others = labels[batch.plan.partner]
-        rows = [Row(tiles[b], lam[b], names[labels[b]], names[others[b]]) for b in range(pairs)]
-        title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
-        save_picture(draw_grid(rows, title), out)
+    names = class_names(open_index(source, progress=progress, keep_damaged=True, **data))
+    data["classes"] = None if data.get("classes") is None else names
+    save_picture(draw_pairs(source, pairs, names, mix, transform, seed=seed, backend=backend, **data), out)
+
+
+def draw_pairs(
+    source: list[str], pairs: int, names: Sequence[str], mix: MultiMix, transform: TrainTransform, **options: Any
+) -> Image.Image:
+    """Return a picture of pairs in the loader's first batch; `names` are those of the classes."""
+    from multimix_pipe.cli.picture import Row, draw_grid, to_pixels
+    from multimix_pipe.loader import open_loader
+    from multimix_pipe.plan import StepPlan
+
+    settings: dict[str, Any] = {
+        "mix": mix,
+        "transform": transform,
+        "num_classes": len(names),
+        "device": "cpu",
+        **options,
+    }
+    settings |= {"batch_size": 3 * pairs, "on_bad_sample": "replace"}  # so many that no image need be in two pairs
+    with open_loader(source, **settings) as loader, open_loader(source, expand=False, **settings) as unmixed:
+        batch, images = next(iter(loader)), next(iter(unmixed)).images
+    assert isinstance(batch.plan, StepPlan)
+    plan = batch.plan.mix
+    assert plan is not None
+    plain, rows = to_pixels(images.numpy(), transform), to_pixels(batch.images.numpy(), transform)
+    rows = rows.reshape(len(plain), mix.k, *plain.shape[1:])
+    own = [names[label] for label in batch.labels.tolist()]
+    pictured = []
+    for b in distinct_pairs(plan.partner, batch.plan.sample, pairs):
+        other = int(plan.partner[b])
+        tiles = np.concatenate([plain[b : b + 1], rows[b], plain[other : other + 1]])
+        pictured.append(Row(tiles, plan.lam[b], own[b], own[other]))
+    title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
+    return draw_grid(pictured, title)
+
+
+def distinct_pairs(partner: NDArray[np.int64], sample: NDArray[np.int64], count: int) -> list[int]:
+    """Return `count` rows of a batch whose pairs have no sample in common, as far as there are so many.
+
+    `partner` (B,) and `sample` (B,) are each row's partner and sample id.
+    """
+    chosen: list[int] = []
+    used: set[int] = set()
+    for row, pair in enumerate(zip(sample.tolist(), sample[partner].tolist(), strict=True)):
+        if len(chosen) < count and not used.intersection(pair):
+            chosen.append(row)
+            used.update(pair)
+    return (chosen + [row for row in range(len(partner)) if row not in chosen])[:count]

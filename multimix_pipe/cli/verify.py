@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted
+from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
 from multimix_pipe.errors import ConfigError, printable
 from multimix_pipe.runtime.machine import package_versions
 
@@ -63,8 +63,7 @@ def run(args: argparse.Namespace) -> int:
     prints_list = args.json != STDOUT
     report = verify(
         args.source,
-        label=args.label,
-        cache_dir=args.cache_dir,
+        **data_options(args),
         backend=args.backend,
         workers=args.workers,
         progress=not args.quiet,

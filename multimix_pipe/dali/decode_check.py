@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import re
+import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from nvidia import nvimgcodec
 from nvidia.dali import Pipeline, fn, types
-from nvidia.nvimgcodec import CodeStream
 
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
 from multimix_pipe.shards.index import Index
@@ -33,7 +34,7 @@ MAX_PIXELS_TOGETHER = 2**25
 def header_problem(encoded: NDArray[np.uint8], height: int, width: int) -> str | None:
     """Return why an image, indexed as (height, width), must not enter DALI, or None. A wrong header can crash a pipeline."""
     try:
-        stream = CodeStream(encoded)
+        stream = nvimgcodec.CodeStream(encoded)
         found = int(stream.height), int(stream.width)
         if not stream.num_channels:  # a damaged BMP, which the parser accepts and the decoder crashes on
             return "DALI finds no channels in its header"
@@ -71,18 +72,37 @@ def gpu_problem(device_id: int) -> str | None:
 _gpus: set[int] = set()  # those that DALI is known to run on
 
 
-def warn_of_old_nvjpeg() -> None:
-    """Log a warning if nvJPEG cannot decode regions with fancy upsampling: DALI then decodes those JPEGs on the CPU."""
-    for package in ("nvidia-nvjpeg", "nvidia-nvjpeg-cu12"):
-        with suppress(PackageNotFoundError):
-            found = version(package)
-            if tuple(map(int, re.findall(r"\d+", found)[:2])) < NVJPEG:
-                logger.warning(
-                    "%s %s decodes crops of most JPEGs on the CPU; %d.%d or newer, which comes with DALI for CUDA 13 "
-                    "(pip install 'multimix-pipe[dali]'), decodes them on the GPU",
-                    *(package, found, *NVJPEG),
-                )
-            return
+def nvjpeg_version() -> tuple[int, int] | None:
+    """Return (major, minor) of the nvJPEG that DALI uses in this process, or None if DALI has loaded none."""
+    try:
+        library = ctypes.CDLL(f"libnvjpeg.so.{nvimgcodec.__cuda_version__ // 1000}", mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    numbers = []
+    for part in (0, 1):  # MAJOR_VERSION, MINOR_VERSION
+        library.nvjpegGetProperty(part, ctypes.byref(number))
+        numbers.append(number.value)
+    return numbers[0], numbers[1]
+
+
+def decodes_regions() -> bool:
+    """Whether nvJPEG decodes regions with fancy upsampling of chroma. If not, this is logged as a warning.
+
+    DALI would decode such regions on the CPU, and print a warning for each.
+    """
+    found = nvjpeg_version()
+    if found is None or found >= NVJPEG:
+        return True
+    name = "nvJPEG {}.{}".format(*found)
+    logger.warning(
+        "%s; %s or newer is needed to decode only the crops of JPEGs on the GPU, so they are decoded as a whole, which is slower",
+        f"torchvision has loaded its own {name}: import nvidia.dali before torchvision"
+        if "torchvision" in sys.modules
+        else f"{name} was found: pip install 'multimix-pipe[dali]', for CUDA 13, has a newer one",
+        "{}.{}".format(*NVJPEG),
+    )
+    return False
 
 
 class HeaderCheck:

@@ -22,7 +22,7 @@ from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from torch import Tensor
 
 from multimix_pipe.augment.host import Pixels, crop_and_resize
-from multimix_pipe.dali.decode_check import HeaderCheck, undecodable_row, warn_of_old_nvjpeg
+from multimix_pipe.dali.decode_check import HeaderCheck, decodes_regions, undecodable_row
 from multimix_pipe.dali.graph import Ends, Graph
 from multimix_pipe.errors import MultiMixError
 from multimix_pipe.plan import StepPlan
@@ -69,8 +69,6 @@ class DaliExecutor:
             ends = "batch" if config.expand else "pixels"
         elif ends is None:
             ends = "window" if config.transform.random else "pixels"
-        if on_gpu:
-            warn_of_old_nvjpeg()
         mixes = ends == "batch" and context.mixes
         queue = config.prefetch + 1  # the requested step, and those ahead of it
         self._context = context
@@ -86,6 +84,7 @@ class DaliExecutor:
             ends=ends,
             mix=config.mix if mixes else None,
             hw_decoder_load=HW_DECODER_LOAD[config.decode],
+            decodes_regions=decodes_regions() if on_gpu and config.transform.random else True,
             half=config.dtype == "float16",
         )
         self._headers = HeaderCheck(context.index)

@@ -50,6 +50,8 @@ class Graph:
     """The mixing of a graph that ends with the batch, or None."""
     hw_decoder_load: float = 0.65
     """Share of a batch that the GPU's JPEG hardware decodes. CUDA kernels decode the rest, with slightly different pixels."""
+    decodes_regions: bool = True
+    """Whether the decoder decodes only the windows of a training. Otherwise they are cut out of whole images."""
     half: bool = False
     """Whether the batch is float16. Otherwise it is float32, as DALI has no bfloat16."""
 
@@ -110,7 +112,11 @@ def loader_graph(graph: Graph) -> DataNode:
     region: dict[str, DataNode] = {}
     if training:
         start, shape = _input("corner", types.INT32, 1), _input("extent", types.INT32, 1)
-        images = fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **decoding)
+        window: dict[str, Any] = {"start": start, "shape": shape, "axes": [0, 1]}
+        if graph.decodes_regions:
+            images = fn.decoders.image_slice(encoded, **window, **decoding)
+        else:
+            images = fn.slice(fn.decoders.image(encoded, **decoding), **window)
     else:  # the window may end within a pixel, so the resampler crops: a decoder would round it
         images = fn.decoders.image(encoded, **decoding)
         region = {"roi_start": _input("corner", types.FLOAT, 1), "roi_end": _input("end", types.FLOAT, 1)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+from functools import cache
 from typing import Literal
 
 import torch
@@ -39,9 +40,7 @@ def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "t
         raise ConfigError(f'backend="dali" needs device "cpu" or "cuda"; found {str(device)!r}. Use backend="torch"')
     error = dali_import_error()
     if error is not None and backend == "auto":
-        # a missing DALI is normal; a broken one deserves a warning
-        level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
-        logger.log(level, 'using backend="torch": NVIDIA DALI cannot be imported (%s)', error)
+        _warn_without_dali(str(error))
         return "torch"
     if error is not None:
         raise MissingBackendError(
@@ -58,6 +57,15 @@ def choose_backend(backend: Backend, device: torch.device) -> Literal["dali", "t
             "('multimix-pipe[dali]' for 13, 'multimix-pipe[dali-cuda12]' for 12), or use backend=\"torch\""
         )
     return "dali"
+
+
+@cache
+def _warn_without_dali(error: str) -> None:
+    logger.warning(
+        "using backend=\"torch\", as NVIDIA DALI cannot be imported (%s): pip install 'multimix-pipe[dali]', or pass "
+        'backend="torch" if you want it',
+        error,
+    )
 
 
 def _gpu_problem(device_id: int) -> str | None:

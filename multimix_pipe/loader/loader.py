@@ -113,6 +113,16 @@ class Loader:
         return self.context.device
 
     @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names by class id: `open_loader`'s `classes`, else those of the classes.json beside the shards, else None."""
+        return self.context.classes
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes: labels lie in [0, num_classes)."""
+        return self.context.config.num_classes
+
+    @property
     def index(self) -> Index:
         """The index of the shards: labels, image sizes and keys of all samples."""
         return self.context.index
@@ -269,7 +279,8 @@ class Loader:
 
     def _batches(self, world: World, entry: Position, schedule: Schedule) -> Generator[Batch, None, None]:
         plan = self.context.plan.ordered_for(entry.order_batch_size)
-        steps = (plan.step(entry.epoch, first, stop) for first, stop in schedule)
+        before = world.rank * self.context.config.batch_size  # rows of the same step in the processes of lower rank
+        steps = (plan.step(entry.epoch, first, stop, first - before) for first, stop in schedule)
         with explain_out_of_memory(self.context.config, self.device):
             if self._executor is None:
                 self._context = replace(self._context, local_world_size=processes_here(world))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from multimix_pipe.config import (
     TrainTransform,
     Transform,
 )
+from multimix_pipe.errors import ConfigError
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
@@ -32,6 +34,7 @@ from multimix_pipe.mixing import MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
+from multimix_pipe.shards.classes import Classes
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.reader import ShardReader
 
@@ -42,7 +45,8 @@ def open_loader(
     shards: Source,
     *,
     batch_size: int,
-    num_classes: int,
+    num_classes: int | None = None,
+    classes: Classes | None = None,
     mix: MultiMix | Literal["auto"] | None = "auto",
     transform: Transform = TrainTransform(),
     backend: Backend = "auto",
@@ -60,7 +64,8 @@ def open_loader(
     prefetch: int = 2,
     decode: Decode = "fast",
     targets: Targets = "rows",
-    label: str = "cls",
+    label: str | None = "cls",
+    label_offset: int = 0,
     exif: bool = False,
     expand: bool = True,
     exclude: Keys | None = None,
@@ -79,7 +84,11 @@ def open_loader(
     Args:
         shards: a path, glob, brace pattern, folder or http(s) URL (needs `cache_dir`), or a list of these.
         batch_size: B, the samples decoded per process and step. With K members per pair the model sees B*K rows.
-        num_classes: the number of classes; labels must lie in [0, num_classes).
+        num_classes: the number of classes; labels must lie in [0, num_classes). Default: the number of names in `classes`, else
+            in the classes.json beside the shards.
+        classes: the class names in the order of their ids, a file of them, or a mapping from name to id. If a classes.json
+            beside the shards has others, that is an error, so give a second set the first one's:
+            `open_loader("val", classes=train.classes, ...)`. Default: those of classes.json.
         mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
@@ -107,7 +116,10 @@ def open_loader(
             gives the same pixels, but an image may differ by up to 3 of 255 in a batch of other samples. "exact" uses one
             decoder, at half the rate: an image's pixels never depend on its batch.
         targets: "rows" for dense (B*K, num_classes) targets, or "pairs" for (labels, partners' labels, lam).
-        label: "cls", or "json:KEY" for an integer field of the samples' json member.
+        label: where labels are: "cls" or "txt" for the member of that extension, "json:KEY" for a field of the json member,
+            "folder" for the last folder of the key. A label is a class id or one of `classes`. None: there are no labels;
+            `mix` must be None, and labels and targets are -1.
+        label_offset: subtracted from labels that are numbers: 1 for labels 1..1000.
         exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
         expand: if False, nothing is mixed: images are (B, C, H, W), targets are class ids, and `batch.plan` says how to mix.
         exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
@@ -134,6 +146,10 @@ def open_loader(
 def open_context(
     shards: Source,
     *,
+    num_classes: int | None = None,
+    classes: Classes | None = None,
+    label: str | None = "cls",
+    label_offset: int = 0,
     transform: Transform = TrainTransform(),
     mix: MultiMix | Literal["auto"] | None = "auto",
     shuffle: Shuffle | Literal["auto"] = "auto",
@@ -151,8 +167,10 @@ def open_context(
     """
     trains = getattr(transform, "random", True)
     config = LoaderConfig(
+        num_classes=1 if num_classes is None else num_classes,
+        label=label,
         transform=transform,
-        mix=(MultiMix() if trains else None) if isinstance(mix, str) and mix == "auto" else mix,
+        mix=(MultiMix() if trains and label is not None else None) if isinstance(mix, str) and mix == "auto" else mix,
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
         last_batch=("wrap" if trains else "partial") if last_batch == "auto" else last_batch,
         device=str(device),
@@ -164,10 +182,14 @@ def open_context(
     local_world_size = processes_here(find_world(config.rank, config.world_size))
     index = open_index(
         shards,
-        label=config.label,
+        label=label,
+        classes=classes,
+        label_offset=label_offset,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         keep_damaged=config.on_bad_sample == "replace",
     )
+    if label is not None:
+        config = replace(config, num_classes=_number_of_classes(num_classes, classes, index.classes))
     chosen = choose_device(config.device)
     backend = choose_backend(config.backend, chosen)
     check_batch_fits(config, chosen)
@@ -181,4 +203,13 @@ def open_context(
         backend=backend,
         device=chosen,
         local_world_size=local_world_size,
+        classes=index.classes,
     )
+
+
+def _number_of_classes(number: int | None, given: Classes | None, names: tuple[str, ...] | None) -> int:
+    if number is None and names is None:
+        raise ConfigError("num_classes= or classes= must be given, as no classes.json lies beside the shards")
+    if number is not None and given is not None and names is not None and number < len(names):
+        raise ConfigError(f"num_classes must be at least the number of names in classes, {len(names)}; found {number}")
+    return len(names or ()) if number is None else number

@@ -7,10 +7,10 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.errors import BadSampleError, ConfigError
+from multimix_pipe.errors import BadSampleError, ConfigError, counted
 from multimix_pipe.plan import Samples
 from multimix_pipe.runtime.context import LoaderConfig
-from multimix_pipe.shards.index import LABEL_PROBLEMS, PROBLEMS, Index
+from multimix_pipe.shards.index import LABEL_PROBLEMS, Index
 from multimix_pipe.shards.subset import select
 
 logger = logging.getLogger("multimix_pipe")
@@ -25,11 +25,14 @@ def choose_samples(index: Index, config: LoaderConfig) -> Samples:
     Raises BadSampleError if a sample has no valid label and bad samples are not replaced, and ConfigError if no sample is usable,
     a label is not in [0, num_classes), or the weights are invalid.
     """
-    for _, problem in index.damage:
-        logger.warning("%s. The samples before that are used", problem)
+    for path, problem in index.damage:
+        logger.warning(
+            "%s. The samples %s are used", problem, "before that" if path in index.shards else "that are there"
+        )
     sample_id = select(index, config.samples, config.exclude)
     _check_usable(index, sample_id, config)
-    _check_labels(index, sample_id, config.num_classes)
+    if config.label is not None:
+        _check_labels(index, sample_id, config.num_classes)
     width, height = index.width[sample_id], index.height[sample_id]
     if config.exif:
         turned = index.orientation[sample_id] >= 5
@@ -44,8 +47,8 @@ def _check_usable(index: Index, sample_id: NDArray[np.int64], config: LoaderConf
         return
     first = int(bad[0])
     found = (
-        f"{len(bad)} of {len(sample_id)} samples cannot be used, the first: {index.name(first)}: "
-        f"{PROBLEMS[int(index.problem[first])]}; `multimix-pipe verify` lists all of them"
+        f"{len(bad):,} of {counted(len(sample_id), 'sample')} cannot be used, the first: {index.name(first)}: "
+        f"{index.reason(first)}; `multimix-pipe verify` lists all of them"
     )
     if len(bad) == len(sample_id):
         raise ConfigError(f"at least one usable sample is required; {found}")
@@ -53,9 +56,9 @@ def _check_usable(index: Index, sample_id: NDArray[np.int64], config: LoaderConf
     if len(unlabelled) and config.on_bad_sample == "raise":
         first = int(unlabelled[0])
         raise BadSampleError(
-            f"{index.name(first)}: {PROBLEMS[int(index.problem[first])]}, as in {len(unlabelled)} of {len(sample_id)} samples. "
-            "Leave them out with exclude=, read another field with label=, or train on other samples instead with "
-            'on_bad_sample="replace"'
+            f"{index.name(first)}: {index.reason(first)}, as in {len(unlabelled):,} of {counted(len(sample_id), 'sample')}. "
+            "Leave them out with exclude=, read other labels with label=, name the classes with classes=, or train on other "
+            'samples instead with on_bad_sample="replace"'
         )
     logger.warning("%s", found)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from multimix_pipe.config import check_choice, check_int, check_number, make_plain
-from multimix_pipe.mixing.methods import METHODS
+from multimix_pipe.mixing.methods import METHODS, check_needs_no_model
 
 Sampling = Literal["iid", "stratified"]
 LamPer = Literal["pair", "batch"]
@@ -49,6 +49,7 @@ class MultiMix:
     def __post_init__(self) -> None:
         check_int("MultiMix.k", self.k, 1, 1024)
         check_number("MultiMix.alpha", self.alpha, 0.0, 1000.0, open_low=True)
+        check_needs_no_model(self.method)
         check_choice("MultiMix.method", self.method, tuple(METHODS))
         check_choice("MultiMix.sampling", self.sampling, get_args(Sampling))
         check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))

@@ -27,6 +27,8 @@ class Stream(IntEnum):
     LAM = 5
     REPLACEMENT = 6
     FIELD = 7
+    LAYER = 16
+    BLOCKS = 17
 
 
 def draw_words(

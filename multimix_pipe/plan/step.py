@@ -43,6 +43,8 @@ class StepPlan:
     """(B,) how often the row's sample was replaced because it was bad; 0 for the sample that the order chose."""
     mix: MixPlan
     """How the rows are mixed. Without mixing, each row is its own partner with weight 1."""
+    step_start: int
+    """Position of the first row that any process has in this step: the same number in every process."""
 
     @property
     def partner(self) -> NDArray[np.int64]:
@@ -80,6 +82,7 @@ class StepPlan:
             flip=self.flip[rows],
             attempt=self.attempt[rows],
             mix=self.mix.rows(rows),
+            step_start=self.step_start,
         )
 
 
@@ -153,13 +156,17 @@ class Plan:
             return order.array_order(order.window_order(samples.shard, self.order_batch_size, self.seed, epoch))
         return order.stored_order
 
-    def step(self, epoch: int, start: int, stop: int) -> StepPlan:
-        """Return the plan of positions [start, stop). Positions from N on wrap around to the first samples, with new draws."""
+    def step(self, epoch: int, start: int, stop: int, step_start: int | None = None) -> StepPlan:
+        """Return the plan of positions [start, stop). Positions from N on wrap around to the first samples, with new draws.
+
+        `step_start` is the first position of all processes' rows in this step. Default: `start`.
+        """
         place = self.order(epoch)(np.arange(start, stop) % len(self.samples))
         window, flip = self._crops(place, epoch, start)
         mix = mixing.draw_mixing(self.mix, self.seed, epoch, start, len(place), self.transform.height_width)
         attempt = np.zeros(len(place), dtype=np.int32)
-        return StepPlan(epoch, start, self.samples.sample_id[place], window, flip, attempt, mix)
+        step_start = start if step_start is None else step_start
+        return StepPlan(epoch, start, self.samples.sample_id[place], window, flip, attempt, mix, step_start)
 
     def replace_row(self, step: StepPlan, row: int) -> StepPlan:
         """Return a plan in which another sample, keyed by (position, attempt), takes `row`. The mixing does not change."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from multimix_pipe.config import OnBadSample
 from multimix_pipe.errors import BadSampleError, ShardError
 from multimix_pipe.plan import Plan, StepPlan
-from multimix_pipe.shards.index import PROBLEMS, Index
+from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.reader import ShardReader
 
 logger = logging.getLogger("multimix_pipe")
@@ -43,8 +43,8 @@ def read_sample(reader: ShardReader, index: Index, sample_id: int, *, raises: bo
 
     A shard that no longer matches the index raises ShardError if `raises`; otherwise that is a reason too.
     """
-    if code := int(index.problem[sample_id]):
-        return Unusable(PROBLEMS[code])
+    if index.problem[sample_id]:
+        return Unusable(index.reason(sample_id))
     try:
         return reader.read(sample_id)
     except ShardError as error:

@@ -60,7 +60,7 @@ class LoaderConfig:
     prefetch: int
     decode: Decode
     targets: Targets
-    label: str
+    label: str | None
     exif: bool
     expand: bool
     exclude: Keys | None
@@ -99,6 +99,8 @@ class LoaderConfig:
         for name in ("channels_last", "exif", "expand"):
             check_bool(name, getattr(self, name))
         check_label(self.label)
+        if self.label is None and self.mix is not None:
+            raise ConfigError(f"label=None has nothing to mix and needs mix=None; found {self.mix}")
         if not self.expand and self.mix is None:
             raise ConfigError(
                 "expand=False returns plain images and their mixing plan; it needs mix=MultiMix(...), found None"
@@ -121,6 +123,8 @@ class LoaderContext:
     config: LoaderConfig
     backend: Literal["dali", "torch"]
     device: torch.device
+    classes: tuple[str, ...] | None = None
+    """Class names by class id, if known."""
     local_world_size: int = 1
     """Number of processes that share this machine's cores and storage."""
 

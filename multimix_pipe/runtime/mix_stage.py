@@ -94,7 +94,8 @@ class DeviceMixStage:
     def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
         """See `MixStage.gather`. On CUDA the memory is pinned, and torch reuses it once copies from it are done."""
         shape = self._normalize.shape(len(images), *self._context.config.transform.height_width)
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._context.device.type == "cuda")
+        pinned = self._context.device.type == "cuda"
+        pixels = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         channels_last, kernel = self._normalize.channels_last, host_kernel()
         if kernel is not None:
             kernel.copy_rows(images, flip, pixels, channels_last)

@@ -33,7 +33,9 @@ class MixTensors:
         """Return `boxed` and `box`. If both are None: `boxed` all False, and a placeholder that is never read."""
         if self.boxed is None or self.box is None:
             pairs, k = self.lam.shape
-            return torch.zeros(pairs, dtype=torch.bool), torch.zeros(1, 1, 4, dtype=torch.int32).expand(pairs, k, 4)
+            cpu = torch.device("cpu")  # whatever the default device is
+            box = torch.zeros(1, 1, 4, dtype=torch.int32, device=cpu).expand(pairs, k, 4)
+            return torch.zeros(pairs, dtype=torch.bool, device=cpu), box
         return self.boxed, self.box
 
     @classmethod
@@ -94,13 +96,13 @@ def upload(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[
     A copy from pageable memory would wait for all work queued on the device. torch reuses pinned memory once its copy is done.
     """
     if device.type != "cuda":
-        return [torch.as_tensor(np.require(array, requirements=["C", "W"])).to(device) for array in arrays]
+        return [torch.from_numpy(np.require(array, requirements=["C", "W"])).to(device) for array in arrays]
     starts = np.cumsum([0, *(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)])
-    packed = torch.empty(int(starts[-1]), dtype=torch.uint8, pin_memory=True)
+    packed = torch.empty(int(starts[-1]), dtype=torch.uint8, device="cpu", pin_memory=True)
     for array, start in zip(arrays, starts, strict=False):
         packed[start : start + array.nbytes] = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     on_device = packed.to(device, non_blocking=True)
     return [
-        on_device[start : start + array.nbytes].view(torch.as_tensor(array[:0]).dtype).view(array.shape)
+        on_device[start : start + array.nbytes].view(torch.from_numpy(array[:0]).dtype).view(array.shape)
         for array, start in zip(arrays, starts, strict=False)
     ]

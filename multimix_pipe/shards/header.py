@@ -7,6 +7,7 @@ the parsers here agree with it.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -23,6 +24,19 @@ from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, PpmImage
 MAX_PIXELS = 178_956_970  # Pillow refuses larger images as decompression bombs
 MAX_BYTES = 2**28  # of an encoded image; a photo of MAX_PIXELS at the highest quality is smaller
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM")  # detected by content: real data sets contain PNG files named .jpeg
+
+UNREAD_FORMATS = ("GIF", "TIFF", "AVIF", "HEIC", "JPEG XL", "JPEG 2000", "an HTML page")
+"""What is recognised and not read."""
+_MAGICS = (
+    rb"GIF8",
+    rb"II\*\0|MM\0\*",
+    rb"....ftypavi[fs]",
+    rb"....ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)",
+    rb"\xff\x0a|\0\0\0\x0cJXL ",
+    rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ",
+    rb"(?i:\s*<(?:!doctype html|html))",
+)
+_UNREAD = tuple(re.compile(magic, re.DOTALL) for magic in _MAGICS)
 
 _SEGMENT, _FILL, _NO_LENGTH, _FRAME, _UNUSUAL = range(5)
 _KINDS = np.full(256, _SEGMENT, np.uint8)
@@ -79,6 +93,11 @@ def read_headers(
         beginning = buffer[start[i] : start[i] + have[i]].tobytes()
         headers[i] = _png_header(beginning) or _pillow_header(read(i, 0, min(int(size[i]), MAX_BYTES))) or UNREADABLE
     return headers
+
+
+def unread_format(beginning: bytes) -> int | None:
+    """Return the position in UNREAD_FORMATS of what starts with these bytes, at least 64 of them; None for anything else."""
+    return next((i for i, magic in enumerate(_UNREAD) if magic.match(beginning)), None)
 
 
 def _read_jpegs(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from glob import escape, glob
 from os import PathLike
@@ -11,8 +12,8 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from multimix_pipe.errors import ConfigError, ShardError
-from multimix_pipe.shards.storage import fetch_remote
+from multimix_pipe.errors import ConfigError, ShardError, counted
+from multimix_pipe.shards.storage import fetch_remote, redacted
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _KINDS = "a path, glob, brace pattern, folder or http(s) URL, or a list of those"
@@ -36,14 +37,14 @@ def list_shards(
     sources = [source] if isinstance(source, (str, PathLike)) else source
     # sets and iterators are refused: their order, and with it the sample ids, may differ between processes
     if not isinstance(sources, Sequence) or isinstance(sources, (bytes, bytearray)):
-        raise ConfigError(f"shards must be {_KINDS}; found {source!r} ({type(source).__name__})")
+        raise ConfigError(f"shards must be {_KINDS}; found {redacted(repr(source))} ({type(source).__name__})")
     if not sources:
         raise ConfigError(f"shards must be {_KINDS}; found an empty list")
     names = [_name(item) for item in sources]
     shards = [shard.absolute() for name in names for shard in _expand(name, cache_dir, progress)]
     if len(set(shards)) < len(shards):
         twice = next(shard for i, shard in enumerate(shards) if shard in shards[:i])
-        raise ConfigError(f"each shard must be named once; found {twice} twice in {source!r}")
+        raise ConfigError(f"each shard must be named once; found {twice} twice in {redacted(repr(source))}")
     return tuple(shards)
 
 
@@ -65,7 +66,8 @@ def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) ->
     try:
         names = list(braceexpand(item))
     except ValueError as error:
-        raise ConfigError(f"{item!r} is not a brace pattern like train-{{000000..001281}}.tar: {error}") from error
+        message = f"{item!r} is not a brace pattern like train-{{000000..001281}}.tar: {error}"
+        raise ConfigError(redacted(message)) from None  # the cause has the URL, which may have a password
     for name in names:
         _refuse_pipe(name, item)
     if scheme := _SCHEME.match(item):
@@ -75,7 +77,9 @@ def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) ->
 
 def _refuse_pipe(name: str, item: str) -> None:
     if name.lower().startswith("pipe:"):
-        raise ConfigError(f"{item!r}: pipe: URLs run shell commands and are refused; give files or http(s) URLs")
+        raise ConfigError(
+            f"{redacted(repr(item))}: pipe: URLs run shell commands and are refused; give files or http(s) URLs"
+        )
 
 
 def _local(names: list[str], item: str) -> list[Path]:
@@ -101,7 +105,9 @@ def _matches(pattern: str, item: str) -> list[Path]:
     tars = [Path(path) for path in files if path.endswith(".tar")]
     no_files = set(paths).difference(files)
     if broken := sorted(path for path in no_files if path.endswith(".tar") and not os.path.isdir(path)):
-        raise ShardError(f"{len(broken)} shards are broken links or not regular files: {', '.join(broken[:3])}")
+        one = len(broken) == 1
+        what = "shard is a broken link or not a regular file" if one else "shards are broken links or not regular files"
+        raise ShardError(f"{len(broken)} {what}: {', '.join(broken[:3])}")
     if tars:
         return tars
     others = files
@@ -112,7 +118,7 @@ def _matches(pattern: str, item: str) -> list[Path]:
                 f"{', '.join(map(repr, folders))}; give one of these"
             )
         others = glob(os.path.join(escape(item), "*"))
-    found = f"found {len(others)} other files, such as {min(others)}" if others else "found nothing"
+    found = f"found {counted(len(others), 'other file')}, such as {min(others)}" if others else "found nothing"
     raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}")
 
 
@@ -123,7 +129,25 @@ def _folders_with_tars(folder: str) -> list[str]:
 
 def _download(names: list[str], scheme: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:
     if scheme not in ("http", "https"):
-        raise ConfigError(f"{names[0]!r}: {scheme}:// is not supported; copy or mount the shards and give their paths")
+        raise ConfigError(
+            f"{redacted(repr(names[0]))}: {scheme}:// is not supported; copy or mount the shards and give their paths"
+        )
     if cache_dir is None:
-        raise ConfigError(f"{names[0]!r}: http(s) shards are downloaded; set cache_dir= to a folder for them")
+        raise ConfigError(
+            f"{redacted(repr(names[0]))}: http(s) shards are downloaded; set cache_dir= to a folder for them"
+        )
     return fetch_remote(names, cache_dir, progress=progress)
+
+
+def distinct_names(shards: Sequence[Path]) -> tuple[str, ...]:
+    """Return the base name of each shard, with as many folders before it as it takes to make all names distinct."""
+    names = [shard.name for shard in shards]
+    parts = 1
+    while len(set(names)) < len(names):
+        parts += 1
+        counts = Counter(names)
+        names = [
+            "/".join(shard.parts[-parts:]) if counts[name] > 1 else name
+            for name, shard in zip(names, shards, strict=True)
+        ]
+    return tuple(names)

@@ -1,29 +1,42 @@
-"""Downloads shards from http(s) URLs into a folder, once; only complete files appear there."""
+"""Downloads shards from http(s) URLs into a folder, once; only whole tars appear there."""
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import os
+import re
+import tarfile
 import urllib.request
 from collections.abc import Sequence
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.progress import Progress
+from multimix_pipe.shards.tar import DamagedTarError, read_batches
 
+_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[^/?#\s'\"]*@")
+_QUERY = re.compile(r"([a-zA-Z][\w+.-]*://[^?#\s'\"]*)[?#][^\s'\"]*")
 _TIMEOUT = 60.0  # seconds without data
 _CHUNK = 2**20
+_SHOWN = 40  # bytes of what is no tar
+
+
+def redacted(text: str) -> str:
+    """Return `text` without the passwords and signatures of the URLs in it, for messages."""
+    return _QUERY.sub(r"\1?...", _USER.sub(r"\1", text))
 
 
 def fetch_remote(urls: Sequence[str], cache_dir: str | PathLike[str], *, progress: bool = True) -> list[Path]:
     """Return the paths of the files at `urls` in `cache_dir`; missing files are downloaded, each by one process at a time.
 
     A file that is already in `cache_dir` is not compared with the server again: empty the folder if shards change but keep their
-    names. Raises ShardError if the server does not send a complete file.
+    names. Raises ShardError if the server does not send a whole tar.
     """
     targets = [_target(url, Path(cache_dir)) for url in urls]
     missing = [(url, target) for url, target in zip(urls, targets, strict=True) if not target.is_file()]
@@ -49,21 +62,57 @@ def _fetch(url: str, target: Path, bar: Progress, alone: bool) -> None:
             if not target.is_file():  # another process may have fetched it meanwhile
                 _download(url, target, bar, alone)
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-        raise ShardError(f"{url} cannot be downloaded to {target}: {error}") from error
+        if isinstance(error, HTTPError):
+            error.close()
+        raise ShardError(f"{redacted(url)} cannot be downloaded to {target}: {redacted(str(error))}") from error
 
 
 def _download(url: str, target: Path, bar: Progress, alone: bool) -> None:
     partial = target.with_name(target.name + ".part")
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response, open(partial, "wb") as file:
-        expected = response.length  # Content-Length; None if missing or invalid
-        if alone:
-            bar.total = expected
-        while chunk := response.read(_CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))
-        found = file.tell()
-    if expected is not None and found != expected:
-        raise ShardError(
-            f"the download of {url} is incomplete: required {expected:,} bytes, found {found:,}; try again"
-        )
-    os.replace(partial, target)
+    try:
+        with urllib.request.urlopen(_request(url), timeout=_TIMEOUT) as response, open(partial, "wb") as file:
+            expected = response.length  # Content-Length; None if missing or invalid
+            if alone:
+                bar.total = expected
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            found = file.tell()
+        if expected is not None and found != expected:
+            raise ShardError(f"the download is incomplete: required {expected:,} bytes, found {found:,}; try again")
+        _check_tar(partial, whole=expected is None)
+        os.replace(partial, target)
+    except ShardError as error:
+        raise ShardError(f"{redacted(url)} is not kept as {target}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _request(url: str) -> urllib.request.Request:
+    """Return a request that sends the user and password in `url`, if any, as HTTP's basic authentication."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)))
+    if at:
+        token = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    return request
+
+
+def _check_tar(path: Path, *, whole: bool) -> None:
+    """Raise ShardError unless the file at `path` begins as a tar does and, if `whole`, has its end too."""
+    with open(path, "rb") as file:
+        beginning = file.read(_SHOWN)
+        try:
+            file.seek(0)
+            tarfile.open(fileobj=file, mode="r:").close()
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            raise ShardError(
+                f"the server sent no tar file but, perhaps, a login page or an error: it begins with {beginning!r}"
+            ) from error
+        if whole:  # nobody said how many bytes it has
+            try:
+                for _ in read_batches(file, path):
+                    pass
+            except DamagedTarError as error:
+                raise ShardError(f"the server gave no length, and the download was cut: {error}") from error

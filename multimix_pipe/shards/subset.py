@@ -20,7 +20,8 @@ logger = logging.getLogger("multimix_pipe")
 def select(index: Index, samples: Keys | None, exclude: Keys | None) -> NDArray[np.int64]:
     """Return the ids of the samples to use, ascending: those of `samples` (None: all) without those of `exclude`.
 
-    A key is a sample's `__key__`, or `shard.tar : key` if several shards have the same key; a str or path names a text file
+    A key is a sample's `__key__`, or `shard.tar : key` if several shards have the same key (`folder/shard.tar : key` if several
+    shards have that name); a str or path names a text file
     with one key per line. Raises ConfigError for a key in `samples` that no sample has, and if no sample is left.
     """
     kept = np.ones(len(index), dtype=np.bool_)
@@ -38,7 +39,8 @@ def select(index: Index, samples: Keys | None, exclude: Keys | None) -> NDArray[
     if unwanted is not None:
         unknown = [key for key in unwanted if key not in ids]
         if unknown:
-            logger.warning("exclude: %d keys are not in this data set, the first: %r", len(unknown), unknown[0])
+            keys = "1 key is" if len(unknown) == 1 else f"{len(unknown):,} keys are"
+            logger.warning("exclude: %s not in this data set, the first: %r", keys, unknown[0])
         kept[[sample_id for key in unwanted for sample_id in ids.get(key, [])]] = False
     chosen = np.flatnonzero(kept).astype(np.int64)
     if not len(chosen):
@@ -57,14 +59,16 @@ def _ids_by_key(index: Index, wanted: set[str]) -> dict[str, list[int]]:
     for sample_id, key in enumerate(index.each_key()):
         if key in wanted:
             ids.setdefault(key, []).append(sample_id)
-        if key in candidates and (name := index.full_key(sample_id)) in wanted:
-            ids.setdefault(name, []).append(sample_id)
+        if key in candidates:
+            plain = f"{index.shards[index.shard[sample_id]].name} : {key}"
+            for name in {plain, index.full_key(sample_id)} & wanted:
+                ids.setdefault(name, []).append(sample_id)
     return ids
 
 
 def _keys_in_full_keys(index: Index, wanted: set[str]) -> set[str]:
     """Return all strings that may be the key in a `shard.tar : key` of `wanted`."""
-    shards = {shard.name for shard in index.shards}
+    shards = {*index.shard_names, *(shard.name for shard in index.shards)}
     keys: set[str] = set()
     for name in wanted:
         parts = str(name).split(" : ")  # shard names and keys may both contain the separator

@@ -21,6 +21,51 @@ def mixed_accuracy(logits: Tensor, targets: MixedTargets) -> Tensor:
     >>> mixed_accuracy(torch.eye(3)[:2], torch.tensor([[0.75, 0.0, 0.25], [0.5, 0.5, 0.0]]))
     tensor(0.6250)
     """
+    return _hits(logits, targets).mean()
+
+
+class MixedAccuracy:
+    """`mixed_accuracy` over all rows of several batches and, where torch.distributed is initialised, of all processes.
+
+        accuracy = MixedAccuracy()
+        for images, targets in loader:
+            accuracy.update(model(images), targets)
+        print(accuracy.compute().item())
+        accuracy.reset()
+
+    Accuracies of other libraries take soft targets for several labels per row, and so count most rows as right.
+    """
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None  # hits, rows
+
+    def update(self, logits: Tensor, targets: MixedTargets) -> None:
+        """Add the rows of a batch; the arguments are those of `mixed_accuracy`. Does not synchronize."""
+        hits = _hits(logits.detach(), targets)
+        dtype = torch.float32 if hits.device.type == "mps" else torch.float64
+        rows = torch.full((), hits.numel(), dtype=dtype, device=hits.device)
+        sums = torch.stack([hits.sum(dtype=dtype), rows])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def compute(self) -> Tensor:
+        """Return the accuracy, a 0-dim float32 tensor: nan without any rows. Every process must call this."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        sums = self._sums
+        if sums is None:
+            on_gpu = distributed and "nccl" in torch.distributed.get_backend()
+            sums = torch.zeros(2, dtype=torch.float64, device="cuda" if on_gpu else "cpu")
+        if distributed:
+            sums = sums.clone()
+            torch.distributed.all_reduce(sums)
+        return (sums[0] / sums[1]).to(torch.float32)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self._sums = None
+
+
+def _hits(logits: Tensor, targets: MixedTargets) -> Tensor:
+    """Return the target's weight of the predicted class for each row, float32 of any shape."""
     form = target_form(logits, targets)
     predicted = logits.argmax(1)
     if isinstance(targets, tuple):
@@ -31,4 +76,4 @@ def mixed_accuracy(logits: Tensor, targets: MixedTargets) -> Tensor:
         hits = targets.gather(1, predicted[:, None])
     else:
         hits = predicted == targets
-    return hits.to(torch.float32).mean()
+    return hits.to(torch.float32)

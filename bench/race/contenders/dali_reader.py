@@ -30,12 +30,18 @@ PREFETCH = 2
 fn: Any = operators  # DALI's annotations lack readers with outputs
 
 
-def batches(setting: Setting, prefetch: int = PREFETCH) -> Iterator[object]:
+def batches(setting: Setting) -> Iterator[object]:
     """Yield (images, targets) endlessly."""
+    return batches_ahead(setting, PREFETCH)
+
+
+def batches_ahead(setting: Setting, prefetch: int, *, fancy_upsampling: bool = False) -> Iterator[object]:
+    """Do so with a queue of that length. With `fancy_upsampling` a GPU upsamples chroma as CPUs do, and as this package does."""
     draw = np.random.default_rng(0)
     device = torch.device(setting.device)
     pipeline = classification(
         setting,
+        fancy_upsampling,
         batch_size=setting.batch_size,
         num_threads=setting.threads,
         device_id=(device.index or 0) if device.type == "cuda" else None,
@@ -49,7 +55,7 @@ def batches(setting: Setting, prefetch: int = PREFETCH) -> Iterator[object]:
 
 
 @pipeline_def  # type: ignore[untyped-decorator]
-def classification(setting: Setting) -> tuple[Any, Any]:
+def classification(setting: Setting, fancy_upsampling: bool = False) -> tuple[Any, Any]:
     """Output normalised images (3, H, W), and the bytes of the label members, padded with zeros."""
     on_gpu = setting.device != "cpu"
     encoded, labels = fn.readers.webdataset(
@@ -66,6 +72,7 @@ def classification(setting: Setting) -> tuple[Any, Any]:
         random_aspect_ratio=RATIO,
         # sizes from DeepLearningExamples: enough for every ImageNet image without new allocations
         **({"device_memory_padding": 211025920, "host_memory_padding": 140544512} if on_gpu else {}),
+        **({"jpeg_fancy_upsampling": fancy_upsampling} if on_gpu else {}),
     )
     images = fn.resize(
         images, size=[setting.size, setting.size], interp_type=types.INTERP_LINEAR, antialias=setting.antialias

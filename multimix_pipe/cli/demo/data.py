@@ -92,7 +92,7 @@ def _describe(what: str, train: str, test: str | None, progress: bool) -> DemoDa
     index = open_index(train, progress=progress)
     names = class_names(index)
     if test is not None:
-        test_index = open_index(test, progress=progress)
+        test_index = open_index(test, classes=index.classes, progress=progress)
         names = max(names, class_names(test_index), key=len)
         return DemoData(what, train, test, None, len(index), len(test_index), names)
     held_out = _hold_out(index)

@@ -41,9 +41,7 @@ def host_kernel() -> ModuleType | None:
     try:
         from multimix_pipe.runtime.kernels import host
     except (ImportError, SystemError, OSError) as error:  # the last two: Numba was built for another NumPy
-        level = logging.INFO if isinstance(error, ModuleNotFoundError) else logging.WARNING
-        logger.log(
-            level,
+        logger.warning(
             "mixing on the CPU with torch, which is several times slower than with Numba; Numba cannot be imported (%s). "
             "Install it with pip install 'multimix-pipe[fast]'",
             error,

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from os import PathLike
@@ -17,12 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from multimix_pipe.config import check_int, check_label
-from multimix_pipe.errors import ShardError, printable
+from multimix_pipe.errors import ShardError, counted, printable
+from multimix_pipe.shards.classes import Classes, common_classes, read_mapping
 from multimix_pipe.shards.index.build import build_indexes
-from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS, LABEL_PROBLEMS, PROBLEMS, Table
+from multimix_pipe.shards.index.labels import NO_LABELS
+from multimix_pipe.shards.index.problems import (
+    FINE,
+    LABEL_NOT_INT,
+    LABEL_PROBLEMS,
+    LABEL_RANGE,
+    NO_IMAGE,
+    NOTED,
+    PROBLEMS,
+    UNKNOWN_CLASS,
+)
+from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS, Table
 from multimix_pipe.shards.index.store import index_name, load_table, locked_folder
-from multimix_pipe.shards.listing import list_shards
+from multimix_pipe.shards.listing import distinct_names, list_shards
+from multimix_pipe.shards.packed import incomplete
 from multimix_pipe.shards.progress import Progress
+from multimix_pipe.shards.storage import redacted
 
 __all__ = ["LABEL_PROBLEMS", "PROBLEMS", "Index", "open_index"]
 
@@ -45,7 +59,7 @@ class Index:
     size: npt.NDArray[np.int64]
     """(N,) size of the encoded image in bytes."""
     label: npt.NDArray[np.int64]
-    """(N,) class id; -1 if the label is missing or invalid."""
+    """(N,) class id; -1 without a valid label."""
     width: npt.NDArray[np.int32]
     """(N,) width in pixels as stored, before EXIF orientation is applied; 0 if the header cannot be read."""
     height: npt.NDArray[np.int32]
@@ -63,7 +77,12 @@ class Index:
     stamps: tuple[tuple[int, int], ...]
     """Size in bytes and modification time in ns of each shard when it was indexed."""
     damage: tuple[tuple[Path, str], ...] = ()
-    """Damaged shards, each with the reason; their samples before the damage are in the index."""
+    """Damaged shards, and folders that `pack` did not fill, each with the reason; what is there of them is in the index."""
+    classes: tuple[str, ...] | None = None
+    """Class names by class id, if known."""
+    notes: tuple[str, ...] = ()
+    note: npt.NDArray[np.int32] | None = None
+    """(N,) position in `notes` of what was found, or -1; None if there are no notes."""
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -84,11 +103,26 @@ class Index:
 
     def full_key(self, sample_id: int) -> str:
         """Return `shard.tar : key` of a sample, a name that `exclude=` and `samples=` accept."""
-        return f"{self.shards[self.shard[sample_id]].name} : {self.key(sample_id)}"
+        return f"{self.shard_names[self.shard[sample_id]]} : {self.key(sample_id)}"
+
+    @cached_property
+    def shard_names(self) -> tuple[str, ...]:
+        """The shards' base names, with as many folders before them as it takes to tell shards of one name apart."""
+        return distinct_names(self.shards)
 
     def name(self, sample_id: int) -> str:
         """Return the full key of a sample for messages, with unprintable characters escaped."""
         return printable(self.full_key(sample_id))
+
+    def reason(self, sample_id: int) -> str:
+        """Return what is wrong with a sample and what was found; it must have a problem."""
+        text = PROBLEMS[int(self.problem[sample_id])]
+        found = -1 if self.note is None else int(self.note[sample_id])
+        if found < 0:
+            return text
+        note = self.notes[found]
+        is_label = self.problem[sample_id] in (LABEL_NOT_INT, UNKNOWN_CLASS)
+        return printable(f"{text}; found {repr(note) if is_label else note}")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -102,7 +136,9 @@ class Index:
 def open_index(
     source: str | PathLike[str] | Sequence[str | PathLike[str]],
     *,
-    label: str = "cls",
+    label: str | None = "cls",
+    classes: Classes | None = None,
+    label_offset: int = 0,
     cache_dir: str | PathLike[str] | None = None,
     progress: bool = True,
     workers: int | None = None,
@@ -113,30 +149,50 @@ def open_index(
 
     The index file of a shard is used if it records the shard's current size and modification time, and built otherwise, in
     `workers` processes (None: one per usable core), with progress on stderr. Index files are next to the shards, or in
-    `cache_dir` (None: the user's cache) if that folder is not writable. `label` is "cls", or "json:KEY" for an integer field
-    of the sample's .json member. `rebuild` ignores existing index files. `keep_damaged` keeps the samples of a cut or damaged
-    shard that precede the damage.
+    `cache_dir` (None: the user's cache) if that folder is not writable. `rebuild` ignores existing index files. `keep_damaged`
+    keeps the samples of a cut or damaged shard that precede the damage, and those of an interrupted `pack`.
 
-    Raises ConfigError for invalid arguments, ShardError if a shard is missing, damaged (unless `keep_damaged`) or not a plain
-    tar, or if no sample has an image, and MultiMixError if an index cannot be written.
+    `label` names where a sample's label is: "cls" or "txt" for the member of that extension, "json:KEY" for a field of its
+    .json member, "folder" for the last folder in its key, None for no labels (all -1). A label is an integer, from which
+    `label_offset` is subtracted, or one of `classes` (names in the order of their ids, or a mapping from name to id); folders
+    are always names. By default the classes are those of the classes.json beside the shards for "cls", "txt" and "folder", and
+    for "folder" else the sorted folders.
+
+    Raises ConfigError for invalid arguments and shards whose classes.json differs from `classes` or another one, ShardError if
+    a shard is missing, damaged (unless `keep_damaged`) or not a plain tar, or if no sample has an image, and MultiMixError if
+    an index cannot be written.
     """
     check_label(label)
+    check_int("label_offset", label_offset, 0)
+    ids, names = read_mapping(classes)
     if workers is not None:
         check_int("workers", workers, 1)
     shards = list_shards(source, cache_dir, progress=progress)
-    tables = {shard: None if rebuild else load_table(shard, label, cache_dir) for shard in shards}
+    spec = NO_LABELS if label is None else label
+    if spec in ("cls", "txt", "folder"):
+        names = common_classes(shards, names)
+    tables = {shard: None if rebuild else load_table(shard, spec, cache_dir) for shard in shards}
     missing = [shard for shard, table in tables.items() if table is None]
     with Progress("indexing", total=len(missing), unit="shard", disable=not progress or not missing) as bar:
         for folder, group in groupby(sorted(missing, key=lambda shard: shard.parent), key=lambda shard: shard.parent):
-            tables.update(_build_folder(folder, list(group), label, cache_dir, workers, rebuild, bar))
+            tables.update(_build_folder(folder, list(group), spec, cache_dir, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
     index = _join(shards, found)
+    if index.note is not None or label_offset or spec == "folder":
+        if spec == "folder" and names is None and index.note is not None:
+            names = tuple(sorted({index.notes[i] for i in np.unique(index.note[index.problem == LABEL_NOT_INT])}))
+        if ids is None and names is not None:
+            ids = {name: i for i, name in enumerate(names)}
+        index = _translate(index, ids, label_offset)
+    samples = (len(table.rows) for table in found)
+    index = replace(index, classes=names, damage=index.damage + tuple(incomplete(source, shards, samples)))
     if index.damage and not (keep_damaged and len(index)):
         raise ShardError(index.damage[0][1])
-    if not len(index):
+    if not len(index) or (index.problem == NO_IMAGE).all():
         raise ShardError(_nothing_found(source, found))
     if index.without_image:
-        log.info("%d samples have no image (%s) and are left out", index.without_image, "|".join(IMAGE_EXTENSIONS))
+        groups = counted(index.without_image, "group")
+        log.info("%s of members without an image and a label are left out", groups)
     return index
 
 
@@ -170,22 +226,50 @@ def _join(shards: tuple[Path, ...], tables: list[Table]) -> Index:
 
     key_start = np.zeros(sum(counts) + 1, np.int64)
     np.cumsum(column("key_size"), out=key_start[1:])
+    label, problem, note = column("label"), column("problem"), None
+    notes = tuple(text for table in tables for text in table.notes)
+    if notes:
+        starts = np.cumsum([0, *(len(table.notes) for table in tables)])[:-1]
+        noted = np.isin(problem, NOTED)
+        note = np.where(noted & (label >= 0), label + np.repeat(starts, counts), -1).astype(np.int32)
+        label[noted] = -1
     return Index(
         shards=shards,
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
         offset=column("offset"),
         size=column("size"),
-        label=column("label"),
+        label=label,
         width=column("width"),
         height=column("height"),
         orientation=column("orientation"),
-        problem=column("problem"),
+        problem=problem,
         key_buffer=b"".join(table.keys for table in tables),
         key_start=key_start,
         without_image=sum(table.without_image for table in tables),
         stamps=tuple((table.shard_size, table.mtime_ns) for table in tables),
+        notes=notes,
+        note=note,
         damage=tuple((shard, table.damage) for shard, table in zip(shards, tables, strict=True) if table.damage),
     )
+
+
+def _translate(index: Index, ids: dict[str, int] | None, label_offset: int) -> Index:
+    """Return the index with names replaced by `ids`, and `label_offset` subtracted from labels that are numbers."""
+    label, problem, note, notes = index.label.copy(), index.problem.copy(), index.note, index.notes
+    numbers = label >= 0
+    if ids is not None and note is not None:
+        rows = np.flatnonzero((problem == LABEL_NOT_INT) & (note >= 0))
+        label[rows] = np.array([ids.get(text, -1) for text in notes], dtype=np.int64)[note[rows]]
+        problem[rows] = np.where(label[rows] >= 0, FINE, UNKNOWN_CLASS)
+    label[numbers] -= label_offset
+    if (low := numbers & (label < 0)).any():
+        note = np.full(len(index), -1, np.int32) if note is None else note.copy()
+        values, which = np.unique(index.label[low], return_inverse=True)
+        note[low] = which + len(notes)
+        notes += tuple(f"{value}, with label_offset={label_offset}" for value in values.tolist())
+        problem[low & (problem == FINE)] = LABEL_RANGE
+        label[low] = -1
+    return replace(index, label=label, problem=problem, note=note, notes=notes)
 
 
 def _nothing_found(source: object, tables: list[Table]) -> str:
@@ -194,4 +278,5 @@ def _nothing_found(source: object, tables: list[Table]) -> str:
         extensions.update(table.extensions)
     seen = ", ".join(f"{count} .{extension}" for extension, count in extensions.most_common(8)) or "no members at all"
     wanted = ", ".join("." + extension for extension in IMAGE_EXTENSIONS)
-    return f"{source}: no sample with an image in {len(tables)} shards; required members {wanted}, found {seen}"
+    where = counted(len(tables), "shard")
+    return f"{redacted(str(source))}: no sample with an image in {where}; required members {wanted}, found {seen}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,25 +13,26 @@ import numpy.typing as npt
 
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.files import read_fully
-from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers
+from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers, unread_format
+from multimix_pipe.shards.index.labels import NO_LABELS, limit_of, member_of, note_of, parse_folder, parser_of
+from multimix_pipe.shards.index.problems import (
+    BAD_HEADER,
+    DUPLICATE,
+    FINE,
+    NO_IMAGE,
+    NO_LABEL,
+    NOTED,
+    TOO_MANY_BYTES,
+    TOO_MANY_PIXELS,
+    UNREAD_FORMAT,
+    Notes,
+)
 from multimix_pipe.shards.tar import READ_BUFFER, DamagedTarError, Members, read_batches, split_name
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-
-FINE, BAD_HEADER, TOO_MANY_PIXELS, NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON, TOO_MANY_BYTES = range(8)
-
-PROBLEMS: dict[int, str] = {
-    BAD_HEADER: "the image header cannot be read",
-    TOO_MANY_PIXELS: f"the image has more than {MAX_PIXELS:,} pixels",
-    NO_LABEL: "there is no label",
-    LABEL_NOT_INT: "the label is not an integer",
-    LABEL_RANGE: "the label is negative or does not fit in 64 bits",
-    BAD_JSON: "the .json member is not a JSON object",
-    TOO_MANY_BYTES: f"the image has more than {MAX_BYTES:,} bytes",
-}
-"""What is wrong with a sample, by the code in `Index.problem`; code 0 is a sample without a known problem."""
-
-LABEL_PROBLEMS = (NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON)
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "jfif", "jpe", "bmp", "ppm", "pgm")
+"""Extensions of images, which are read whatever they hold; of several images of a sample, the first of these counts."""
+UNREAD_EXTENSIONS = ("gif", "tif", "tiff", "avif", "heic", "heif", "jxl", "jp2")
+"""Extensions of images that make a bad sample, if no other image comes with it, rather than none at all."""
 
 ROW = np.dtype(
     [
@@ -48,11 +47,9 @@ ROW = np.dtype(
     ]
 )
 
-_RANKS = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS)}
+_RANKS = {extension: rank for rank, extension in enumerate(IMAGE_EXTENSIONS + UNREAD_EXTENSIONS)}
 _NO_STEM = (b"", b"/")
-_INTEGER = re.compile(rb"\s*[+-]?[0-9]+\s*")
-_MAX_JSON = 2**24  # bytes; longer texts are cut, so that they do not parse
-_MAX_CLS = 64  # bytes; enough for a class id
+_MAX_NAMED = 5  # members in a note
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +68,16 @@ class Table:
     """Number of members by extension, for the eight most frequent ones."""
     damage: str = ""
     """Why the shard cannot be read to its end, or ""; `rows` are the samples before the damage."""
+    notes: tuple[str, ...] = ()
+    """What was found, for rows whose problem is in NOTED: their label is a position in this, or -1."""
 
 
 def scan_shard(shard: Path, label: str) -> Table:
-    """Read the tar headers, image headers and labels of `shard`; `label` is "cls" or "json:KEY".
+    """Read the tar headers, image headers and labels of `shard`; `label` is that of `open_index`, or NO_LABELS.
 
     The members of a sample need not be adjacent. If a sample has several images, the first of IMAGE_EXTENSIONS counts. The
     table of a cut or damaged shard has the samples before the damage. Raises ShardError if the shard cannot be read, is not a
-    plain tar, changes meanwhile, or has two members with the same key and extension.
+    plain tar, or changes meanwhile.
     """
     damage = ""
     try:
@@ -95,7 +94,7 @@ def scan_shard(shard: Path, label: str) -> Table:
         raise ShardError(f"{shard} cannot be read: {error}") from error
     if (after.st_size, after.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
         raise ShardError(f"{shard} changed while it was indexed; wait until it is written, then try again")
-    return scan.table(shard, stat, damage)
+    return scan.table(stat, damage)
 
 
 class _Scan:
@@ -103,9 +102,9 @@ class _Scan:
 
     def __init__(self, descriptor: int, label: str) -> None:
         self._descriptor = descriptor
-        self._label_extension = "cls" if label == "cls" else "json"
-        self._parse_label = _parse_cls if label == "cls" else partial(_parse_json, key=label.removeprefix("json:"))
-        self._label_limit = _MAX_CLS + 1 if label == "cls" else _MAX_JSON
+        self._notes = Notes()
+        self._label, self._label_extension = label, member_of(label)
+        self._parse_label, self._label_limit = parser_of(label), limit_of(label)
         self._samples: dict[bytes, int] = {}  # position by key, in order of appearance
         self._codes: dict[bytes, int] = {}  # by extension as written
         self._extensions: dict[str, int] = {}  # by extension in lower case
@@ -135,7 +134,7 @@ class _Scan:
                 ranks[code] = image_rank
         rank = ranks[columns[:, 1]]
         self._add_images(members, np.flatnonzero(rank >= 0), columns[:, 0], rank)
-        if (code := self._extensions.get(self._label_extension)) is not None:
+        if self._label_extension and (code := self._extensions.get(self._label_extension)) is not None:
             self._add_labels(members, np.flatnonzero(columns[:, 1] == code), columns[:, 0])
 
     def _register(self, name: bytes) -> tuple[int, int]:
@@ -157,6 +156,9 @@ class _Scan:
 
         start, have, size = members.start[rows], members.have[rows], members.size[rows]
         headers = read_headers(members.buffer, start, have, size, read)
+        for image in np.flatnonzero(headers[:, 0] < 0).tolist():
+            if (kind := unread_format(read(image, 0, 64))) is not None:
+                headers[image, 0] = -UNREAD_FORMAT - kind
         self._images.append(np.column_stack([sample[rows], rank[rows], members.offset[rows], size, headers]))
 
     def _add_labels(self, members: Members, rows: npt.NDArray[np.intp], sample: npt.NDArray[np.int64]) -> None:
@@ -169,6 +171,9 @@ class _Scan:
             )
         )
         labels = np.array([*map(self._parse_label, texts)], dtype=np.int64).reshape(-1, 2)
+        for position in np.flatnonzero(np.isin(labels[:, 1], NOTED)).tolist() if labels[:, 1].any() else ():
+            text = self._data(members, int(rows[position]), 0, int(size[position]))
+            labels[position, 0] = self._notes(note_of(self._label, text))
         self._labels.append(np.column_stack([sample[rows], labels]))
 
     def _data(self, members: Members, row: int, begin: int, end: int) -> bytes:
@@ -180,19 +185,27 @@ class _Scan:
         data = bytearray(end - begin)
         return bytes(data[: read_fully(self._descriptor, memoryview(data), int(members.offset[row]) + begin)])
 
-    def table(self, shard: Path, stat: os.stat_result, damage: str) -> Table:
-        """Return the samples that have an image. Raises ShardError if a sample has two members with the same extension."""
+    def table(self, stat: os.stat_result, damage: str) -> Table:
+        """Return the samples that have an image, and those that have a label and lack one."""
         columns = np.concatenate([np.empty((0, 2), np.int64), *self._columns])
-        self._check_unique(columns, shard)
         images = np.concatenate([np.empty((0, 7), np.int64), *self._images])
+        label, problem = self._label_columns()
+        lost = self._lost(columns, images[:, 0], problem)
+        images = np.concatenate([images, [[sample, 0, 0, 0, 0, 0, 1] for sample in lost]]) if lost else images
         images = images[np.lexsort((images[:, 1], images[:, 0]))]
         images = images[np.unique(images[:, 0], return_index=True)[1]]
         sample, _, offset, size, width, height, orientation = images.T
-        label, problem = self._label_columns()
+        repeated = self._repeated(columns)
         label, problem = label[sample], problem[sample]
+        noted = np.isin(problem, NOTED) if problem.any() else None
         problem[(width == 0) | (width * height > MAX_PIXELS)] = TOO_MANY_PIXELS
-        problem[width < 0] = BAD_HEADER
+        problem[width < 0] = np.where(width[width < 0] > -UNREAD_FORMAT, BAD_HEADER, -width[width < 0])
         problem[size > MAX_BYTES] = TOO_MANY_BYTES
+        if noted is not None:
+            label[noted & ~np.isin(problem, NOTED)] = -1
+        for found, code in ((lost, NO_IMAGE), (repeated, DUPLICATE)):
+            for number in np.flatnonzero(np.isin(sample, list(found))).tolist() if found else ():
+                problem[number], label[number] = code, self._notes(found[int(sample[number])])
         all_keys = list(self._samples)
         keys = [all_keys[position] for position in sample.tolist()]
         rows = np.empty(len(keys), dtype=ROW)
@@ -209,50 +222,57 @@ class _Scan:
             len(self._samples) - len(keys),
             dict(extensions.most_common(8)),
             damage,
+            tuple(self._notes.texts),
         )
 
     def _label_columns(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
         label = np.full(len(self._samples), -1, dtype=np.int64)
-        problem = np.full(len(self._samples), NO_LABEL, dtype=np.uint8)
+        problem = np.full(len(self._samples), FINE if self._label == NO_LABELS else NO_LABEL, dtype=np.uint8)
+        if self._label == "folder" and self._samples:
+            label[:], problem[:] = np.array([parse_folder(key, self._notes) for key in self._samples], dtype=np.int64).T
         for sample, found, code in (labels.T for labels in self._labels):
             label[sample], problem[sample] = found, code
         return label, problem
 
-    def _check_unique(self, columns: npt.NDArray[np.int64], shard: Path) -> None:
+    def _lost(
+        self, columns: npt.NDArray[np.int64], with_image: npt.NDArray[np.int64], problem: npt.NDArray[np.uint8]
+    ) -> dict[int, str]:
+        """Return the samples that have a label and no image, or both behind a dot or as links, and the members of each."""
+        without = np.ones(len(self._samples), dtype=np.bool_)
+        without[with_image] = False
+        if not without.any():
+            return {}
+        names = list(self._extensions)
+        kinds = [name.rpartition(".")[2].partition(" ")[0] for name in names]  # of "0.jpg" and "jpg (symbolic link)"
+        columns = columns[without[columns[:, 0]]]
+        shows, labelled = np.zeros_like(without), np.zeros_like(without)
+        shows[columns[np.array([kind in _RANKS for kind in kinds])[columns[:, 1]], 0]] = True
+        if self._label_extension is None:
+            labelled[:] = True
+        else:
+            labelled[columns[np.array([kind == self._label_extension for kind in kinds])[columns[:, 1]], 0]] = True
+            # a .cls member is a label even if it is invalid; a .json or .txt member may be anything
+            has_label = problem == FINE if self._label_extension != "cls" else problem != NO_LABEL
+            shows |= has_label
+        found: dict[int, list[str]] = {sample: [] for sample in np.flatnonzero(without & shows & labelled).tolist()}
+        for sample, code in columns.tolist():
+            if sample in found:
+                found[sample].append(names[code])
+        return {sample: _members_note(extensions) for sample, extensions in found.items()}
+
+    def _repeated(self, columns: npt.NDArray[np.int64]) -> dict[int, str]:
+        """Return the samples with two images or labels of the same extension, and what is repeated."""
         pairs = columns[:, 0] * len(self._extensions) + columns[:, 1]
         firsts = np.unique(pairs, return_index=True)[1]
         if len(firsts) == len(pairs):
-            return
-        repeated = np.ones(len(pairs), dtype=np.bool_)
-        repeated[firsts] = False
-        sample, code = columns[np.argmax(repeated)].tolist()
-        key, extension = list(self._samples)[sample].decode("utf-8", "surrogateescape"), list(self._extensions)[code]
-        raise ShardError(
-            f"{shard} : {key!r} has two members .{extension}; keys must be unique within a shard: write it again"
-        )
+            return {}
+        names = list(self._extensions)
+        again = np.delete(columns, firsts, axis=0).tolist()
+        used = (*_RANKS, self._label_extension)
+        return {sample: f"two members .{names[code]}" for sample, code in again if names[code] in used}
 
 
-@lru_cache(maxsize=2**16)
-def _parse_cls(text: bytes) -> tuple[int, int]:
-    if len(text) > _MAX_CLS or not _INTEGER.fullmatch(text):
-        return -1, LABEL_NOT_INT
-    return _in_range(int(text))
-
-
-def _parse_json(text: bytes, key: str) -> tuple[int, int]:
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return -1, BAD_JSON
-    if not isinstance(fields, dict):
-        return -1, BAD_JSON
-    if key not in fields:
-        return -1, NO_LABEL
-    value = fields[key]
-    if isinstance(value, bool) or not isinstance(value, int):
-        return -1, LABEL_NOT_INT
-    return _in_range(value)
-
-
-def _in_range(value: int) -> tuple[int, int]:
-    return (value, FINE) if 0 <= value < 2**63 else (-1, LABEL_RANGE)
+def _members_note(extensions: Sequence[str]) -> str:
+    listed = ", ".join("." + extension for extension in extensions[:_MAX_NAMED])
+    hint = "; a key ends at the first dot of the file name" if any("." in extension for extension in extensions) else ""
+    return f"the members {listed}{', ...' if len(extensions) > _MAX_NAMED else ''}{hint}"

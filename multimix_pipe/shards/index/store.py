@@ -24,15 +24,19 @@ import numpy.typing as npt
 
 from multimix_pipe.errors import MultiMixError, ShardError
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS
-from multimix_pipe.shards.index.scan import FINE, PROBLEMS, ROW, Table
+from multimix_pipe.shards.index.labels import NO_LABELS
+from multimix_pipe.shards.index.problems import FINE, NOTED, PROBLEMS
+from multimix_pipe.shards.index.scan import ROW, Table
 
 log = logging.getLogger(__name__)
 
 MAGIC = "multimix_pipe index"
-VERSION = 3
+VERSION = 4
 SUFFIX = ".index"
 LOCK = ".multimix-index.lock"
 
+_KNOWN, _IS_NOTED = np.zeros(256, np.bool_), np.zeros(256, np.bool_)  # by problem code
+_KNOWN[[FINE, *PROBLEMS]] = _IS_NOTED[[*NOTED]] = True
 _CHECKSUM_SIZE = 9
 _PARTIAL = ".tmp"
 _MAX_RATIO = 8  # of the sizes of index and shard; generous, as a sample's row and key are smaller than its tar header
@@ -102,6 +106,7 @@ def save_table(path: Path, table: Table, label: str) -> None:
         "without_image": table.without_image,
         "extensions": table.extensions,
         "damage": table.damage,
+        "notes": table.notes,
         "samples": len(table.rows),
     }
     body = b"\n".join((json.dumps(header).encode(), table.rows.tobytes() + table.keys))
@@ -158,27 +163,34 @@ def _read_table(path: str, label: str, max_bytes: int) -> Table:
     counts = [header[name] for name in ("samples", "shard_size", "mtime_ns", "without_image")]
     if not all(type(count) is int for count in [*counts, *dict(header["extensions"]).values()]):
         raise ValueError("its header has counts that are not integers")
-    if not isinstance(header["damage"], str):
-        raise ValueError("its header has a damage that is not a string")
+    extensions, damage, notes = dict(header["extensions"]), header["damage"], tuple(header["notes"])
+    if not all(isinstance(text, str) for text in (damage, *notes)):
+        raise ValueError("its header has texts that are not strings")
     rows = np.frombuffer(data, ROW, header["samples"], header_end)
     keys = memoryview(data)[header_end + rows.nbytes :]
     if int(rows["key_size"].sum()) != len(keys):
         raise ValueError("its rows and keys do not match")
-    _check_rows(rows, header["shard_size"])
-    extensions, damage = dict(header["extensions"]), header["damage"]
-    return Table(rows, keys, header["shard_size"], header["mtime_ns"], header["without_image"], extensions, damage)
+    _check_rows(rows, header["shard_size"], len(notes), -1 if label == NO_LABELS else 0)
+    return Table(
+        rows, keys, header["shard_size"], header["mtime_ns"], header["without_image"], extensions, damage, notes
+    )
 
 
-def _check_rows(rows: npt.NDArray[np.void], shard_size: int) -> None:
+def _check_rows(rows: npt.NDArray[np.void], shard_size: int, notes: int, lowest: int) -> None:
     """Raise ValueError for rows that no scan writes: like the shards, index files come from untrusted sources."""
     if not len(rows):
         return
-    offset, size = rows["offset"], rows["size"]
+    offset, size, problem = rows["offset"], rows["size"], rows["problem"]
     end = offset + size
     negative = (offset | size | end).min() < 0  # `end` too, as the sum may overflow
-    if negative or end.max() > shard_size or rows["problem"].max() > max(PROBLEMS):
+    if negative or end.max() > shard_size or (problem.max() and not _KNOWN[problem].all()):
         raise ValueError(f"it has samples outside the {shard_size:,} bytes of its shard, or unknown problem codes")
     width, height, orientation = rows["width"].astype(np.int64), rows["height"].astype(np.int64), rows["orientation"]
-    usable = (width > 0) & (height > 0) & (width * height <= MAX_PIXELS) & (size <= MAX_BYTES) & (rows["label"] >= 0)
-    if not (usable | (rows["problem"] != FINE)).all() or orientation.min() < 1 or orientation.max() > 8:
+    usable = (
+        (width > 0) & (height > 0) & (width * height <= MAX_PIXELS) & (size <= MAX_BYTES) & (rows["label"] >= lowest)
+    )
+    if not (usable | (problem != FINE)).all() or orientation.min() < 1 or orientation.max() > 8:
         raise ValueError("it has samples without a problem whose size, label or orientation is out of range")
+    noted = rows["label"][_IS_NOTED[problem]] if problem.max() else problem[:0]
+    if len(noted) and not -1 <= noted.min() <= noted.max() < notes:
+        raise ValueError("it has samples whose note does not exist")

@@ -1,19 +1,22 @@
-"""Lists the images of an image folder (`class/name.jpg`) or a zip of one, with their classes and splits."""
+"""Lists the images of an image folder (`class/name.jpg`), or of a zip or tar of one, with their classes and splits."""
 
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from multimix_pipe.errors import ConfigError, ShardError
+from multimix_pipe.errors import ConfigError, printable
+from multimix_pipe.shards.classes import read_names
 from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
+from multimix_pipe.shards.pack.labels import Labels, find_labels
+from multimix_pipe.shards.pack.layout import SPLITS, arrange
+from multimix_pipe.shards.pack.source import Files, open_files
 
-SPLITS = ("train", "val", "valid", "validation", "test")
+__all__ = ["SPLITS", "Image", "ImageFolder", "Skipped", "open_image_folder"]
 
 
 class Image(NamedTuple):
@@ -29,16 +32,25 @@ class Image(NamedTuple):
     extension: str
 
 
+class Skipped(NamedTuple):
+    """Files of the source that were left out for the same reason."""
+
+    files: int
+    what: str
+    """An extension (".txt"), or "image" and where such images lie."""
+    example: str
+    """Path of the first one."""
+
+
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a folder or zip, sorted by path. A class id is a position in `classes`."""
+    """The images of a source, sorted by path. A class id is a position in `classes`."""
 
-    source: Path
+    files: Files
     images: tuple[Image, ...]
     classes: tuple[str, ...]
-    skipped: int
-    """Number of files that are not images in a class folder."""
-    archive: zipfile.ZipFile | None
+    skipped: tuple[Skipped, ...]
+    """What is not packed, most frequent first."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -47,54 +59,101 @@ class ImageFolder:
 
     def read(self, image: Image) -> bytes:
         """Return the encoded bytes of `image`. Thread-safe. Raises ShardError if they cannot be read."""
-        try:
-            if self.archive is not None:
-                return self.archive.read(image.path)
-            return (self.source / image.path).read_bytes()
-        except (OSError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
-            raise ShardError(f"{self.source} : {image.path} cannot be read: {error}") from error
-
-    def opened(self) -> AbstractContextManager[object]:
-        """Return a context manager that closes the zip, if there is one."""
-        return self.archive if self.archive is not None else nullcontext()
+        return self.files.read(image.path)
 
 
-def open_image_folder(source: str | os.PathLike[str]) -> ImageFolder:
-    """List the images of `source`, a folder or zip of `class/name.jpg`, as torchvision's ImageFolder does.
+def open_image_folder(
+    source: str | os.PathLike[str],
+    *,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+) -> ImageFolder:
+    """List the images of `source`, a folder, zip or tar of `class/name.jpg`, as torchvision's ImageFolder does.
 
-    Class ids are positions in the sorted class names. Images in subfolders of a class folder belong to the class. A single
-    folder around everything is skipped, and a level `train | val | valid | validation | test` above the classes gives
-    splits, which share one list of classes. Hidden files and __MACOSX are ignored.
+    Class ids are positions in `classes` (names, or a file of them), else in the sorted class names. Images in subfolders of a
+    class folder belong to the class. A single folder around everything is skipped, and a level of SPLITS above the classes
+    gives splits, which share one list of classes. Images in no class folder take their class from the table `labels`, or from
+    ImageNet's own files in the source. Hidden files and __MACOSX are ignored.
 
-    Raises ConfigError if there are no images in class folders.
+    Raises ConfigError if there are no images with a class, and where it would be a guess which folders are classes.
     """
-    path = Path(source)
-    archive = None
-    if path.is_dir():
-        files = dict(_walk(path))
-    elif zipfile.is_zipfile(path):
-        archive = zipfile.ZipFile(path)
-        files = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
-    else:
-        found = "a file of another kind" if path.exists() else "nothing there"
-        raise ConfigError(f"{path}: required a folder or zip of images class/name.jpg, found {found}")
-    shown = {name: size for name, size in files.items() if not _hidden(name)}
-    images = _arrange({name: size for name, size in shown.items() if _is_image(name)})
-    if not images:
-        raise ConfigError(
-            f"{path}: required images class/name.jpg (.{', .'.join(IMAGE_EXTENSIONS)}), "
-            f"found none among {len(files)} files"
+    files = open_files(Path(source))
+    try:
+        return _arranged(
+            files, read_names(classes), find_labels(files, None if labels is None else Path(labels)), split
         )
-    classes = tuple(sorted({image.class_name for image in images}))
-    return ImageFolder(path, tuple(images), classes, len(shown) - len(images), archive)
+    except BaseException:
+        files.__exit__()
+        raise
 
 
-def _walk(root: Path) -> Iterable[tuple[str, int]]:
-    for folder, _, names in os.walk(root, followlinks=True):  # like torchvision: class folders may be symbolic links
-        for name in names:
-            path = os.path.join(folder, name)
-            if os.path.isfile(path):
-                yield os.path.relpath(path, root).replace(os.sep, "/"), os.path.getsize(path)
+def _arranged(files: Files, classes: tuple[str, ...] | None, labels: Labels, split: str | None) -> ImageFolder:
+    shown = [name for name in files.sizes if not _hidden(name)]
+    paths = {name for name in shown if _is_image(name)}
+    try:
+        layout = arrange(paths, _translated(labels, paths, classes), classes, split) if paths else None
+    except ConfigError as error:
+        raise ConfigError(f"{files.path}: {error}") from error
+    if layout is None or not layout.place:
+        found = ", ".join(f"{s.files:,} {s.what} ({printable(s.example)})" for s in _skipped(shown, {}, set())[:8])
+        raise ConfigError(
+            f"{files.path}: required images class/name.jpg (.{', .'.join(IMAGE_EXTENSIONS)}); found "
+            + (f"{found or 'no files'}" if layout is None else f"{len(paths):,} images, none with a class")
+        )
+    images = []
+    for path in sorted(layout.place):
+        split_name, class_name, inner = layout.place[path]
+        stem, _, extension = inner.rpartition(".")
+        images.append(Image(path, files.sizes[path], split_name, class_name, stem, extension.lower()))
+    found_classes = {image.class_name for image in images}
+    if classes is not None and (unknown := sorted(found_classes - set(classes))):
+        raise ConfigError(f"{files.path}: labels must be among the names of --classes; found {unknown[0]!r}")
+    names = classes or tuple(sorted(found_classes))
+    return ImageFolder(files, tuple(images), names, _skipped(shown, layout.left_out, set(layout.place)))
+
+
+def _translated(labels: Labels, paths: Iterable[str], classes: Sequence[str] | None) -> Labels:
+    """Return the labels of images in `paths`; class ids, as in Caffe's val.txt, are positions in the sorted classes."""
+    used = {}
+    for path in paths:
+        name = path.rpartition("/")[2]
+        label = labels.get(name) or labels.get(name.rpartition(".")[0])
+        if label is not None:
+            used[name] = label
+    if not used or not all(label.isdecimal() for label in used.values()):
+        return used
+    names = list(
+        classes
+        or sorted({path.split("/")[-2] for path in paths if "/" in path and path.rpartition("/")[2] not in used})
+    )
+    if set(used.values()) <= set(names):
+        return used
+    if max(map(int, used.values())) >= len(names):
+        raise ConfigError(
+            f"labels that are numbers must be positions in the {len(names)} classes; found {max(map(int, used.values()))}; "
+            "name the classes with --classes FILE"
+        )
+    return {name: names[int(label)] for name, label in used.items()}
+
+
+def _skipped(shown: Iterable[str], left_out: dict[str, str], placed: set[str]) -> tuple[Skipped, ...]:
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for name in sorted(shown):
+        if name in placed:
+            continue
+        base, dot, extension = name.rpartition("/")[2].rpartition(".")
+        what = (
+            f"image {left_out[name]}"
+            if name in left_out
+            else f".{extension.lower()}"
+            if base and dot
+            else "no extension"
+        )
+        counts[what] += 1
+        examples.setdefault(what, name)
+    return tuple(Skipped(count, what, examples[what]) for what, count in counts.most_common())
 
 
 def _hidden(name: str) -> bool:
@@ -104,19 +163,3 @@ def _hidden(name: str) -> bool:
 def _is_image(name: str) -> bool:
     base, dot, extension = name.rpartition("/")[2].rpartition(".")
     return bool(base and dot) and extension.lower() in IMAGE_EXTENSIONS
-
-
-def _arrange(sizes: dict[str, int]) -> list[Image]:
-    in_class = {name: [part for part in name.split("/") if part not in ("", ".")] for name in sorted(sizes)}
-    in_class = {name: parts for name, parts in in_class.items() if len(parts) >= 2}
-    while len({parts[0] for parts in in_class.values()}) == 1 and min(map(len, in_class.values())) >= 3:
-        if next(iter(in_class.values()))[0] in SPLITS:
-            break
-        in_class = {name: parts[1:] for name, parts in in_class.items()}
-    split = bool(in_class) and all(parts[0] in SPLITS and len(parts) >= 3 for parts in in_class.values())
-    images = []
-    for name, parts in in_class.items():
-        inner = parts[1:] if split else parts
-        stem, _, extension = "/".join(inner[1:]).rpartition(".")
-        images.append(Image(name, sizes[name], parts[0] if split else "", inner[0], stem, extension.lower()))
-    return images

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from multimix_pipe.config import check_int
+from multimix_pipe.config import check_int, check_number
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.shards.classes import CLASSES, write_classes
 from multimix_pipe.shards.cores import usable_cores
 from multimix_pipe.shards.pack.encode import encode_images
-from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, open_image_folder
+from multimix_pipe.shards.pack.imagefolder import Image, ImageFolder, Skipped, open_image_folder
+from multimix_pipe.shards.pack.layout import TRAIN
 from multimix_pipe.shards.pack.shard_writer import PARTIAL, ShardWriter, write_atomically
+from multimix_pipe.shards.packed import RUN
 from multimix_pipe.shards.progress import Progress
 
-CLASSES = "classes.json"
-RUN = "pack.json"
+logger = logging.getLogger("multimix_pipe")
+
 IMAGES_DIGEST = "sha256_of_classes_names_and_sizes"
 
 
@@ -37,8 +41,8 @@ class PackReport:
     samples: int
     bytes: int
     """Size of all shards."""
-    skipped: int
-    """Number of files in the source that are not images in a class folder."""
+    skipped: tuple[Skipped, ...]
+    """Files of the source that were not packed, most frequent kind first."""
     kept: tuple[str, ...]
     """Paths of images that could not be re-encoded and were packed unchanged; `verify` reports their problems."""
 
@@ -50,6 +54,7 @@ class _Settings:
     shuffle_seed: int | None
     max_side: int | None
     quality: int | None
+    val: float | None
 
     def __post_init__(self) -> None:
         check_int("samples_per_shard", self.samples_per_shard, 1)
@@ -60,6 +65,8 @@ class _Settings:
             check_int("max_side", self.max_side, 1, 65500)
         if self.quality is not None:
             check_int("quality", self.quality, 1, 100)
+        if self.val is not None:
+            check_number("val", self.val, 0.0, 0.5, open_low=True)
 
 
 def pack(
@@ -67,6 +74,9 @@ def pack(
     out: str | os.PathLike[str],
     *,
     split: str | None = None,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    val: float | None = None,
     samples_per_shard: int = 10_000,
     bytes_per_shard: int = 2**30,
     shuffle_seed: int | None = 0,
@@ -75,27 +85,38 @@ def pack(
     workers: int | None = None,
     progress: bool = True,
 ) -> PackReport:
-    """Pack an image folder, or a zip of one, into shards `OUT/shard-000000.tar`, ... and `OUT/classes.json` (id: name).
+    """Pack an image folder, or a zip or tar of one, into shards `OUT/shard-000000.tar`, ... and `OUT/classes.json` (id: name).
 
     `open_image_folder` describes the layout of the source. Splits (`train/class/name.jpg`) give one set of shards each,
     `OUT/train/train-000000.tar`, ..., with the same class ids; `split` packs only one of them. A shard ends at
     `samples_per_shard` or `bytes_per_shard`, whichever comes first.
 
-    `shuffle_seed` shuffles the images before writing; None keeps them sorted by path. Files are copied unchanged unless
-    they are re-encoded as JPEG: with `max_side`, images with a longer side (in pixels) are shrunk to it; with `quality`
-    (1..100), all images are re-encoded. `workers` threads read and encode (None: one per usable core).
+    `classes` names the classes in the order of their ids, as a sequence or a file (one per line, or the classes.json of
+    another set), by default their names in sorted order. `labels` is a file with the classes of images that lie in no class
+    folder. `val` in (0, 0.5] holds that fraction of each class out, as the split `val` beside `train`, if the source has no
+    such split: at least one image of each class that has two.
+
+    `shuffle_seed` shuffles the images before writing, and chooses those of `val`; None keeps them sorted by path. Files are
+    copied unchanged unless they are re-encoded as JPEG: with `max_side`, images with a longer side (in pixels) are shrunk to
+    it; with `quality` (1..100), all images are re-encoded. `workers` threads read and encode (None: one per usable core).
 
     Shards appear under their names only when complete, and `classes.json` after them; after an interruption, the same call
-    starts over. Raises ConfigError for invalid arguments, a source without images, and an OUT with shards of another run.
+    starts over. Raises ConfigError for invalid arguments, a source without images or whose layout is not clear, an OUT with
+    shards of another run, and an OUT in the source.
     """
-    settings = _Settings(samples_per_shard, bytes_per_shard, shuffle_seed, max_side, quality)
+    settings = _Settings(samples_per_shard, bytes_per_shard, shuffle_seed, max_side, quality, val)
     if workers is not None:
         check_int("workers", workers, 1)
-    folder = open_image_folder(source)
-    with folder.opened(), ThreadPoolExecutor(workers or usable_cores()) as pool:
+    _check_apart(Path(source), Path(out))
+    folder = open_image_folder(source, classes=classes, labels=labels, split=split)
+    with folder.files, ThreadPoolExecutor(workers or usable_cores()) as pool:
+        if val is not None:
+            folder = _hold_out(folder, val, shuffle_seed or 0)
         if split is not None and split not in folder.splits:
             have = ", ".join(map(repr, folder.splits)) if folder.splits != ("",) else "no splits"
             raise ConfigError(f"split must be one of the source's splits; found {split!r}, {source} has {have}")
+        if len(folder.classes) == 1:
+            logger.warning("all images are of one class, %r: required folders class/name.jpg", folder.classes[0])
         reports = [
             _pack_set(folder, name, Path(out) / name, settings, pool, progress)
             for name in (folder.splits if split is None else (split,))
@@ -108,6 +129,36 @@ def pack(
         skipped=folder.skipped,
         kept=tuple(path for report in reports for path in report.kept),
     )
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    inside = out.resolve()
+    if source.is_dir() and (source.resolve() == inside or source.resolve() in inside.parents):
+        raise ConfigError(f"OUT must lie outside the source, which it would add files to; found {out} in {source}")
+
+
+def _hold_out(folder: ImageFolder, fraction: float, seed: int) -> ImageFolder:
+    """Move a fraction of each class of the training images to the split "val"."""
+    others = [split for split in folder.splits if split and split.casefold() not in TRAIN]
+    if others or len(folder.splits) > 1:
+        raise ConfigError(
+            f"val= splits the training images of a source without other splits; found {', '.join(folder.splits)}"
+        )
+    members: dict[str, list[int]] = {}
+    for i, image in enumerate(folder.images):
+        members.setdefault(image.class_name, []).append(i)
+    words = np.random.Philox(key=seed + 2**64).random_raw(len(folder.images))  # other words than the shuffle's
+    held: set[int] = set()
+    for ids in members.values():
+        count = min(max(round(fraction * len(ids)), 1), len(ids) - 1)
+        held.update(sorted(ids, key=lambda i: int(words[i]))[:count])
+    if not held:
+        raise ConfigError(
+            f"val= needs a class with at least two images; found {len(members)} classes of one image each"
+        )
+    train = folder.splits[0] or TRAIN[0]
+    images = tuple(image._replace(split="val" if i in held else train) for i, image in enumerate(folder.images))
+    return replace(folder, images=images)
 
 
 def _pack_set(
@@ -137,7 +188,8 @@ def _pack_set(
             if not fine:
                 kept.append(image.path)
             bar.update()
-    write_atomically(out / CLASSES, json.dumps(dict(enumerate(folder.classes)), indent=0).encode())
+    write_atomically(out / CLASSES, write_classes(folder.classes))
+    write_atomically(out / RUN, json.dumps({**run, "shards": len(shards.done)}, indent=1).encode())
     size = sum(shard.stat().st_size for shard in shards.done)
     return PackReport(tuple(shards.done), folder.classes, len(images), size, folder.skipped, tuple(kept))
 
@@ -158,7 +210,7 @@ def _unique_keys(images: Sequence[Image]) -> list[str]:
 
 def _run_description(folder: ImageFolder, images: Sequence[Image], settings: _Settings) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps([folder.classes, images]).encode()).hexdigest()
-    return {"source": folder.source.name, "images": len(images), IMAGES_DIGEST: digest, **vars(settings)}
+    return {"source": folder.files.path.name, "images": len(images), IMAGES_DIGEST: digest, **vars(settings)}
 
 
 def _claim(out: Path, run: dict[str, Any]) -> None:

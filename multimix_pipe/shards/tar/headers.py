@@ -15,7 +15,9 @@ MAX_HEADER = 2**20  # bytes, with all blocks that extend the header
 _LONG_NUMBER = re.compile(rb"[0-9]{200}")  # tarfile's patterns take quadratic time on longer numbers
 
 KIND, REGULAR, PAX = 156, ord("0"), ord("x")
-_SIZE, _CHECKSUM, _PREFIX = slice(124, 136), slice(148, 156), slice(345, 500)
+_SIZE, _CHECKSUM, _MAGIC, _PREFIX = slice(124, 136), slice(148, 156), slice(257, 265), slice(345, 500)
+_GNU = b"ustar  \0"  # such headers have times where others have the prefix of the name
+_OWN_NAME = b"\0" + b"01234567S"  # kinds of headers whose name is not in a header before them
 _PLACES = 8 ** np.arange(5, -1, -1, dtype=np.uint64)
 
 # pax records that change neither the name of a member nor where its data is; webdataset's writer adds an mtime to each file
@@ -79,5 +81,14 @@ def member_names(headers: NDArray[np.uint8]) -> list[bytes]:
     if b"\0" in b"".join(names):
         names = [name.partition(b"\0")[0] for name in names]
     for i in np.flatnonzero(headers[:, _PREFIX.start]).tolist():
+        if headers[i, _MAGIC].tobytes() == _GNU:
+            continue
         names[i] = headers[i, _PREFIX].tobytes().partition(b"\0")[0] + b"/" + names[i]
     return names
+
+
+def own_name(block: bytes, name: str) -> str:
+    """Return the name in the header `block`, for which tarfile found `name`: it takes GNU tar's times for a prefix."""
+    if block[_MAGIC] != _GNU or not block[_PREFIX.start] or block[KIND] not in _OWN_NAME:
+        return name
+    return block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")

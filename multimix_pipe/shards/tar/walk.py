@@ -1,7 +1,8 @@
 """Lists the members of a tar file by reading only its headers; nothing is unpacked.
 
 Common headers are read here, many in one read, and thousands are checked at once in NumPy. Python's tarfile reads the rest:
-long names, pax records that matter, links, sparse files.
+long names, pax records that matter, links, sparse files. A hard link has the data of the member that it names. A symbolic link
+and a sparse file have none that could be read; their names end in what they are, so that they are neither image nor label.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import tarfile
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +31,7 @@ from multimix_pipe.shards.tar.headers import (
     are_harmless,
     are_valid,
     member_names,
+    own_name,
     padded,
 )
 from multimix_pipe.shards.tar.members import DamagedTarError, Member, Members
@@ -44,7 +47,8 @@ _WIDEST_WINDOW = 2**22  # where storage is slow, reading everything is cheaper t
 _BYTES_PER_SECOND = 2e8  # of slow storage; a header is skipped to if the bytes up to it take longer than a read waits
 
 _MAX_NAME = 4096
-_MAX_PADDING = 2**20  # bytes of zeros at the end; tar's default is 10 KiB, a blocking factor gives more
+_CHUNK = 2**20  # bytes read at once behind the end mark
+_LONG_PADDING = 2**20  # bytes at the end; tar's default is 10 KiB, a blocking factor gives more, and whole records
 _MAX_GLOBAL = 4096  # characters in the names of global pax records, which tarfile copies to each member
 
 _TARFILE_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError)
@@ -92,8 +96,9 @@ class _Rows:
 class _Walk:
     """Reads a tar from its first header to its end mark, one buffer at a time."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, follow_links: bool = True) -> None:
         self._file, self._path = file, path
+        self._targets: dict[bytes, tuple[int, int]] | None = None if follow_links else {}  # offset and size by name
         self._file_size = file.seek(0, 2)
         _check_magic(file, path, self._file_size)
         self._room = min(_BUFFER, _WINDOW + padded(2 * self._file_size))
@@ -186,7 +191,7 @@ class _Walk:
         if not block:
             raise self._damage("the file ends: it was cut between two members, or its writer was not closed")
         if block.count(0) == BLOCK:
-            self._check_end(self._file_size - self._next)
+            self._check_end()
             self._ended = True
             return 0
         self._file.seek(self._next)
@@ -198,8 +203,7 @@ class _Walk:
         following: int = self._tar.offset
         if info.size < 0 or following <= self._next:
             raise self._damage(f"{info.name!r} has {info.size} bytes")
-        if info.isreg() and info.issparse():
-            raise ShardError(f"{self._path}: member {info.name!r} is stored sparse; write the shard without --sparse")
+        info.name = own_name(block, info.name)
         if len(info.name) > _MAX_NAME:
             raise self._damage(f"a name of {len(info.name):,} characters")
         # they differ if pax records and header give different sizes
@@ -208,7 +212,7 @@ class _Walk:
         self._check_global_records()
         self._next = following
         self._unusual = max(self._unusual - 1, 0)
-        if not info.isreg():
+        if not self._resolve(info):
             return 0
         got = read_fully(self._file.fileno(), self._view[filled : filled + _AHEAD], info.offset_data)
         rows.odd[len(rows.size)] = info.name.encode("utf-8", "surrogateescape")
@@ -243,9 +247,47 @@ class _Walk:
             start, size, have, offset = start[:-1], size[:-1], have[:-1], offset[:-1]
         return Members(names, offset, size, self._buffer, start, have)
 
-    def _check_end(self, left: int) -> None:
-        """Raise DamagedTarError unless the zeros found are the end mark: the `left` bytes must all be padding."""
-        if left > _MAX_PADDING or self._file.read(left).strip(b"\0"):
+    def _resolve(self, info: tarfile.TarInfo) -> bool:
+        """Set the data of a link or a sparse file. Returns whether it is listed."""
+        if info.islnk():
+            if self._targets is None:
+                self._targets = self._find_targets()
+            if (target := self._targets.get(info.linkname.encode("utf-8", "surrogateescape"))) is not None:
+                info.offset_data, info.size = target
+                return True
+        kind = "symbolic link" if info.issym() else "hard link to nothing" if info.islnk() else "sparse"
+        if info.issym() or info.islnk() or (info.isreg() and info.issparse()):
+            info.name, info.size = f"{info.name} ({kind})", 0
+            return True
+        return info.isreg()
+
+    def _find_targets(self) -> dict[bytes, tuple[int, int]]:
+        walk = _Walk(self._file, self._path, follow_links=False)
+        targets: dict[bytes, tuple[int, int]] = {}
+        with suppress(DamagedTarError):  # this walk will come to the damage too
+            while (members := walk.next_batch()) is not None:
+                places = zip(members.offset.tolist(), members.size.tolist(), strict=True)
+                targets.update(zip(members.names, places, strict=True))
+        return targets
+
+    def _check_end(self) -> None:
+        """Raise DamagedTarError if another header follows the end mark, or only half of the mark and something else.
+
+        Anything else that follows is ignored, as GNU tar does: a mark is two blocks of zeros.
+        """
+        first, left = True, self._file_size - self._next
+        # what is padded beyond the usual ends with a whole record, a large power of two; a file that was allocated need not
+        damaged = left > _LONG_PADDING and self._file_size % (1 << (left - 1).bit_length()) != 0
+        self._file.seek(self._next)
+        while left > 0 and not damaged and (data := self._file.read(min(_CHUNK, left))):
+            left -= len(data)
+            if data.count(0) < len(data):
+                blocks = np.frombuffer(data[: len(data) // BLOCK * BLOCK], np.uint8).reshape(-1, BLOCK)
+                used = np.flatnonzero(blocks.any(axis=1))
+                damaged = (first and len(used) > 0 and used[0] < 2) or bool(are_valid(blocks[used]).any())
+            first = False
+        if damaged:
+            left = self._file_size - self._next
             raise self._damage(f"zeros instead of a header, {left:,} bytes before the end of the file")
 
     def _check_global_records(self) -> None:

@@ -1,0 +1,173 @@
+"""Works out which folders of a source are classes and which are splits; refuses where that would be a guess."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from multimix_pipe.errors import ConfigError, printable
+
+SPLITS = ("train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
+"""Names of folders that are splits, in any case."""
+TRAIN, TEST = ("train", "training"), ("test", "testing")
+
+_MAX_NAMED = 6
+Parts = tuple[str, ...]
+
+
+@dataclass
+class Layout:
+    """Where each image belongs."""
+
+    place: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Split ("" for none), class and path within the class folder of each image, by its path."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why an image is left out, by its path."""
+
+
+def arrange(
+    paths: Iterable[str], labels: Mapping[str, str], classes: Sequence[str] | None, split: str | None
+) -> Layout:
+    """Return the layout of images at `paths`: `class/name.jpg` or `split/class/name.jpg`, within any single folder.
+
+    `labels` has the classes of images that lie in no class folder. `classes` names all class folders, so that nothing else
+    is taken for one; without it, a folder is a split if it has the name of one. With `split`, folders that are not splits are
+    ignored. Raises ConfigError if folders could be splits or classes.
+    """
+    parts = {path: tuple(part for part in path.split("/") if part not in ("", ".")) for path in sorted(paths)}
+    parts = _without_wrapper(parts, () if classes is None else classes)
+    if classes is not None:
+        return _with_classes(parts, labels, classes)
+    tops = {part[0] for part in parts.values() if len(part) > 1}
+    splits = {top for top in tops if _is_split(top)}
+    if not splits:
+        return _without_splits(parts, labels)
+    if others := tops - splits:
+        if split is None:
+            raise ConfigError(
+                f"the folders {_named(splits)} are splits, but beside them is {_named(others)}; pack one split with --split, "
+                "move the others away, or name all class folders with --classes FILE"
+            )
+        parts = {path: part for path, part in parts.items() if part[0] not in others}
+    return _with_splits(parts, labels)
+
+
+def _is_split(name: str) -> bool:
+    return name.casefold() in SPLITS
+
+
+def _without_wrapper(parts: dict[str, Parts], classes: Sequence[str]) -> dict[str, Parts]:
+    """Drop the single folder around everything, if there is one, from all paths within it."""
+    while True:
+        tops = Counter(part[0] for part in parts.values() if len(part) > 1)
+        deeper = sum(len(part) > 2 for part in parts.values())
+        (top,) = tops if len(tops) == 1 else ("",)
+        if not top or 2 * deeper <= len(parts) or _is_split(top) or top in classes:
+            return parts
+        parts = {path: part[1:] if len(part) > 1 else part for path, part in parts.items()}
+
+
+def _without_splits(parts: dict[str, Parts], labels: Mapping[str, str]) -> Layout:
+    layout = Layout()
+    loose = {path: part for path, part in parts.items() if len(part) == 1 and part[0] not in labels}
+    if 2 * len(loose) > len(parts) > 0:
+        raise ConfigError(
+            f"required images class/name.jpg; found {_images(loose)} in no folder at all; give their classes with "
+            "--labels FILE, or put them into class folders"
+        )
+    _refuse_unknown_splits(parts)
+    for path, part in parts.items():
+        _assign(layout, path, "", part, labels)
+    return layout
+
+
+def _refuse_unknown_splits(parts: dict[str, Parts]) -> None:
+    """Raise ConfigError if several folders hold the same folders and no images of their own, as splits do."""
+    inner: dict[str, set[str]] = {}
+    for part in parts.values():
+        if len(part) == 2:
+            return
+        if len(part) > 2:
+            inner.setdefault(part[0], set()).add(part[1])
+    if len(inner) > 1 and (shared := set.intersection(*inner.values())):
+        raise ConfigError(
+            f"the folders {_named(inner)} could be splits or classes: each holds {_named(shared)}; name all class folders "
+            f"with --classes FILE, or rename splits to train, val and test"
+        )
+
+
+def _with_splits(parts: dict[str, Parts], labels: Mapping[str, str]) -> Layout:
+    layout = Layout()
+    for split in sorted({part[0] for part in parts.values() if len(part) > 1}):
+        inner = {path: part[1:] for path, part in parts.items() if part[0] == split and len(part) > 1}
+        flat = {path: part for path, part in inner.items() if len(part) == 1 and part[0] not in labels}
+        if 2 * len(flat) <= len(inner):
+            for path, part in inner.items():
+                _assign(layout, path, split, part, labels)
+        elif split.casefold() in TEST:
+            layout.left_out |= dict.fromkeys(inner, f"in {split}/ without labels")
+        else:
+            raise ConfigError(
+                f"required images {split}/class/name.jpg; found {_images(flat)} directly in {split}/; give their classes with "
+                f"--labels FILE (a table of names and classes, ImageNet's LOC_val_solution.csv, or its devkit), or name all "
+                f"class folders with --classes FILE if {split!r} is a class"
+            )
+    for path, part in parts.items():
+        if len(part) == 1:
+            _assign(layout, path, "", part, {})
+    return layout
+
+
+def _with_classes(parts: dict[str, Parts], labels: Mapping[str, str], classes: Sequence[str]) -> Layout:
+    layout, known = Layout(), set(classes)
+    above: dict[str, Parts] = {}  # the folders above the class folder
+    for path, part in parts.items():
+        depth = next((i for i, folder in enumerate(part[:-1]) if folder in known), None)
+        if depth is not None:
+            above[path] = part[:depth]
+        elif part[-1] in labels:
+            above[path] = part[:-1]
+    folders = {part[:i] for part in above.values() for i in range(len(part) + 1)}
+    unknown = {part[:-1] for path, part in parts.items() if path not in above and part[:-1] not in folders}
+    if unknown or not above:
+        found = _named({"/".join(folder) for folder in unknown}) if unknown else "no image in any of them"
+        raise ConfigError(
+            f"class folders must be among the {len(classes)} names of --classes, such as {_named(classes)}; found {found}"
+        )
+    wrong = sorted(prefix for prefix in set(above.values()) if len(prefix) > 1)
+    if wrong or len({len(prefix) for prefix in above.values()}) > 1:
+        raise ConfigError(
+            "class folders must all lie at the top or all within a split; found some in "
+            + _named("/".join(prefix) or "." for prefix in set(above.values()))
+        )
+    for path, part in parts.items():
+        prefix = above.get(path)
+        if prefix is None:
+            _assign(layout, path, "", part[-1:], {})
+        else:
+            _assign(layout, path, "/".join(prefix), part[len(prefix) :], labels)
+    return layout
+
+
+def _assign(layout: Layout, path: str, split: str, part: Parts, labels: Mapping[str, str]) -> None:
+    """Place an image with the path `part` within its split."""
+    name = part[-1]
+    if len(part) > 1:
+        layout.place[path] = split, part[0], "/".join(part[1:])
+    elif name in labels:
+        layout.place[path] = split, labels[name], name
+    else:
+        layout.left_out[path] = "in no class folder"
+
+
+def _images(paths: Mapping[str, Parts]) -> str:
+    first = printable(next(iter(paths)))
+    return f"{len(paths):,} images ({first}, ...)" if len(paths) > 1 else f"the image {first}"
+
+
+def _named(names: Iterable[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(printable(repr(name)) for name in listed[:_MAX_NAMED]) + (
+        ", ..." if len(listed) > _MAX_NAMED else ""
+    )
