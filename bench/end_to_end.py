@@ -21,9 +21,8 @@ from pathlib import Path
 from data import generated_shards, repeated
 from harness import machine, machine_line, question_of, write_json
 from multimix_pipe import MultiMixError
-from multimix_pipe.cli.arguments import counted
 from multimix_pipe.config import check_int, check_number
-from multimix_pipe.errors import ConfigError
+from multimix_pipe.errors import ConfigError, counted
 from multimix_pipe.loader.rank import choose_device
 from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import open_index

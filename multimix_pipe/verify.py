@@ -27,6 +27,7 @@ from multimix_pipe.shards.classes import Classes
 from multimix_pipe.shards.cores import usable_cores
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.listing import distinct_names, list_shards
+from multimix_pipe.shards.packed import incomplete
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.shards.reader import ShardReader
 from multimix_pipe.shards.storage import redacted
@@ -118,8 +119,12 @@ def verify(
         ),
     )
     bad_shards += damaged
-    listed = dict.fromkeys((path, reason) for index in indexes for path, reason in index.damage)
-    bad_shards += [BadShard(redacted(str(path)), reason) for path, reason in listed]
+    damage = [item for index in indexes for item in index.damage if item[0] in index.shards]
+    found_in = {shard: 0 for shard in shards}
+    for index in indexes:
+        found_in.update(zip(index.shards, np.bincount(index.shard, minlength=len(index.shards)).tolist(), strict=True))
+    damage += incomplete(source, shards, found_in.values())
+    bad_shards += [BadShard(redacted(str(path)), reason) for path, reason in damage]
     names = dict(zip(shards, distinct_names(shards), strict=True))
     for shard in bad_shards:
         found(shard)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import doctest
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,21 +16,15 @@ from PIL import Image
 from torch import nn
 
 from helpers.batches import Open
-from helpers.processes import environment
+from helpers.processes import torchrun
 from helpers.samples import CLASSES, SIZE
 from multimix_pipe import FGSM, PGD, ConfigError, EvalTransform, MultiMix, MultiMixError, TrainTransform, evaluate
 from multimix_pipe.training.evaluation import CORRUPTIONS, fit_temperature, metrics, row_statistics
 from multimix_pipe.training.evaluation.calibration import reliability
 from multimix_pipe.training.evaluation.corruptions import corrupt
+from programs.evaluation import net
 
 PLAIN = {"transform": EvalTransform(size=SIZE)}
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, CLASSES)
-    )
 
 
 def random_rows(rows: int = 500, classes: int = 10, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -178,17 +171,8 @@ def test_other_loaders_tensors_are_evaluated_too() -> None:
 
 
 def test_uneven_processes_give_everybody_the_figures_of_all_samples(shards: Path, opened: Open) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    done = subprocess.run(
-        [*launcher, "-m", "programs.evaluation", str(shards)],
-        capture_output=True,
-        text=True,
-        env=environment(OMP_NUM_THREADS="1"),
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    printed = torchrun(3, "evaluation", str(shards))
+    reports = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     alone = evaluate(net(), opened(**PLAIN), calibration=opened(**PLAIN), corruptions=["shot_noise"], severities=[3])
     assert len(reports) == 3
     for report in reports:

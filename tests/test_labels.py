@@ -10,16 +10,11 @@ import torch
 
 from helpers.batches import Open
 from helpers.images import plain_image
-from helpers.tars import plain_members, write_tar
+from helpers.tars import index_of, plain_members, write_tar
 from multimix_pipe import BadSampleError, ConfigError, MultiMix
 from multimix_pipe.cli import main
-from multimix_pipe.shards import Index, open_index
 
 IMAGE = plain_image()
-
-
-def index_of(path: object, **options: object) -> Index:
-    return open_index(path, progress=False, **options)  # type: ignore[arg-type]
 
 
 def shard(path: Path, extension: str, *texts: str) -> Path:

@@ -15,10 +15,9 @@ from PIL import Image, features
 
 from helpers.batches import Open
 from helpers.images import plain_image
-from helpers.tars import plain_members, write_tar
+from helpers.tars import index_of, plain_members, write_tar
 from multimix_pipe import BadSampleError, ShardError
 from multimix_pipe.cli import main
-from multimix_pipe.shards import Index, open_index
 from multimix_pipe.shards.pack import imagefolder, pack
 from multimix_pipe.verify import verify
 
@@ -30,10 +29,6 @@ def encoded(kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10), (200, 30, 30)).save(buffer, kind)
     return buffer.getvalue()
-
-
-def index_of(path: Path, **options: object) -> Index:
-    return open_index(path, progress=False, **options)  # type: ignore[arg-type]
 
 
 LOST = {
@@ -217,4 +212,16 @@ def test_a_copy_without_some_shards_is_noticed_where_the_folder_is_named(tmp_pat
     (tmp_path / "out/shard-000001.tar").unlink()
     with pytest.raises(ShardError, match="required the 3 shards that `multimix-pipe pack` wrote, found 2"):
         opened(tmp_path / "out", **options)
+    assert [bad.shard for bad in verify(tmp_path / "out", backend="torch", progress=False).bad_shards] == [
+        str(tmp_path / "out")
+    ]
     assert len(opened(tmp_path / "out/shard-00000{0,2}.tar", **options).index) == 4
+    assert not verify(tmp_path / "out/shard-00000{0,2}.tar", backend="torch", progress=False).bad_shards
+
+
+def test_beside_a_damaged_shard_an_interrupted_pack_is_listed_once(interrupted: tuple[Path, Path]) -> None:
+    out = interrupted[1]
+    (out / "shard-000002.tar").write_bytes(b"no tar" * 200)
+    bad = verify(out, backend="torch", progress=False).bad_shards
+    assert [shard.shard for shard in bad] == [str(out / "shard-000002.tar"), str(out)]
+    assert "required 18 images, found 10 in its shards" in bad[1].reason

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from scipy.stats import chisquare
 from torch import nn
 
 from helpers.batches import Open, resumed
-from helpers.processes import environment
+from helpers.processes import torchrun
 from helpers.samples import CLASSES
 from multimix_pipe import Batch, ConfigError, ManifoldMix, MultiMix, MultiMixLoss, apply_mix
 
@@ -288,15 +286,6 @@ def test_a_method_that_needs_the_model_says_what_to_use_instead(name: str, inste
 
 def test_two_processes_train_as_one_on_both_batches(shards: Path) -> None:
     """The program compares layers and gradients under DistributedDataParallel; also those of PuzzleMix."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "programs.model_mixing", str(shards)],
-        capture_output=True,
-        text=True,
-        env=environment(OMP_NUM_THREADS="1"),
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("manifold: same layers and gradients") == 2
-    assert done.stdout.count("puzzle: same gradients") == 2
+    printed = torchrun(2, "model_mixing", str(shards))
+    assert printed.count("manifold: same layers and gradients") == 2
+    assert printed.count("puzzle: same gradients") == 2

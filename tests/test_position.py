@@ -40,7 +40,6 @@ class Model:
     restored: tuple[int, int] | None = None
     epoch: int = -1
     next_step: int = 0
-    states: list[tuple[int, int]] = field(default_factory=list)
     running: int | None = None
     """Number of the iterator that has begun and was not ended."""
     begun: set[int] = field(default_factory=set)
@@ -255,7 +254,7 @@ def test_len_counts_the_steps_before_a_resume_and_steps_done_tells_them(opened: 
         assert (again.steps_done, len(again)) == ((done, 17) if done < 17 else (0, 20))
 
 
-def test_an_epoch_without_steps_is_over_at_once(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_epoch_without_steps_is_over_at_once(opened: Open) -> None:
     loader = opened(**SMALL | {"batch_size": 64}, last_batch="drop", world_size=2)
     assert len(loader) == 0
     for epoch in range(3):

@@ -159,6 +159,18 @@ def test_what_is_no_image_gives_none(data: bytes) -> None:
     assert header_of(data) is None
 
 
+def test_an_image_of_a_kind_that_is_not_read_is_known_by_its_first_bytes() -> None:
+    ends = []
+
+    def read(i: int, begin: int, end: int) -> bytes:
+        ends.append(end)
+        return data[begin:end]
+
+    data = plain_image(kind="GIF") + bytes(100_000)
+    assert headers_of([data], 16, read) == [None]
+    assert max(ends) == 64
+
+
 def test_a_bomb_is_sized_without_a_warning() -> None:
     limit = Image.MAX_IMAGE_PIXELS
     assert header_of(_png(13_000, 13_000)) == (13_000, 13_000, 1)

@@ -18,14 +18,10 @@ from webdataset import TarWriter
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from helpers.images import plain_image
-from helpers.tars import plain_members, resealed, write_tar
+from helpers.tars import index_of, plain_members, resealed, write_tar
 from multimix_pipe.errors import ConfigError, MultiMixError, ShardError
-from multimix_pipe.shards import PROBLEMS, Index, open_index
+from multimix_pipe.shards import PROBLEMS, Index
 from multimix_pipe.shards.index.store import load_table, save_table
-
-
-def index_of(source: object, **options: object) -> Index:
-    return open_index(source, progress=False, **options)  # type: ignore[arg-type]
 
 
 def image_bytes(index: Index, i: int) -> bytes:

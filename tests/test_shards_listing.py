@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from helpers.hostile import extended, records
 from helpers.images import plain_image
 from helpers.tars import plain_members, write_tar
 from multimix_pipe.cli import main
@@ -141,6 +142,7 @@ ODD: dict[str, tuple[str | None, bytes]] = {
     "nothing-said.tar": (None, WHOLE),
     "login.tar": ("", b"<!DOCTYPE html><title>Please log in</title>" + b" " * 2000),
     "empty.tar": ("", b""),
+    "huge-header.tar": ("", extended(b"x", records((b"comment", b"x" * 2**21))) + WHOLE),
     "cut.tar": (None, WHOLE[: len(WHOLE) // 2]),
     "cut-between-members.tar": (None, WHOLE[:2560]),
 }
@@ -197,6 +199,7 @@ def test_remote_shards_are_downloaded_once_and_read_as_local_ones(server: str, f
         ("absent.tar", "404"),
         ("login.tar", "no tar file but, perhaps, a login page or an error: it begins with b'<!DOCTYPE html><title>"),
         ("empty.tar", "it begins with b''"),
+        ("huge-header.tar", "no tar file but"),
         ("cut.tar", "gave no length, and the download was cut: "),
         ("cut-between-members.tar", "gave no length, and the download was cut: "),
     ],

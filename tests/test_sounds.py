@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from helpers.methods import registered
+from helpers.processes import ROOT
 from multimix_pipe import MultiMix, mix_batch
 from test_pipelines import run
 
-ROOT = Path(__file__).resolve().parents[1]
 B, K, F, T = 6, 3, 5, 40
 
 

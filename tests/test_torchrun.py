@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.images import KINDS, picture
-from helpers.processes import environment
+from helpers.processes import torchrun
 from helpers.tars import write_tar
 from programs.torchrun import ALARM, BATCH_SIZES, EARLY_LIMIT, LAST_BATCHES
 
@@ -37,19 +35,15 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def torchrun(processes: int, mode: str, folder: Path) -> list[Any]:
+def run(processes: int, mode: str, folder: Path) -> list[Any]:
     """What each process has found."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*launcher, "-m", "programs.torchrun", mode, str(folder)]
-    variables = environment(OMP_NUM_THREADS="1")
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=ALARM + 50, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    torchrun(processes, "torchrun", mode, str(folder), timeout=ALARM + 50)
     return [json.loads((folder / f"{mode}-{rank}.json").read_text()) for rank in range(processes)]
 
 
 def test_all_processes_take_equal_steps_and_cover_the_data_as_promised(data: Path) -> None:
     cases: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for found in torchrun(4, "grid", data):
+    for found in run(4, "grid", data):
         for case in found:
             cases[case["data"], case["batch_size"], case["last_batch"], case["processes"]].append(case)
     assert len(cases) == len(DATA) * len(BATCH_SIZES) * len(LAST_BATCHES) * 4
@@ -78,7 +72,7 @@ def test_all_processes_take_equal_steps_and_cover_the_data_as_promised(data: Pat
 
 
 def test_a_process_that_leaves_early_does_not_hang_the_others(data: Path) -> None:
-    stayed, _ = torchrun(2, "early", data)
+    stayed, _ = run(2, "early", data)
     assert stayed.keys() == {"stays away", "exits"}
     for how, found in stayed.items():
         assert found["steps"] == 3, how

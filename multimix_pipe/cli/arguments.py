@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
-from multimix_pipe.errors import counted
+from multimix_pipe.config import Backend
 
-__all__ = ["NO_PROGRESS", "add_shards", "counted", "data_options"]
 
-NO_PROGRESS = "do not show progress on stderr"
-"""Help text of --quiet, which every long-running command has."""
+def add_k(parser: argparse.ArgumentParser) -> None:
+    """Add --k, the number of interpolations."""
+    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
+
+
+def add_backend(parser: argparse.ArgumentParser, what: str = "what decodes and mixes") -> None:
+    """Add --backend; `what` begins its help text."""
+    parser.add_argument("--backend", choices=get_args(Backend), default="auto", help=f"{what}; default: %(default)s")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Add --quiet, which every long-running command has."""
+    parser.add_argument("--quiet", action="store_true", help="do not show progress on stderr")
 
 
 def add_shards(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,9 @@ from itertools import chain, islice, repeat
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
+from multimix_pipe.cli.arguments import add_k, add_quiet, add_shards, data_options
 from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
+from multimix_pipe.errors import counted
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.shards.progress import Progress
 
@@ -47,7 +48,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "prints the rounds measured so far.",
     )
     add_shards(parser)
-    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
+    add_k(parser)
     parser.add_argument("--batch-size", type=int, default=64, metavar="B", help="images per step; default: %(default)s")
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="image size; default: %(default)s")
     parser.add_argument("--no-antialias", action="store_true", help="resize by plain bilinear interpolation")
@@ -57,7 +58,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--seconds", type=float, default=3.0, help="minimum length of a measurement; default: %(default)s"
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each loader; default: %(default)s")
-    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> Iterator[Contender]:
     """Yield a contender for each available backend, with and without mixing."""
+    from multimix_pipe.cli.classes import class_names
     from multimix_pipe.loader import open_loader
     from multimix_pipe.loader.backend import dali_import_error
     from multimix_pipe.loader.rank import choose_device
@@ -100,7 +102,7 @@ def _open(args: argparse.Namespace) -> Iterator[Contender]:
     if missing is not None:
         print(f"dali: not measured, because DALI cannot be imported: {missing}")
     backends: list[Backend] = ["torch"] if missing is not None or device.type == "mps" else ["dali", "torch"]
-    options: dict[str, Any] = {"batch_size": args.batch_size, "num_classes": max(1, int(index.label.max()) + 1)}
+    options: dict[str, Any] = {"batch_size": args.batch_size, "num_classes": len(class_names(index))}
     options |= {"transform": TrainTransform(size=args.size, antialias=not args.no_antialias)}
     options |= {"device": args.device, "num_threads": args.threads, "rank": 0, "world_size": 1}
     options |= {"on_bad_sample": "replace", **data_options(args)}

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
-from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD, Backend, EvalTransform, check_int, check_number
-from multimix_pipe.errors import ConfigError
+from multimix_pipe.cli.arguments import add_backend, add_quiet, add_shards, data_options
+from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD, EvalTransform, check_int, check_number
+from multimix_pipe.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,8 +67,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--std", type=float, nargs=3, default=IMAGENET_STD, help="of the normalisation; default: ImageNet's")
     add("--batch-size", type=int, default=256, help="images per step; default: %(default)s")
     add("--device", default="auto", help="cpu, cuda, ...; default: the GPU if there is one")
-    add("--backend", choices=get_args(Backend), default="auto", help="what decodes; default: %(default)s")
-    add("--quiet", action="store_true", help=NO_PROGRESS)
+    add_backend(parser, "what decodes")
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 
@@ -195,7 +195,6 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
 
 
 def _state_of(path: Path) -> Mapping[str, Tensor]:
-
     import torch
 
     try:

@@ -7,7 +7,8 @@ import shlex
 
 import numpy as np
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
+from multimix_pipe.cli.arguments import add_quiet, add_shards, data_options
+from multimix_pipe.errors import counted
 from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.storage import redacted
 
@@ -23,7 +24,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_shards(parser)
     parser.add_argument("--rebuild", action="store_true", help="rebuild all index files")
     parser.add_argument("--workers", type=int, metavar="N", help="number of processes; default: one per usable core")
-    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 

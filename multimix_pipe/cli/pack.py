@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, counted
-from multimix_pipe.errors import printable
+from multimix_pipe.cli.arguments import add_quiet
+from multimix_pipe.errors import counted, printable
 from multimix_pipe.shards.pack import pack
 from multimix_pipe.shards.pack.layout import TRAIN
 
@@ -52,7 +52,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--max-side", type=int, metavar="PIXELS", help="shrink images whose longest side exceeds this")
     parser.add_argument("--quality", type=int, metavar="Q", help="re-encode every image as a JPEG of this quality")
     parser.add_argument("--workers", type=int, metavar="N", help="number of threads; default: one per usable core")
-    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 

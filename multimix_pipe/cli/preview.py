@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
+from multimix_pipe.cli.arguments import add_backend, add_k, add_quiet, add_shards, data_options
 from multimix_pipe.config import Backend, TrainTransform
+from multimix_pipe.errors import counted
 from multimix_pipe.mixing import MultiMix, Sampling
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_shards(parser)
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, e.g. grid.png")
     parser.add_argument("--pairs", type=int, default=6, metavar="N", help="number of pairs; default: %(default)s")
-    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
+    add_k(parser)
     parser.add_argument(
         "--alpha", type=float, default=1.0, help="draw weights from Beta(alpha, alpha); default: %(default)s"
     )
@@ -47,10 +48,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="range of the crop's share of the image area; default: 0.08 1.0, as in TrainTransform",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of all random draws; default: %(default)s")
-    parser.add_argument(
-        "--backend", choices=get_args(Backend), default="auto", help="what decodes and mixes; default: %(default)s"
-    )
-    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
+    add_backend(parser)
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 
@@ -93,7 +92,6 @@ def write_preview(
 
     check_int("--pairs", pairs, 1, 1000)
     names = class_names(open_index(source, progress=progress, keep_damaged=True, **data))
-    data["classes"] = None if data.get("classes") is None else names
     save_picture(draw_pairs(source, pairs, names, mix, transform, seed=seed, backend=backend, **data), out)
 
 

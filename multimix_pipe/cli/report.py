@@ -8,14 +8,14 @@ import html
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
-from multimix_pipe.config import Backend, EvalTransform, TrainTransform, check_int
-from multimix_pipe.errors import ConfigError, MultiMixError, printable
+from multimix_pipe.cli.arguments import add_backend, add_k, add_quiet, add_shards, data_options
+from multimix_pipe.config import EvalTransform, TrainTransform, check_int
+from multimix_pipe.errors import ConfigError, MultiMixError, counted, printable
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.shards.index import PROBLEMS, Index
 from multimix_pipe.shards.storage import redacted
@@ -52,15 +52,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="page to write, e.g. report.html")
     parser.add_argument("--samples", type=int, default=24, metavar="N", help="samples to show; default: %(default)s")
     parser.add_argument("--pairs", type=int, default=4, metavar="N", help="mixed pairs to show; default: %(default)s")
-    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
+    add_k(parser)
     parser.add_argument(
         "--alpha", type=float, default=1.0, help="weights from Beta(alpha, alpha); default: %(default)s"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of what is shown; default: %(default)s")
-    parser.add_argument(
-        "--backend", choices=get_args(Backend), default="auto", help="what decodes and mixes; default: %(default)s"
-    )
-    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
+    add_backend(parser)
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 
@@ -74,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
     data, mix = data_options(args), MultiMix(k=args.k, alpha=args.alpha)
     index = open_index(args.source, progress=not args.quiet, keep_damaged=True, **data)
     names = class_names(index)
-    data["classes"] = None if data["classes"] is None else names
     settings = {"seed": args.seed, "backend": args.backend, "num_classes": len(names), **data}
     title = redacted(" ".join(args.source))
     sections = [
@@ -179,10 +176,9 @@ def _mixes(args: argparse.Namespace, names: Sequence[str], mix: MultiMix, settin
     from multimix_pipe.cli.preview import draw_pairs
 
     transform = TrainTransform(size=112)
-    options = {name: value for name, value in settings.items() if name != "num_classes"}
     heading = f"Mixes: K = {mix.k}, weights from Beta({mix.alpha:g}, {mix.alpha:g})"
     return _section(
-        heading, _shown(lambda: _image(draw_pairs(args.source, args.pairs, names, mix, transform, **options)))
+        heading, _shown(lambda: _image(draw_pairs(args.source, args.pairs, names, mix, transform, **settings)))
     )
 
 

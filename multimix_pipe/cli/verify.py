@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, add_shards, counted, data_options
-from multimix_pipe.errors import ConfigError, printable
+from multimix_pipe.cli.arguments import add_quiet, add_shards, data_options
+from multimix_pipe.errors import ConfigError, counted, printable
 from multimix_pipe.runtime.machine import package_versions
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--write-bad", metavar="FILE", help="write the bad samples, one per line, for open_loader(exclude=FILE)"
     )
     parser.add_argument("--workers", type=int, metavar="N", help="number of threads; default: one per usable core")
-    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 

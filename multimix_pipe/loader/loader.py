@@ -78,7 +78,7 @@ class Loader:
         self._ranks = Ranks(config.rank, config.world_size)
         self._tracker = Tracker(config.batch_size)
         close_at_exit(self)
-        world = self._ranks.now()
+        world = self.world
         if config.last_batch == "drop" and not len(self._schedule(world, 0)):
             logger.warning(
                 'an epoch has no steps: %d samples are fewer than batch_size times world_size, and last_batch="drop"',
@@ -121,6 +121,11 @@ class Loader:
     def num_classes(self) -> int:
         """The number of classes: labels lie in [0, num_classes)."""
         return self.context.config.num_classes
+
+    @property
+    def world(self) -> World:
+        """This process's rank and the number of processes, as far as they are known now. Not part of the public API."""
+        return self._ranks.now()
 
     @property
     def index(self) -> Index:
@@ -259,7 +264,7 @@ class Loader:
         )
 
     def __repr__(self) -> str:
-        c, world = self.context.config, self._ranks.now()
+        c, world = self.context.config, self.world
         return (
             f"Loader({self.num_samples} samples, batch_size={c.batch_size}, mix={c.mix}, "
             f"backend={self.backend!r}, device={str(self.device)!r}, rank {world.rank} of {world.size})"

@@ -44,11 +44,9 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
             "another order. Use the multimix_pipe that saved it, or begin an epoch with set_epoch"
         )
     mine = identity(context)
+    if mine["mix"] is None and state.get("mix") is None:
+        del mine["batch_size"]  # batches of another size show the same samples in the same crops
     differing = list(differences(mine, state, "this loader", "the state"))
-    if (
-        mine["mix"] is None and state.get("mix") is None
-    ):  # batches of another size show the same samples in the same crops
-        differing = [text for text in differing if not text.startswith("batch_size: ")]
     if differing and strict:
         hint = "Open the loader with the state's settings, or resume anyway with strict=False"
         raise StateMismatchError(f"{'; '.join(differing)}. {hint}")

@@ -37,6 +37,7 @@ _MAGICS = (
     rb"(?i:\s*<(?:!doctype html|html))",
 )
 _UNREAD = tuple(re.compile(magic, re.DOTALL) for magic in _MAGICS)
+_MAGIC_BYTES = 64
 
 _SEGMENT, _FILL, _NO_LENGTH, _FRAME, _UNUSUAL = range(5)
 _KINDS = np.full(256, _SEGMENT, np.uint8)
@@ -63,7 +64,9 @@ _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: 
 
 
 class Header(NamedTuple):
-    """Size in pixels as stored, and EXIF orientation, 1..8. A width of 0 stands for more than MAX_PIXELS."""
+    """Size in pixels as stored, and EXIF orientation, 1..8. A width of 0 stands for more than MAX_PIXELS, -1 for an image
+    without a valid header, and -2 - i for UNREAD_FORMATS[i].
+    """
 
     width: int
     height: int
@@ -80,7 +83,7 @@ def read_headers(
     size: NDArray[np.int64],
     read: Callable[[int, int, int], bytes],
 ) -> NDArray[np.int64]:
-    """Return the Header fields of n images, (n, 3); UNREADABLE for an image without a valid header.
+    """Return the Header fields of n images, (n, 3).
 
     Image i has `size[i]` bytes; `buffer[start[i] : start[i] + have[i]]` holds the first of them. `read(i, begin, end)`
     returns its bytes [begin, end), fewer if the image ends before; it is called only if those in the buffer do not suffice.
@@ -91,13 +94,17 @@ def read_headers(
         headers[i, 2] = _orientation(read(i, *exif[i].tolist()))
     for i in np.flatnonzero(headers[:, 0] < 0).tolist():
         beginning = buffer[start[i] : start[i] + have[i]].tobytes()
-        headers[i] = _png_header(beginning) or _pillow_header(read(i, 0, min(int(size[i]), MAX_BYTES))) or UNREADABLE
+        headers[i] = (
+            _png_header(beginning)
+            or _unread_header(read(i, 0, _MAGIC_BYTES))
+            or _pillow_header(read(i, 0, min(int(size[i]), MAX_BYTES)))
+            or UNREADABLE
+        )
     return headers
 
 
-def unread_format(beginning: bytes) -> int | None:
-    """Return the position in UNREAD_FORMATS of what starts with these bytes, at least 64 of them; None for anything else."""
-    return next((i for i, magic in enumerate(_UNREAD) if magic.match(beginning)), None)
+def _unread_header(beginning: bytes) -> Header | None:
+    return next((Header(-2 - i, -1, 1) for i, magic in enumerate(_UNREAD) if magic.match(beginning)), None)
 
 
 def _read_jpegs(

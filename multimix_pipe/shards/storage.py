@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.progress import Progress
-from multimix_pipe.shards.tar import DamagedTarError, read_batches
+from multimix_pipe.shards.tar import TARFILE_ERRORS, DamagedTarError, HeaderFile, read_batches
 
 _USER = re.compile(r"([a-zA-Z][\w+.-]*://)[^/?#\s'\"]*@")
 _QUERY = re.compile(r"([a-zA-Z][\w+.-]*://[^?#\s'\"]*)[?#][^\s'\"]*")
@@ -105,8 +105,8 @@ def _check_tar(path: Path, *, whole: bool) -> None:
         beginning = file.read(_SHOWN)
         try:
             file.seek(0)
-            tarfile.open(fileobj=file, mode="r:").close()
-        except (tarfile.TarError, ValueError, OverflowError) as error:
+            tarfile.TarFile(fileobj=HeaderFile(file)).close()  # type: ignore[arg-type]
+        except TARFILE_ERRORS as error:
             raise ShardError(
                 f"the server sent no tar file but, perhaps, a login page or an error: it begins with {beginning!r}"
             ) from error

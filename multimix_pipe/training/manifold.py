@@ -19,6 +19,7 @@ from multimix_pipe.training.plain import (
     PlainBatch,
     bare,
     check_labels,
+    check_logits,
     check_plain,
     draw_choice,
     interpolate,
@@ -92,9 +93,7 @@ class ManifoldMix:
             with _mixed_at(name, self._modules[name], mix):
                 logits = self.model(batch.images)
         rows = mix.lam.numel()
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"model must return logits ({rows}, C) for B*K = {rows} rows; found {shape}")
+        check_logits(logits, rows, f" for B*K = {rows} rows")
         check_labels(batch.labels, logits.shape[1])
         return logits, mix_targets(batch.labels, mix.partner, mix.lam, logits.shape[1])
 

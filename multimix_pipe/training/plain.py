@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from multimix_pipe.errors import ConfigError
@@ -114,6 +115,23 @@ def interpolate(values: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
         other = exact[partner].reshape(len(values), -1, *values.shape[1:])
         mixed = w * exact[:, None] + (1 - w) * other
         return mixed.flatten(0, 1).to(values.dtype)
+
+
+def check_logits(logits: object, rows: int, why: str = ", one row per image") -> Tensor:
+    """Return what a model returned. Raises ConfigError, which may say `why`, unless it is a tensor of logits (rows, C)."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != rows:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"model must return logits ({rows}, C){why}; found {found}")
+    return logits
+
+
+def gradient(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
+    """Return the gradient by the images of `scale` times the summed cross-entropy of `forward(images)`, logits (B, C)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_(True)
+        loss = scale * F.cross_entropy(forward(leaf).float(), labels.clone(), reduction="sum")
+        (found,) = torch.autograd.grad(loss, leaf)
+    return found
 
 
 def check_labels(labels: Tensor, classes: int) -> None:

@@ -8,7 +8,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -30,7 +29,16 @@ from multimix_pipe.training.blocks import (
     unary_parts,
 )
 from multimix_pipe.training.graph_cut import nested_cuts
-from multimix_pipe.training.plain import PlainBatch, bare, check_labels, check_plain, draw_choice, evaluating
+from multimix_pipe.training.plain import (
+    PlainBatch,
+    bare,
+    check_labels,
+    check_logits,
+    check_plain,
+    draw_choice,
+    evaluating,
+    gradient,
+)
 from multimix_pipe.training.targets import mix_targets
 
 AnyBatch = TypeVar("AnyBatch", bound=PlainBatch)
@@ -153,8 +161,9 @@ class PuzzleMix:
             )
         if saliency is None:
             saliency, num_classes = self._saliency(batch)
-        assert num_classes is not None
-        check_labels(batch.labels, num_classes)
+        else:
+            assert num_classes is not None
+            check_labels(batch.labels, num_classes)
         with torch.no_grad(), torch.autocast(batch.images.device.type, enabled=False):
             energies = self._energies(batch.images, plan.mix, saliency, n)
             shown = _cut(energies, plan.mix.lam)
@@ -187,19 +196,19 @@ class PuzzleMix:
 
     def _saliency(self, batch: PlainBatch) -> tuple[Tensor, int]:
         """Return the gradient of the loss by the images, and the number of classes."""
-        # without the wrapper: DistributedDataParallel would wait for gradients of parameters
-        model = bare(self.model)
-        with evaluating(model), torch.inference_mode(False), torch.enable_grad():
-            images = batch.images.detach().clone().requires_grad_(True)
-            logits = model(images)
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-                shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise ConfigError(f"model must return logits ({len(images)}, C), one row per image; found {shape}")
-            check_labels(batch.labels, logits.shape[1])
+        model = bare(self.model)  # DistributedDataParallel would wait for gradients of parameters
+        classes = 0
+
+        def forward(images: Tensor) -> Tensor:
+            nonlocal classes
+            logits = check_logits(model(images), len(images))
+            classes = logits.shape[1]
+            check_labels(batch.labels, classes)
+            return logits
+
+        with evaluating(model):
             # the factor keeps small gradients representable in float16; saliency is divided by its sum later
-            loss = 128 * F.cross_entropy(logits.float(), batch.labels.clone(), reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, images)
-        return gradient, logits.shape[1]
+            return gradient(forward, batch.images, batch.labels, scale=128), classes
 
     def _energies(self, images: Tensor, mix: MixPlan, saliency: Tensor, n: int) -> Energies:
         """Return the terms of the pairs' energies, and the saliency of each image's blocks."""

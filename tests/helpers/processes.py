@@ -23,6 +23,15 @@ def program(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-W", "error", "-m", f"programs.{name}", *arguments]
 
 
+def torchrun(processes: int, name: str, *arguments: str, timeout: float = 200) -> str:
+    """Run `programs.name` in processes started by torchrun; return what they printed, once all have succeeded."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command, variables = [*launcher, "-m", f"programs.{name}", *arguments], environment(OMP_NUM_THREADS="1")
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
     """Start `command` with pipes. SIGINT has its default action in it, even if these tests ignore it, as under nohup.
 

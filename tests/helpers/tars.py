@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from helpers.images import plain_image
+from multimix_pipe.shards import Index, open_index
 
 BLOCK = 512
 """Bytes of a tar's block."""
@@ -63,3 +64,8 @@ def header(
 def resealed(index: bytes) -> bytes:
     """Return an index file with a correct checksum, as if it had been written so rather than damaged."""
     return b"%08x\n" % zlib.crc32(index[9:]) + index[9:]
+
+
+def index_of(source: object, **options: object) -> Index:
+    """Return the index of the shards in `source`, opened quietly."""
+    return open_index(source, progress=False, **options)  # type: ignore[arg-type]

@@ -14,11 +14,16 @@ from helpers.samples import CLASSES, SIZE
 from multimix_pipe import EvalTransform, evaluate, open_loader
 
 
-def main(shards: str) -> None:
+def net() -> nn.Sequential:
+    """Return a small network, the same each time."""
     torch.manual_seed(0)
-    model = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, CLASSES)
     )
+
+
+def main(shards: str) -> None:
+    model = net()
     model.register_buffer("statistics", torch.zeros(1))  # DistributedDataParallel synchronises it in each forward pass
     options = {"num_classes": CLASSES, "transform": EvalTransform(size=SIZE), "device": "cpu", "num_threads": 1}
     # 100 samples in batches of 40: the last process has 20, and one of 3 processes has none if a batch has 60

@@ -12,8 +12,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from multimix_pipe.cli.arguments import NO_PROGRESS, counted
-from multimix_pipe.config import Backend, TrainTransform, check_int, check_number
+from multimix_pipe.cli.arguments import add_backend, add_k, add_quiet
+from multimix_pipe.config import TrainTransform, check_int, check_number
+from multimix_pipe.errors import counted
 from multimix_pipe.mixing import MultiMix, Sampling
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--minutes", type=float, help="choose the number of epochs from the speed of the first steps, so that both "
         f"trainings together take this long; default: {DATA_MINUTES:g} with --data"
     )  # fmt: skip
-    parser.add_argument("--k", type=int, default=5, help="interpolations per pair; default: %(default)s")
+    add_k(parser)
     parser.add_argument(
         "--alpha",
         type=float,
@@ -78,10 +79,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the network's weights and of the loader; default: %(default)s"
     )
-    parser.add_argument(
-        "--backend", choices=get_args(Backend), default="auto", help="what decodes and mixes; default: %(default)s"
-    )
-    parser.add_argument("--quiet", action="store_true", help=NO_PROGRESS)
+    add_backend(parser)
+    add_quiet(parser)
     parser.set_defaults(func=run)
 
 

@@ -227,12 +227,15 @@ def _join(shards: tuple[Path, ...], tables: list[Table]) -> Index:
     key_start = np.zeros(sum(counts) + 1, np.int64)
     np.cumsum(column("key_size"), out=key_start[1:])
     label, problem, note = column("label"), column("problem"), None
-    notes = tuple(text for table in tables for text in table.notes)
-    if notes:
-        starts = np.cumsum([0, *(len(table.notes) for table in tables)])[:-1]
+    texts: dict[str, int] = {}  # many shards note the same names of classes
+    if any(table.notes for table in tables):
         noted = np.isin(problem, NOTED)
-        note = np.where(noted & (label >= 0), label + np.repeat(starts, counts), -1).astype(np.int32)
+        note = np.where(noted, label, -1).astype(np.int32)
         label[noted] = -1
+        for table, rows in zip(tables, np.split(note, np.cumsum(counts)[:-1]), strict=True):  # views
+            if table.notes:
+                places = np.array([texts.setdefault(text, len(texts)) for text in table.notes], np.int32)
+                rows[rows >= 0] = places[rows[rows >= 0]]
     return Index(
         shards=shards,
         shard=np.repeat(np.arange(len(shards), dtype=np.int32), counts),
@@ -247,7 +250,7 @@ def _join(shards: tuple[Path, ...], tables: list[Table]) -> Index:
         key_start=key_start,
         without_image=sum(table.without_image for table in tables),
         stamps=tuple((table.shard_size, table.mtime_ns) for table in tables),
-        notes=notes,
+        notes=tuple(texts),
         note=note,
         damage=tuple((shard, table.damage) for shard, table in zip(shards, tables, strict=True) if table.damage),
     )

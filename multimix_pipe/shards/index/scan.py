@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.files import read_fully
-from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers, unread_format
+from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers
 from multimix_pipe.shards.index.labels import NO_LABELS, limit_of, member_of, note_of, parse_folder, parser_of
 from multimix_pipe.shards.index.problems import (
     BAD_HEADER,
@@ -156,9 +156,6 @@ class _Scan:
 
         start, have, size = members.start[rows], members.have[rows], members.size[rows]
         headers = read_headers(members.buffer, start, have, size, read)
-        for image in np.flatnonzero(headers[:, 0] < 0).tolist():
-            if (kind := unread_format(read(image, 0, 64))) is not None:
-                headers[image, 0] = -UNREAD_FORMAT - kind
         self._images.append(np.column_stack([sample[rows], rank[rows], members.offset[rows], size, headers]))
 
     def _add_labels(self, members: Members, rows: npt.NDArray[np.intp], sample: npt.NDArray[np.int64]) -> None:
@@ -199,7 +196,8 @@ class _Scan:
         label, problem = label[sample], problem[sample]
         noted = np.isin(problem, NOTED) if problem.any() else None
         problem[(width == 0) | (width * height > MAX_PIXELS)] = TOO_MANY_PIXELS
-        problem[width < 0] = np.where(width[width < 0] > -UNREAD_FORMAT, BAD_HEADER, -width[width < 0])
+        problem[width == -1] = BAD_HEADER
+        problem[width < -1] = UNREAD_FORMAT - 2 - width[width < -1]
         problem[size > MAX_BYTES] = TOO_MANY_BYTES
         if noted is not None:
             label[noted & ~np.isin(problem, NOTED)] = -1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from multimix_pipe.errors import ConfigError, ShardError
+from multimix_pipe.shards.files import read_fully
 
 _IMAGENET_TAR = re.compile(r"ILSVRC2012_img_(train|val|test)(_v\d+)?(_\d+)?\.tar")  # the split is their folder
 _REQUIRED = "required a folder, zip or tar of images class/name.jpg"
@@ -102,12 +103,10 @@ class _Tars:
 
     def read(self, name: str) -> bytes:
         (descriptor, offset), size = self._places[name], self.sizes[name]
-        data = os.pread(descriptor, size, offset)
-        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-            data += more
-        if len(data) < size:
-            raise OSError(f"it has {len(data):,} of {size:,} bytes")
-        return data
+        data = bytearray(size)
+        if (got := read_fully(descriptor, memoryview(data), offset)) < size:
+            raise OSError(f"it has {got:,} of {size:,} bytes")
+        return bytes(data)
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:

@@ -51,7 +51,7 @@ _CHUNK = 2**20  # bytes read at once behind the end mark
 _LONG_PADDING = 2**20  # bytes at the end; tar's default is 10 KiB, a blocking factor gives more, and whole records
 _MAX_GLOBAL = 4096  # characters in the names of global pax records, which tarfile copies to each member
 
-_TARFILE_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError)
+TARFILE_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -113,7 +113,7 @@ class _Walk:
         self._headers = HeaderFile(file)
         try:
             self._tar = tarfile.TarFile(fileobj=self._headers, encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
-        except _TARFILE_ERRORS as error:
+        except TARFILE_ERRORS as error:
             raise self._damage(str(error)) from error
         self._check_global_records()
 
@@ -198,7 +198,7 @@ class _Walk:
         self._headers.left = MAX_HEADER
         try:
             info = tarfile.TarInfo.fromtarfile(self._tar)
-        except _TARFILE_ERRORS as error:
+        except TARFILE_ERRORS as error:
             raise self._damage(str(error)) from error
         following: int = self._tar.offset
         if info.size < 0 or following <= self._next:

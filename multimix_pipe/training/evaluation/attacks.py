@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from multimix_pipe.config import check_bool, check_int, check_number
+from multimix_pipe.training.plain import gradient
 
 Forward = Callable[[Tensor], Tensor]
 """Maps images (B, C, H, W) in [0, 1] to logits (B, classes)."""
@@ -92,15 +92,6 @@ class PGD:
 
 
 Attack = FGSM | PGD
-
-
-def gradient(forward: Forward, images: Tensor, labels: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy by the images."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = images.detach().clone().requires_grad_(True)
-        loss = F.cross_entropy(forward(leaf).float(), labels.clone(), reduction="sum")
-        (found,) = torch.autograd.grad(loss, leaf)
-    return found
 
 
 def _in_255ths(eps: float) -> str:

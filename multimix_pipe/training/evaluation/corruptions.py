@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from multimix_pipe.errors import ConfigError
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-Draws = Sequence[np.random.Generator]
+Draws = Iterable[np.random.Generator]
 Corruption = Callable[[Tensor, float, Draws], Tensor]
 """Takes images (B, 3, H, W) in [0, 1], a strength, and a generator for each image."""
 
@@ -33,7 +33,7 @@ def corrupt(images: Tensor, name: str, severity: int, samples: Sequence[int], se
     """
     apply, strengths = CORRUPTIONS[name]
     kind = list(CORRUPTIONS).index(name)
-    draws = [np.random.default_rng((seed, kind, severity, int(sample))) for sample in samples]
+    draws = (np.random.default_rng((seed, kind, severity, int(sample))) for sample in samples)  # few functions use it
     return (apply(images, strengths[severity - 1], draws).clamp(0, 1) * 255).round() / 255
 
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.shards.launcher import world_from_environment
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.training.evaluation import calibration as calibrate
 from multimix_pipe.training.evaluation.attacks import Attack
 from multimix_pipe.training.evaluation.corruptions import SEVERITIES, check_corruptions, corrupt
 from multimix_pipe.training.evaluation.published import published_sets
-from multimix_pipe.training.plain import evaluating
+from multimix_pipe.training.plain import check_logits, evaluating
 
 Variant = tuple[str, ...]
 """("clean",), ("corruptions", name, severity), ("attacks", name) or ("published", name, severity)."""
@@ -90,7 +89,7 @@ def evaluate(
         for severity in severities:
             changes["corruptions", name, str(severity)] = partial(_corrupted, name, severity, seed)
     for attack in attacks:
-        changes["attacks", attack.name] = partial(_attacked, attack, place.forward)
+        changes["attacks", attack.name] = partial(attack, place.forward)
     if (len(changes) > 1 or sets) and not place.can_denormalise:
         raise ConfigError(
             "corruptions and attacks work on pixels: pass the mean= and std= that the loader normalises by; found none"
@@ -103,8 +102,11 @@ def evaluate(
         temperature = None if calibration is None else _temperature(place, calibration, bar)
         rows: defaultdict[Variant, list[Tensor]] = defaultdict(list)
         for images, labels, samples in place.batches(loader, bar):
+            pixels = place.pixels(images) if len(changes) > 1 else images
             for variant, change in changes.items():
-                changed = images if change is None else place.on_pixels(change, images, labels, samples)
+                changed = (
+                    images if change is None else place.normalise(change(pixels, labels, samples)).to(images.dtype)
+                )
                 rows[variant].append(place.rows(changed, labels, temperature))
         for part in sets:
             variant = ("published", part.corruption, part.severity)
@@ -127,14 +129,6 @@ def evaluate(
     return report
 
 
-def _steps(*parts: Any) -> int | None:
-    """Return the number of batches, or None if an iterable does not know it."""
-    try:
-        return sum(part if isinstance(part, int) else len(part) for part in parts if part is not None)
-    except TypeError:
-        return None
-
-
 _WIDTH = len(calibrate.COLUMNS)
 
 
@@ -151,12 +145,6 @@ def _nest(report: dict[str, Any], variant: Variant, found: dict[str, Any]) -> No
 
 def _corrupted(name: str, severity: int, seed: int, pixels: Tensor, labels: Tensor, samples: Sequence[int]) -> Tensor:
     return corrupt(pixels, name, severity, samples, seed)
-
-
-def _attacked(
-    attack: Attack, forward: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, samples: Sequence[int]
-) -> Tensor:
-    return attack(forward, pixels, labels, samples)
 
 
 def _temperature(place: _Place, calibration: Iterable[Any], bar: Progress) -> float:
@@ -184,7 +172,7 @@ class _Place:
         self.size = (0, 0) if config is None else config.transform.height_width
         tensors = [*model.parameters(), *model.buffers()]
         self.device = tensors[0].device if tensors else torch.device("cpu")
-        self.rank, self.world = _processes(config)
+        self.rank, self.world = _processes(loader)
         mean = config.transform.mean if mean is None and config is not None else mean
         std = config.transform.std if std is None and config is not None else std
         self.can_denormalise = mean is not None and std is not None
@@ -218,10 +206,7 @@ class _Place:
 
     def logits(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return logits (B, C). Raises ConfigError if a label is not among the classes."""
-        logits = self.model(images)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"model must return logits ({len(images)}, C), one row per image; found {shape}")
+        logits = check_logits(self.model(images), len(images))
         self.classes = logits.shape[1]
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise ConfigError(
@@ -231,17 +216,17 @@ class _Place:
         return logits
 
     def rows(self, images: Tensor, labels: Tensor, temperature: float | None) -> Tensor:
-        """Return what the metrics need of each row, (B, 10) float64: as it is, and after temperature scaling."""
+        """Return what the metrics need of each row, float64: (B, 5), or (B, 10) with that after temperature scaling."""
         logits = self.logits(images, labels)
-        parts = [calibrate.row_statistics(logits, labels, scale) for scale in (1.0, temperature or 1.0)]
+        scales = (1.0,) if temperature is None else (1.0, temperature)
+        parts = [calibrate.row_statistics(logits, labels, scale) for scale in scales]
         return torch.cat(parts, dim=1)
 
-    def on_pixels(self, change: Change, images: Tensor, labels: Tensor, samples: Sequence[int]) -> Tensor:
-        """Return normalised images after `change` of their pixels in [0, 1]."""
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return the pixels in [0, 1] of normalised images."""
         assert self._mean is not None
         assert self._std is not None
-        pixels = (images.float() * self._std + self._mean).clamp(0, 1)
-        return self.normalise(change(pixels, labels, samples)).to(images.dtype)
+        return (images.float() * self._std + self._mean).clamp(0, 1)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return (pixels - mean) / std."""
@@ -280,19 +265,18 @@ def _check_whole(loader: Iterable[Any]) -> None:
     if config is None or config.last_batch == "partial":
         return
     count = len(loader.context.plan.samples)  # type: ignore[attr-defined]
-    if count % (config.batch_size * _processes(config)[1]):
+    if count % (config.batch_size * _processes(loader)[1]):
         raise ConfigError(
             f'evaluation needs each sample once; found last_batch="{config.last_batch}", with which an epoch of {count} samples '
             "repeats some or drops some. Open the loader with transform=EvalTransform()"
         )
 
 
-def _processes(config: Any) -> tuple[int, int]:
+def _processes(loader: Iterable[Any]) -> tuple[int, int]:
     """Return this process's rank and their number: those that the loader divides the samples among."""
     active = dist.is_available() and dist.is_initialized()
-    world = dist.get_world_size() if active else 1
-    if config is not None:
-        world = config.world_size or (world if active else world_from_environment().size)
+    own = getattr(loader, "world", None)  # of one of this package's loaders
+    world = own.size if own is not None else dist.get_world_size() if active else 1
     if world == 1:
         return 0, 1
     if not active or dist.get_world_size() != world:

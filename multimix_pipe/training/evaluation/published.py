@@ -28,10 +28,6 @@ class PublishedSet:
     """Image files, or uint8 pixels (N, H, W, 3)."""
     labels: Sequence[int] | np.ndarray
 
-    def steps(self, world: int) -> int:
-        """Return the number of batches in one of `world` processes, rounded up."""
-        return -(-len(self.items) // (BATCH * world))
-
     def batches(self, size: tuple[int, int], first: int, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches of the images first, first + step, ..., resized to `size` (H, W) if they differ from it."""
         places = range(first, len(self.items), step)
