@@ -63,6 +63,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(TRAINERS_STAMP): pyproject.toml constraints.txt tests/trainers/requirements.txt
 	$(PYTHON) -m venv --clear $(TRAINERS)
-	$(TRAINERS)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[fast]" \
+	$(TRAINERS)/bin/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt -e . \
 	  -r tests/trainers/requirements.txt
 	@touch $@

@@ -1,6 +1,6 @@
 """Train with Accelerate: `prepare` gets the model and the optimizer, `register_for_checkpointing` gets the loader.
 
-accelerate launch pipelines/accelerate_classifier.py shards/train --val shards/val --num-classes 3
+accelerate launch pipelines/accelerate_classifier.py shards/train --val shards/val
 accelerate launch pipelines/accelerate_classifier.py ... --resume out/checkpoint
 """
 
@@ -20,8 +20,7 @@ from multimix_pipe import EvalTransform, Loader, MultiMix, MultiMixLoss, TrainTr
 def evaluate(accelerator: Accelerator, model: nn.Module, loader: Loader) -> tuple[float, int]:
     """Return the accuracy over all processes and the number of samples; each sample counts once.
 
-    It gathers objects, once: processes may have unequal last batches and unequal numbers of them, on which a gather of tensors
-    in each step would hang or fail.
+    It gathers objects, and once: processes may have unequal last batches, and unequal numbers of batches.
     """
     model.eval()
     hits: list[bool] = []
@@ -36,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("train", help="training shards")
     parser.add_argument("--val", required=True, help="validation shards")
-    parser.add_argument("--num-classes", type=int, required=True)
+    parser.add_argument("--num-classes", type=int, help="default: as many as classes.json has names")
     parser.add_argument("--model", default="small", help='"small" or module:function')
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8, help="pairs per process and step")
@@ -54,18 +53,18 @@ def main() -> None:
     args = parse_arguments()
     accelerator = Accelerator(cpu=args.cpu)  # before the loader, so that the process group exists
     torch.manual_seed(0)
-    common = {"num_classes": args.num_classes, "device": accelerator.device}
-    train = open_loader(
-        args.train, batch_size=args.batch_size, mix=MultiMix(k=2), transform=TrainTransform(size=args.size), **common
-    )
-    val = open_loader(args.val, batch_size=args.batch_size, transform=EvalTransform(size=args.size), **common)
-    train.check_ranks()
-    model = make_model(args.model, args.num_classes)
+    common = {"batch_size": args.batch_size, "device": accelerator.device}
+    mix, augment = MultiMix(k=2), TrainTransform(size=args.size)
+    train = open_loader(args.train, num_classes=args.num_classes, mix=mix, transform=augment, **common)
+    names = {"num_classes": train.num_classes, "classes": train.classes}
+    val = open_loader(args.val, transform=EvalTransform(size=args.size), **names, **common)
+    model = make_model(args.model, train.num_classes)
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9)
     wrapped, optimizer = accelerator.prepare(model, optimizer)  # not the loader: it knows its process and device
     accelerator.register_for_checkpointing(train)
     if args.resume:
         accelerator.load_state(args.resume)
+    train.check_ranks()  # all processes have the same data, settings and position
     loss_function, steps = MultiMixLoss(), 0
     for epoch in range(train.state_dict()["epoch"], args.epochs):
         wrapped.train()
@@ -82,7 +81,7 @@ def main() -> None:
                 break
         if steps == args.max_steps:
             break
-        # the bare model: DDP broadcasts buffers in each forward pass, and numbers of batches differ
+        # the bare model, because DDP may communicate in a forward pass, and numbers of batches differ
         accuracy, samples = evaluate(accelerator, accelerator.unwrap_model(wrapped), val)
         accelerator.print(f"epoch {epoch} accuracy {accuracy:.4f} of {samples} samples", flush=True)
         accelerator.save_state(args.out / "checkpoint")

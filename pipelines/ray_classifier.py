@@ -1,12 +1,11 @@
 """Train with Ray Train on several workers; a worker that dies costs the steps since the last checkpoint.
 
-python pipelines/ray_classifier.py shards/train --num-classes 3 --workers 2 --out /shared/storage
+python pipelines/ray_classifier.py /shared/shards/train --workers 2 --out /shared/runs
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,16 @@ import ray.train
 import torch
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from multimix_pipe import MultiMix, MultiMixLoss, TrainTransform, open_loader
+
+
+def make_model(num_classes: int) -> nn.Module:
+    """Return a small network. Put yours here."""
+    features = nn.Sequential(nn.Conv2d(3, 32, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    return nn.Sequential(features, nn.Linear(512, num_classes))
 
 
 def report(loss: float, parts: dict[str, Any]) -> None:
@@ -42,12 +48,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         transform=TrainTransform(size=32),
         device=device,
     )
-    train.check_ranks()
-    net = torch.nn.Sequential(
-        *(torch.nn.Conv2d(3, 32, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4)),
-        *(torch.nn.Flatten(), torch.nn.Linear(512, settings["num_classes"])),
-    )
-    wrapped = prepare_model(net)
+    wrapped = prepare_model(make_model(train.num_classes))
     model = wrapped.module if isinstance(wrapped, DistributedDataParallel) else wrapped
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     parts = {"model": model, "optimizer": optimizer, "loader": train}
@@ -55,6 +56,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             for name, state in torch.load(Path(folder) / "parts.pt", map_location=device, weights_only=True).items():
                 parts[name].load_state_dict(state)
+    train.check_ranks()  # all workers have the same data, settings and position
     loss_function, steps = MultiMixLoss(), 0
     for _ in range(train.state_dict()["epoch"], settings["epochs"]):
         for images, targets in train:
@@ -65,31 +67,28 @@ def train_worker(settings: dict[str, Any]) -> None:
             steps += 1
             if steps % settings["checkpoint_every"] == 0 or train.steps_done == 0:  # 0: the epoch is over
                 report(loss.item(), parts)
-            settings.get("after_step", lambda step, checkpoint: None)(steps, checkpoint)
     train.close()
+
+
+def fit(settings: dict[str, Any]) -> Any:
+    """Run the training; a crash restarts the workers from the last checkpoint, up to three times."""
+    run = RunConfig(storage_path=settings["out"], failure_config=FailureConfig(max_failures=3))
+    scaling = ScalingConfig(num_workers=settings["workers"], use_gpu=settings["gpu"])
+    return TorchTrainer(train_worker, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("train", help="training shards, which each worker can read at this path")
-    parser.add_argument("--num-classes", type=int, required=True)
+    parser.add_argument("train", help="training shards: an absolute path that each worker can read, or a URL")
+    parser.add_argument("--num-classes", type=int, help="default: as many as classes.json has names")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8, help="pairs per worker and step")
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--out", default="out", help="folder that all workers can write to")
-    args = parser.parse_args()
-    settings = vars(args) | {"train": os.path.abspath(args.train)}
-    result = fit(settings)
+    parser.add_argument("--out", required=True, help="absolute path or URL of storage that all workers can write to")
+    result = fit(vars(parser.parse_args()))
     print(f"loss {result.metrics['loss']:.4f}")
-
-
-def fit(settings: dict[str, Any]) -> Any:
-    """Run the training; a crash restarts the workers from the last checkpoint, up to three times."""
-    run = RunConfig(storage_path=os.path.abspath(settings["out"]), failure_config=FailureConfig(max_failures=3))
-    scaling = ScalingConfig(num_workers=settings["workers"], use_gpu=settings["gpu"])
-    return TorchTrainer(train_worker, train_loop_config=settings, scaling_config=scaling, run_config=run).fit()
 
 
 if __name__ == "__main__":

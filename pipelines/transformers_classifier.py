@@ -1,34 +1,32 @@
-"""Train with the Hugging Face Trainer: an adapter makes dicts of the batches, a callback keeps the loader's position.
+"""Train with the Hugging Face Trainer: an adapter makes dicts of the batches, and keeps the loader's position in checkpoints.
 
-python pipelines/transformers_classifier.py shards/train --val shards/val --num-classes 3
-python pipelines/transformers_classifier.py ... --resume out/checkpoint-500
+python pipelines/transformers_classifier.py --train_shards shards/train --val_shards shards/val --output_dir out
+torchrun --nproc-per-node 8 pipelines/transformers_classifier.py ... --resume_from_checkpoint out/checkpoint-500
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from train_classifier import make_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForImageClassification, HfArgumentParser, ResNetConfig
+from transformers.trainer import Trainer, TrainerCallback, TrainingArguments
 
-from multimix_pipe import EvalTransform, Loader, MultiMix, MultiMixLoss, TrainTransform, open_loader
-
-STATE = "multimix_pipe.json"
-# the loader resumes itself, so the Trainer must not skip batches
-FIXED: dict[str, Any] = {"ignore_data_skip": True, "report_to": [], "label_names": ["labels"]}
+from multimix_pipe import EvalTransform, Loader, MixedAccuracy, MultiMix, MultiMixLoss, TrainTransform, open_loader
 
 
-class Adapter(TrainerCallback):  # type: ignore[misc]
-    """A loader whose batches are dicts, and whose position goes into each checkpoint."""
+class DictBatches(TrainerCallback):
+    """The batches of a loader as dicts; as a callback, it writes the loader's position into each checkpoint."""
+
+    FILE = "multimix_pipe.json"
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
-        self.set_epoch = loader.set_epoch
+        self.set_epoch = loader.set_epoch  # which the Trainer calls if it is there
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -39,60 +37,62 @@ class Adapter(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **more: Any) -> None:
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / STATE).write_text(json.dumps(self.loader.state_dict()))
+            file = Path(args.output_dir, f"checkpoint-{state.global_step}", self.FILE)
+            file.write_text(json.dumps(self.loader.state_dict()))
 
 
-class LoaderTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer over two loaders, with a loss for mixed rows and for class ids."""
+class LoaderTrainer(Trainer):
+    """A Trainer over two loaders."""
 
     def __init__(self, *, train: Loader, val: Loader, **options: Any) -> None:
-        self.train_batches, self.val_batches = Adapter(train), Adapter(val)
-        super().__init__(callbacks=[self.train_batches], **options)
+        self.batches, self.val = DictBatches(train), val
+        super().__init__(callbacks=[self.batches], **options)
 
-    def get_train_dataloader(self) -> Adapter:
-        return self.train_batches
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Adapter:
-        return self.val_batches
+    def get_train_dataloader(self) -> DictBatches:
+        return self.batches
 
     def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
+        self.args.ignore_data_skip = True  # the loader continues at its position: there are no batches to skip
         if resume_from_checkpoint:
-            state = json.loads((Path(resume_from_checkpoint) / STATE).read_text())
-            self.train_batches.loader.load_state_dict(state)
+            state = json.loads(Path(resume_from_checkpoint, DictBatches.FILE).read_text())
+            self.batches.loader.load_state_dict(state)
+        self.batches.loader.check_ranks()
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **more: Any
-    ) -> Any:
-        logits = model(inputs["pixel_values"])
-        loss = MultiMixLoss()(logits, inputs["labels"])
-        return (loss, {"loss": loss, "logits": logits}) if return_outputs else loss
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *unused: Any, **more: Any) -> Tensor:
+        return MultiMixLoss()(model(pixel_values=inputs["pixel_values"]).logits, inputs["labels"])
+
+    def evaluate(self, *unused: Any, **more: Any) -> dict[str, float]:
+        """Return the accuracy. Trainer's own method communicates in each step, and processes may have unequal numbers of them."""
+        accuracy = MixedAccuracy()
+        self.model.eval()
+        with torch.inference_mode():
+            for images, labels in self.val:
+                accuracy.update(self.model(pixel_values=images).logits, labels)
+        metrics = {"eval_accuracy": accuracy.compute().item()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("train", help="training shards")
-    parser.add_argument("--val", required=True, help="validation shards")
-    parser.add_argument("--num-classes", type=int, required=True)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--out", default="out")
-    parser.add_argument("--save-steps", type=int, default=500)
-    parser.add_argument("--resume", help="checkpoint folder to continue from")
-    args = parser.parse_args()
-    arguments = TrainingArguments(
-        args.out, num_train_epochs=args.epochs, use_cpu=args.cpu, save_steps=args.save_steps, **FIXED
-    )
-    common = {"num_classes": args.num_classes, "batch_size": 8, "device": arguments.device}
-    train = open_loader(args.train, mix=MultiMix(k=2), transform=TrainTransform(size=32), **common)
-    val = open_loader(args.val, transform=EvalTransform(size=32), **common)
-    model = make_model("small", args.num_classes)
-    metrics = lambda found: {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}  # noqa: E731
-    trainer = LoaderTrainer(model=model, args=arguments, train=train, val=val, compute_metrics=metrics)
+    parser = HfArgumentParser(TrainingArguments)
+    parser.add_argument("--train_shards", required=True)
+    parser.add_argument("--val_shards", required=True)
+    parser.add_argument("--num_classes", type=int, help="default: as many as classes.json has names")
+    args, data = parser.parse_args_into_dataclasses()
+    # args.device also starts the process group, from which the loaders take their rank
+    options = {"batch_size": args.per_device_train_batch_size, "device": args.device, "num_classes": data.num_classes}
+    train = open_loader(data.train_shards, mix=MultiMix(k=2), transform=TrainTransform(size=32), **options)
+    options |= {"num_classes": train.num_classes, "classes": train.classes}
+    val = open_loader(data.val_shards, transform=EvalTransform(size=32), **options)
+    torch.manual_seed(args.seed)
+    sizes = {"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}
+    model = AutoModelForImageClassification.from_config(ResNetConfig(num_labels=train.num_classes, **sizes))
     with train, val:
-        trainer.train(resume_from_checkpoint=args.resume)
-        print(f"accuracy {trainer.evaluate()['eval_accuracy']:.4f}")
+        trainer = LoaderTrainer(model=model, args=args, train=train, val=val)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.log_metrics("eval", trainer.evaluate())
 
 
 if __name__ == "__main__":

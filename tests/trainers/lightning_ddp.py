@@ -1,4 +1,4 @@
-"""Fit on two gloo processes with loaders that are opened in the main script, or in each process once the group exists."""
+"""Fit on two gloo processes: with loaders opened before the group exists, with loaders opened in it, and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,44 +12,56 @@ sys.path.insert(0, str(ROOT / "pipelines"))
 
 import lightning  # noqa: E402
 import torch.distributed as dist  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 from multimix_pipe import EvalTransform, Loader, TrainTransform, open_loader  # noqa: E402
 from trainers.test_lightning import Recorder  # noqa: E402
 
 
-def main(when: str, data: Path, out: Path) -> None:
-    shared: dict[str, Any] = {"num_classes": 3, "device": "cpu", "num_threads": 1, "mix": None}
+class Data(lightning.LightningDataModule):
+    """Opens the loaders when the trainer asks for them."""
 
-    def open_train() -> Loader:
-        return open_loader(data / "train", batch_size=4, transform=TrainTransform(size=16), **shared)
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.shared: dict[str, Any] = {"num_classes": 3, "device": "cpu", "num_threads": 1}
 
-    def open_val() -> Loader:
-        return open_loader(data / "val", batch_size=4, transform=EvalTransform(size=16), **shared)
+    def train_dataloader(self) -> Loader:
+        return open_loader(self.folder / "train", batch_size=4, transform=TrainTransform(size=16), **self.shared)
 
-    class InTheProcess(lightning.LightningDataModule):
-        def train_dataloader(self) -> Loader:
-            assert dist.is_initialized()
-            return open_train()
+    def val_dataloader(self) -> Loader:
+        return open_loader(self.folder / "val", batch_size=8, transform=EvalTransform(size=16), **self.shared)
 
-        def val_dataloader(self) -> Loader:
-            return open_val()
 
+def fit(out: Path, data: Data, *, opened: str, resume: Path | None = None) -> dict[str, Any]:
+    """Train for two epochs; return the keys of the batches and the final weights."""
     model = Recorder()
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=out,
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, default_root_dir=out,
+        callbacks=[ModelCheckpoint(out, filename="{epoch}", save_top_k=-1)],
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    if when == "before":
-        trainer.fit(model, open_train(), open_val())
+    if opened == "before":
+        trainer.fit(model, data.train_dataloader(), data.val_dataloader())
     else:
-        trainer.fit(model, datamodule=InTheProcess())
-    found = {
+        assert dist.is_initialized()
+        trainer.fit(model, datamodule=data, ckpt_path=resume)
+    return {
         "train": model.seen,
         "val": list(model.evaluated.elements()),
         "weights": [parameter.flatten().tolist() for parameter in model.parameters()],
     }
-    (out / f"{trainer.global_rank}.json").write_text(json.dumps(found))
+
+
+def main(folder: Path, out: Path) -> None:
+    data = Data(folder)
+    found = {
+        "before": fit(out / "before", data, opened="before"),
+        "in it": fit(out / "in it", data, opened="in it"),
+        "resumed": fit(out / "resumed", data, opened="in it", resume=out / "before" / "epoch=0.ckpt"),
+    }
+    (out / f"{dist.get_rank()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
