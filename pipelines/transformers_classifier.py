@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification, HfArgumentParser, ResNetConfig
+from transformers import HfArgumentParser, ResNetConfig, ResNetForImageClassification
 from transformers.trainer import Trainer, TrainerCallback, TrainingArguments
 
 from multimix_pipe import EvalTransform, Loader, MixedAccuracy, MultiMix, MultiMixLoss, TrainTransform, open_loader
@@ -47,6 +47,7 @@ class LoaderTrainer(Trainer):
     def __init__(self, *, train: Loader, val: Loader, **options: Any) -> None:
         self.batches, self.val = DictBatches(train), val
         super().__init__(callbacks=[self.batches], **options)
+        self.model_accepts_loss_kwargs = False  # compute_loss gives a mean: divide it by gradient_accumulation_steps
 
     def get_train_dataloader(self) -> DictBatches:
         return self.batches
@@ -63,7 +64,7 @@ class LoaderTrainer(Trainer):
         return MultiMixLoss()(model(pixel_values=inputs["pixel_values"]).logits, inputs["labels"])
 
     def evaluate(self, *unused: Any, **more: Any) -> dict[str, float]:
-        """Return the accuracy. Trainer's own method communicates in each step, and processes may have unequal numbers of them."""
+        """Return the accuracy. It communicates once: processes may have unequal numbers of batches."""
         accuracy = MixedAccuracy()
         self.model.eval()
         with torch.inference_mode():
@@ -87,8 +88,8 @@ def main() -> None:
     options |= {"num_classes": train.num_classes, "classes": train.classes}
     val = open_loader(data.val_shards, transform=EvalTransform(size=32), **options)
     torch.manual_seed(args.seed)
-    sizes = {"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1], "layer_type": "basic"}
-    model = AutoModelForImageClassification.from_config(ResNetConfig(num_labels=train.num_classes, **sizes))
+    config = ResNetConfig(hidden_sizes=[32, 64], depths=[1, 1], num_labels=train.num_classes)
+    model = ResNetForImageClassification(config)
     with train, val:
         trainer = LoaderTrainer(model=model, args=args, train=train, val=val)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -11,31 +11,39 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ResNetConfig, Trainer, TrainingArguments
+from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 from transformers_classifier import LoaderTrainer
 
 from helpers.processes import ROOT, environment
-from multimix_pipe import EvalTransform, MultiMix, TrainTransform, open_loader
+from multimix_pipe import EvalTransform, MultiMix, MultiMixLoss, TrainTransform, open_loader
 
 STEPS, EPOCHS = 5, 3
 CHECKPOINTS = [3, 5, 9, 10]  # in mid-epoch, and at an epoch's end
 
 
+def make_model() -> ResNetForImageClassification:
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic"}
+    return ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3))
+
+
 class Run:
     """A training run, the sums of the images that its model saw, and its result."""
 
-    def __init__(self, data: Path, out: Path, resume: Path | None = None, *, bare: bool = False) -> None:
-        torch.manual_seed(0)
+    def __init__(
+        self, data: Path, out: Path, resume: Path | None = None, *, bare: bool = False, accumulate: int = 1
+    ) -> None:
         options: dict[str, Any] = {"batch_size": 8, "num_classes": 3, "device": "cpu", "num_threads": 1}
-        train = open_loader(data / "train", mix=MultiMix(k=2), transform=TrainTransform(size=16), **options)
+        self.loader = train = open_loader(
+            data / "train", mix=MultiMix(k=2), transform=TrainTransform(size=16), **options
+        )
         val = open_loader(data / "val", transform=EvalTransform(size=16), **options)
-        config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic", num_labels=3)
-        self.model = AutoModelForImageClassification.from_config(config)
+        self.model = make_model()
         self.seen: list[float] = []
         hook = self.model.register_forward_pre_hook(self._note, with_kwargs=True)
         arguments = TrainingArguments(
             str(out), num_train_epochs=EPOCHS, use_cpu=True, save_steps=1, logging_steps=1, disable_tqdm=True,
-            ignore_data_skip=bare, per_device_train_batch_size=2,
+            ignore_data_skip=bare, per_device_train_batch_size=2, gradient_accumulation_steps=accumulate,
         )  # fmt: skip
         self.trainer = LoaderTrainer(model=self.model, args=arguments, train=train, val=val)
         train_it = Trainer.train if bare else LoaderTrainer.train
@@ -90,6 +98,16 @@ def test_in_the_resumed_epoch_the_log_counts_from_its_start(
     assert resumed[6] == whole.epochs_logged[6] == 1.2
 
 
+def test_accumulated_gradients_are_those_of_the_mean_loss(data: Path, tmp_path: Path) -> None:
+    run = Run(data, tmp_path, accumulate=STEPS)  # one update per epoch
+    run.loader.set_epoch(0)
+    model, loss_function = make_model().train(), MultiMixLoss()
+    for images, targets in run.loader:
+        (loss_function(model(images).logits, targets) / STEPS).backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    assert run.trainer.state.log_history[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
 def test_the_recipe_resumes_and_evaluates_on_two_processes(data: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     recipe = [str(ROOT / "pipelines" / "transformers_classifier.py"), "--num_classes", "3", "--use_cpu"]
@@ -105,7 +123,7 @@ def test_the_recipe_resumes_and_evaluates_on_two_processes(data: Path, tmp_path:
     weights = [load_file(folder / "checkpoint-10" / "model.safetensors") for folder in (whole, resumed)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     # the whole validation set counts, although one process has two batches and the other one
-    trained = AutoModelForImageClassification.from_pretrained(resumed / "checkpoint-10").eval()
+    trained = ResNetForImageClassification.from_pretrained(resumed / "checkpoint-10").eval()
     val = open_loader(data / "val", batch_size=21, num_classes=3, device="cpu", transform=EvalTransform(size=32))
     images, labels = next(iter(val))
     with torch.inference_mode():
