@@ -12,6 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.backends import needs_dali
+from helpers.images import plain_image
+from helpers.processes import environment
+from helpers.tars import write_tar
 from multimix_pipe.shards.pack import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,3 +77,14 @@ def test_the_stage_runs_in_a_dali_pipeline_of_ones_own(shards: Path) -> None:
     recipe = RECIPES / "own_dali_pipeline.py"
     printed = run(recipe, *sorted(shards.glob("*.tar")), "--num-classes", 3, "--batch-size", 8, "--size", 32)
     assert printed.splitlines()[-1].startswith("step 5: (40, 3, 32, 32) images, loss ")
+
+
+@needs_dali
+def test_an_own_dali_pipeline_says_how_to_find_the_image_that_cannot_be_decoded(tmp_path: Path) -> None:
+    members = [(f"{i}.{kind}", data) for i in range(9) for kind, data in (("jpg", plain_image()), ("cls", b"0"))]
+    members[8] = ("4.jpg", plain_image()[:60] + bytes(200))
+    shard = write_tar(tmp_path / "x.tar", members)
+    command = [sys.executable, RECIPES / "own_dali_pipeline.py", shard, "--num-classes", "1", "--batch-size", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment())
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("an image cannot be decoded, and DALI does not say which one: ")
