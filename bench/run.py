@@ -44,6 +44,7 @@ def main() -> int:
         ],
         "decode": ["--rounds", 2 if quick else 9, *images],
         "mix_stage": rounds,
+        "methods": [*rounds, *images],
         "overhead": ["--steps", 5 if quick else 40, *shards],
         "reader": [*rounds, "--steps", 5 if quick else 20, *shards],
         "index": [*rounds, *(["--opened", 20] if quick else [])],

@@ -17,7 +17,7 @@ from multimix_pipe.errors import (
     ShardError,
     StateMismatchError,
 )
-from multimix_pipe.mixing import MixPlan, MultiMix
+from multimix_pipe.mixing import CutMix, MixPlan, Mixup, MultiMix, ResizeMix, SmoothMix
 
 if TYPE_CHECKING:
     from multimix_pipe.batch import Batch, apply_mix, mix_batch
@@ -36,17 +36,21 @@ __all__ = [
     "BadSampleError",
     "Batch",
     "ConfigError",
+    "CutMix",
     "EvalTransform",
     "Loader",
     "ManifoldMix",
     "MissingBackendError",
     "MixPlan",
     "MixedAccuracy",
+    "Mixup",
     "MultiMix",
     "MultiMixError",
     "MultiMixLoss",
     "PuzzleMix",
+    "ResizeMix",
     "ShardError",
+    "SmoothMix",
     "StateMismatchError",
     "TrainTransform",
     "apply_mix",

@@ -23,9 +23,9 @@ class Batch:
     """The images and targets of one step, which unpack as `images, targets = batch`.
 
     B samples, each paired with a partner from the batch, become B*K rows. Row b*K + k is member k of pair b: sample b with weight
-    `plan.lam[b, k]` and its partner, sample `plan.partner[b]`, with the rest. A batch owns its memory and stays valid as long as
-    you hold it or one of its tensors; it does not hold its loader. It has the length and the items of the pair (images, targets),
-    and can be pickled.
+    `plan.lam[b, k]` and its partner, sample `plan.partner[b]` (`[b, k]` with partners="each"), with the rest. A batch owns its
+    memory and stays valid as long as you hold it or one of its tensors; it does not hold its loader. It has the length and the
+    items of the pair (images, targets), and can be pickled.
     """
 
     __slots__ = ("__weakref__", "_keys", "chunk_weight", "images", "labels", "plan", "targets")
@@ -33,16 +33,17 @@ class Batch:
     images: Tensor
     """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed."""
     targets: Tensor | PairTargets
-    """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,) and
-    lam (B, K). If nothing is mixed, (B,) int64 class ids."""
+    """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,), or
+    (B, K) with partners="each", and lam (B, K). If nothing is mixed, (B,) int64 class ids."""
     labels: Tensor
     """(B,) int64 class ids of the samples."""
     plan: StepPlan | MixPlan
     """The decisions behind the batch, in NumPy arrays: its samples, crop windows and flips, and how they are mixed: `partner`
-    (B,), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
+    (B,) or (B, K), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
     chunk_weight: float
     """The share of this chunk in the batch that `chunks` has split; 1.0 for a whole batch. Multiply the mean loss of a chunk by
-    it before `backward`: the gradients then add up to that of the batch's mean loss, also for chunks of unequal sizes."""
+    it before `backward`: the gradients then add up to that of the batch's mean loss, also for chunks of unequal sizes (not if the
+    loss has class weights: a chunk's mean then depends on its classes)."""
 
     def __init__(
         self,
@@ -222,6 +223,8 @@ def apply_mix(
     tensor([0., 6., 8., 4.])
     """
     _check_mix_arguments(images, labels, plan, num_classes)
+    layout = Layout.of(images.shape[1:], axes)
+    plan.check_size((layout.height, layout.width))
     images = images.detach()
     dtype = images.dtype if images.is_floating_point() else torch.float32
     channels_last = axes is None and images.ndim == 4 and not images.is_contiguous()
@@ -230,7 +233,7 @@ def apply_mix(
         images, axes = images.permute(0, 2, 3, 1), (0, 1)
     mix = MixTensors.of(plan, images.device)
     out = images.new_empty((len(plan), plan.k, *images.shape[1:]), dtype=dtype)
-    mixed = blend(images.float(), mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
+    mixed = blend(images, mix, out, Layout.of(images.shape[1:], axes)).flatten(0, 1)
     targets = mix_targets(labels, mix.partner, mix.lam, num_classes)
     keys = [str(row) for row in range(len(plan))]
     return Batch(mixed.permute(0, 3, 1, 2) if channels_last else mixed, targets, labels, plan, keys)

@@ -66,6 +66,15 @@ def check_number(name: str, value: object, low: float, high: float = math.inf, *
         raise ConfigError(f"{name} must be a finite number in {bracket}{low:g}, {high:g}]; found {value!r}")
 
 
+def check_alpha(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a number in (0, 1000], or a pair (a, b) of them."""
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ConfigError(f"{name} must be a number or a pair (a, b) of numbers; found {value!r}")
+    for number in pair:
+        check_number(name, number, 0.0, 1000.0, open_low=True)
+
+
 def _check_range(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, Sequence) or len(value) != 2:
         raise ConfigError(f"{name} must be a pair (low, high); found {value!r}")
@@ -88,7 +97,8 @@ def _check_channels(name: str, value: object, *, positive: bool) -> None:
         )
 
 
-def _height_width(name: str, size: object) -> tuple[int, int]:
+def check_height_width(name: str, size: object) -> tuple[int, int]:
+    """Return (height, width). Raises ConfigError unless `size` is a side of a square, or a pair of sides in [1, 16384]."""
     pair = (size, size) if isinstance(size, Integral) else size
     if not isinstance(pair, Sequence) or len(pair) != 2:
         raise ConfigError(f"{name} must be an int or a pair (height, width); found {size!r}")
@@ -141,7 +151,7 @@ class TrainTransform:
     """Standard deviation of each channel, for pixels in [0, 1]."""
 
     def __post_init__(self) -> None:
-        _height_width("TrainTransform.size", self.size)
+        check_height_width("TrainTransform.size", self.size)
         _check_range("TrainTransform.scale", self.scale, 0.0, 1.0)
         _check_range("TrainTransform.ratio", self.ratio, 0.001, 1000.0)
         check_number("TrainTransform.flip", self.flip, 0.0, 1.0)
@@ -153,7 +163,7 @@ class TrainTransform:
     @cached_property
     def height_width(self) -> tuple[int, int]:
         """Output size as (height, width)."""
-        return _height_width("TrainTransform.size", self.size)
+        return check_height_width("TrainTransform.size", self.size)
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,7 @@ class EvalTransform:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        height_width = _height_width("EvalTransform.size", self.size)
+        height_width = check_height_width("EvalTransform.size", self.size)
         if self.resize is not None:
             check_int("EvalTransform.resize", self.resize, min(height_width), 16384 * 2)
         check_bool("EvalTransform.antialias", self.antialias)
@@ -193,7 +203,7 @@ class EvalTransform:
     @cached_property
     def height_width(self) -> tuple[int, int]:
         """Output size as (height, width)."""
-        return _height_width("EvalTransform.size", self.size)
+        return check_height_width("EvalTransform.size", self.size)
 
 
 Transform = TrainTransform | EvalTransform

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,19 +39,26 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-@pytest.fixture(params=["mixup", "split"], autouse=True)
+@pytest.fixture(params=["mixup", "cutmix", "smoothmix", "split"], autouse=True)
 def method(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A method with a constant weight field, and one with a box."""
+    """Each built-in method, and one from outside."""
     with registered("split"):
         yield str(request.param)
 
 
 def batch(
-    method: str, rows: int, k: int = 5, shape: tuple[int, ...] = (3, 9, 11), seed: int = 0
+    method: str, rows: int, k: int = 5, shape: tuple[int, ...] = (3, 9, 11), seed: int = 0, **options: Any
 ) -> tuple[Images, MixPlan]:
     images = np.random.default_rng(seed).normal(size=(rows, *shape)).astype(np.float32)
     size = (1, 1, *shape)[-2:]
-    return images, draw_mixing(MultiMix(k=k, alpha=0.4, method=method), seed, 0, 0, rows, size)
+    return images, draw_mixing(MultiMix(k=k, alpha=0.4, method=method, **options), seed, 0, 0, rows, size)
+
+
+def member(plan: MixPlan, k: int) -> MixPlan:
+    """Return the plan of member k alone."""
+    partner = plan.partner if plan.partner.ndim == 1 else plan.partner[:, k]
+    factors = None if plan.factors is None else plan.factors[:, k : k + 1]
+    return MixPlan(partner, plan.lam[:, k : k + 1], plan.method, plan.box[:, k : k + 1], factors)
 
 
 def blended(images: NDArray[np.generic], plan: MixPlan, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -68,6 +76,9 @@ def test_the_reference_is_the_equation_pixel_by_pixel(method: str) -> None:
         y0, x0, y1, x1 = plan.box[b, k]
         inside = y0 <= y < y1 and x0 <= x < x1
         weight = np.float64(plan.lam[b, k]) if method == "mixup" else 0.0 if inside else 1.0
+        if method == "smoothmix":
+            assert plan.factors is not None
+            weight = 1 - np.float64(plan.factors[b, k, y]) * plan.factors[b, k, 3 + x]
         exact = weight * images[b, c, y, x] + (1 - weight) * images[plan.partner[b], c, y, x]
         assert abs(mixed[b * 5 + k, c, y, x] - exact) < 1e-6
 
@@ -79,14 +90,16 @@ def test_lam_is_what_the_pixels_say_and_never_increases(method: str) -> None:
     assert len(np.unique(plan.lam)) > 5
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7, 16])
-@pytest.mark.parametrize("k", [1, 2, 5])
-def test_the_blend_equals_the_reference_to_the_bit(method: str, rows: int, k: int) -> None:
-    arrays = batch(method, rows, k)
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("k", [1, 2, 7])
+@pytest.mark.parametrize("partners", ["same", "each"])
+def test_the_blend_equals_the_reference_to_the_bit(method: str, rows: int, k: int, partners: str) -> None:
+    arrays = batch(method, rows, k, partners=partners)
+    assert arrays[1].partner.shape == ((rows,) if partners == "same" else (rows, k))
     assert np.array_equal(blended(*arrays).numpy(), mix_images(*arrays))
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (17,), (3, 1, 1), (3, 64, 65)], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (17,), (3, 1, 1), (3, 7, 5), (3, 64, 65)], ids=str)
 def test_any_shape_of_a_row_is_mixed(method: str, shape: tuple[int, ...]) -> None:
     arrays = batch(method, 5, shape=shape)
     assert np.array_equal(blended(*arrays).numpy(), mix_images(*arrays))
@@ -107,39 +120,40 @@ def test_k_1_is_row_k_of_k_5_to_the_bit(method: str, dtype: torch.dtype) -> None
     images, plan = batch(method, 7)
     all_rows = blended(images, plan, dtype).unflatten(0, (7, 5))
     for k in range(5):
-        one = replace(plan, lam=plan.lam[:, k : k + 1].copy(), box=plan.box[:, k : k + 1].copy())
+        one = member(plan, k)
         assert torch.equal(blended(images, one, dtype), all_rows[:, k])
         assert torch.from_numpy(mix_images(images, one)).to(dtype).equal(all_rows[:, k])
 
 
 def test_a_row_does_not_depend_on_the_rest_of_the_batch(method: str) -> None:
-    images, plan = batch(method, 9, shape=(3, 5, 7))
+    images, plan = batch(method, 9, shape=(3, 7, 5))
     plan = replace(plan, partner=np.array([1, 0, *range(2, 9)]))
     whole = blended(images, plan)[:10]
     assert torch.equal(blended(images[:2], plan.rows(slice(0, 2))), whole)
 
 
-def test_pairs_of_both_kinds_of_field_share_a_batch(method: str) -> None:
-    images, plan = batch(method, 6)
-    other = batch("split" if method == "mixup" else "mixup", 6)[1]
-    odd = np.arange(6) % 2 == 1
-    both = MixPlan(
-        plan.partner,
-        np.where(odd[:, None], other.lam, plan.lam),
-        np.where(odd, other.method, plan.method),
-        np.where(odd[:, None, None], other.box, plan.box),
-    )
-    found = blended(images, both).unflatten(0, (6, 5))
-    assert np.array_equal(found.flatten(0, 1).numpy(), mix_images(images, both))
-    assert torch.equal(found[::2], blended(images, plan).unflatten(0, (6, 5))[::2])
-    assert torch.equal(found[1::2], blended(images, other).unflatten(0, (6, 5))[1::2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("lam_per", ["pair", "batch"])
+def test_each_pair_of_a_switch_is_what_its_method_alone_makes_of_it(lam_per: str, dtype: torch.dtype) -> None:
+    names = ("mixup", "cutmix", "smoothmix", "split")
+    switch = {"mixup": 0.4, "cutmix": 0.2, "smoothmix": 0.2, "split": 0.2}
+    images, plan = batch(switch, 40, lam_per=lam_per)  # type: ignore[arg-type]
+    alone = {name: batch(name, 40, lam_per=lam_per)[1] for name in names}
+    found = blended(images, plan, dtype).unflatten(0, (40, 5))
+    assert torch.from_numpy(mix_images(images, plan)).to(dtype).equal(found.flatten(0, 1))
+    assert len(set(plan.method)) == (4 if lam_per == "pair" else 1)
+    for b, name in enumerate(plan.method.tolist()):
+        assert np.array_equal(plan.lam[b], alone[name].lam[b])
+        assert np.array_equal(plan.box[b], alone[name].box[b])
+        assert torch.equal(found[b], blended(images, alone[name], dtype).unflatten(0, (40, 5))[b])
 
 
 def test_weight_one_gives_the_image_and_weight_zero_its_partner_to_the_bit(method: str) -> None:
     images, plan = batch(method, 6)
     whole = np.broadcast_to(np.array([0, 0, 9, 11], dtype=np.int32), plan.box.shape)
-    ones = replace(plan, lam=np.ones_like(plan.lam), box=np.zeros_like(plan.box))
-    zeros = replace(plan, lam=np.zeros_like(plan.lam), box=whole)
+    none, all_of_it = (None if plan.factors is None else np.full_like(plan.factors, value) for value in (0, 1))
+    ones = replace(plan, lam=np.ones_like(plan.lam), box=np.zeros_like(plan.box), factors=none)
+    zeros = replace(plan, lam=np.zeros_like(plan.lam), box=whole, factors=all_of_it)
     assert torch.equal(blended(images, ones)[::5], torch.from_numpy(images))
     assert torch.equal(blended(images, zeros)[::5], torch.from_numpy(images[plan.partner]))
 
@@ -173,9 +187,9 @@ def test_channels_last_memory_changes_no_value_and_is_kept(method: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "axes"), [((6, 7, 3), (0, 1)), ((20,), (0,)), ((2, 20, 3), (1,)), ((2, 5, 6, 7), (1, 2))]
 )
-def test_boxes_lie_in_the_axes_that_are_named(shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+def test_fields_lie_in_the_axes_that_are_named(method: str, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
     layout = Layout.of(shape, axes)
-    plan = draw_mixing(MultiMix(k=4, method="split"), 1, 0, 0, 5, (layout.height, layout.width))
+    plan = draw_mixing(MultiMix(k=4, method=method), 1, 0, 0, 5, (layout.height, layout.width))
     images = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
     found = apply_mix(torch.from_numpy(images), torch.arange(5), plan, num_classes=5, axes=axes).images
     planes = np.moveaxis(images.reshape(5, *layout), -1, 2)  # (B, planes, inner, H, W)

@@ -16,7 +16,7 @@ from torch import Tensor
 from multimix_pipe import EvalTransform, MultiMix, TrainTransform, __version__, open_loader
 from multimix_pipe.cli import main
 from multimix_pipe.cli.demo.shapes import OUTLINES, write_shapes
-from multimix_pipe.cli.picture import to_pixels
+from multimix_pipe.cli.picture import _outlined, to_pixels
 from multimix_pipe.cli.preview import distinct_pairs
 from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.shards.pack import pack
@@ -183,6 +183,25 @@ def test_preview_shows_the_rows_of_the_loader_from_x_to_its_partner(shards: Path
         assert to_own[0] < to_other[0]
         assert to_own[-1] > to_other[-1]
         assert to_own == sorted(to_own)
+
+
+def test_preview_of_all_methods_draws_a_pair_by_each_and_outlines_the_partner(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["preview", str(shards), "-o", str(tmp_path / "all.png"), "--method", "all", "--size", "48", "--k", "3"]
+    assert main([*argv, "--backend", "torch"]) == 0
+    assert "1 pair by each of mixup, cutmix, resizemix, smoothmix, K = 3" in capsys.readouterr().out
+    with Image.open(tmp_path / "all.png") as page:
+        height = page.height
+    assert main([*argv, "--backend", "torch", "--pairs", "2"]) == 0
+    assert "2 pairs by each of mixup" in capsys.readouterr().out
+    with Image.open(tmp_path / "all.png") as page:
+        assert page.height > 1.5 * height
+    tile, weight = np.zeros((9, 8, 3), np.uint8), np.ones((9, 8), np.float32)
+    weight[2:7, 3:] = 0
+    marked = (_outlined(tile, weight) != 0).any(-1)
+    assert marked[2:7, 3:].sum() == marked.sum() == 2 * 5 + 2 * 3
+    assert not _outlined(tile, np.zeros_like(weight)).any()
 
 
 def locate(picture: np.ndarray, tiles: np.ndarray) -> tuple[list[int], int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,22 +100,29 @@ def test_images_of_any_number_type_and_layout_come_out_as_float32(layout: str, d
     assert np.allclose(mixed.flatten(0, 1).numpy(), oracle, rtol=1e-6, atol=1e-4)
 
 
+SWITCH = {"mixup": 0.4, "cutmix": 0.2, "smoothmix": 0.2, "split": 0.2}
+
+
+@pytest.mark.parametrize("partners", ["same", "each"])
 @pytest.mark.parametrize("layout", ["CHW", "HWC"])
-def test_a_method_from_outside_mixes_in_the_graph_too(layout: str) -> None:
-    images = np.random.default_rng(0).random((B, 3, 5, 8), dtype=np.float32)
-    with registered("split") as method:
-        plan = draw_mixing(MultiMix(k=K, method=method), 0, 0, 0, B, (5, 8))
+@pytest.mark.parametrize("method", ["mixup", "cutmix", "smoothmix", "split", SWITCH], ids=str)
+def test_every_method_mixes_in_the_graph(method: Any, layout: str, partners: str) -> None:
+    images = np.random.default_rng(0).random((B, 3, 7, 5), dtype=np.float32)
+    with registered("split"):
+        plan = draw_mixing(MultiMix(k=K, method=method, partners=partners), 0, 0, 0, B, (7, 5))  # type: ignore[arg-type]
         given = images if layout == "CHW" else images.transpose(0, 2, 3, 1).copy()
-        options = {"method": method, "size": (5, 8), "layout": layout}
+        options = {"method": method, "partners": partners, "size": (7, 5), "layout": layout}
         mixed, targets = next(stage_on(given, np.arange(B), layout, num_classes=B, k=K, **options))
     found = mixed.flatten(0, 1).numpy()
     found = found if layout == "CHW" else found.transpose(0, 3, 1, 2)
-    assert np.array_equal(found, reference.mix_images(images, plan))
+    assert np.allclose(found, reference.mix_images(images, plan), rtol=0, atol=1e-6)
     expected = reference.mix_targets(np.arange(B), plan, B)
     assert np.allclose(targets.flatten(0, 1).numpy(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_method_with_boxes_must_be_told_the_images_size_and_layout() -> None:
+    with Pipeline(batch_size=B), pytest.raises(ConfigError, match=r"size must be an int or a pair .*; found \(16,\)"):
+        multi_mix(None, None, num_classes=2, method="cutmix", size=(16,), layout="CHW")  # type: ignore[arg-type]
     with registered("split") as method, pytest.raises(ConfigError, match="method='split' needs size="):
         inside_a_pipeline(lambda x, y: multi_mix(x, y, num_classes=3, method=method))  # type: ignore[arg-type]
 

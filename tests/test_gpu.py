@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from test_bad_samples import WHOLE, shards_with
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU that torch can use")
 
+SWITCH = {"mixup": 0.4, "cutmix": 0.3, "smoothmix": 0.3}
 BLEND_TOLERANCE = 1e-6
 """Float32 arithmetic on a GPU, for values of a few units: its compilers may fuse a product and a sum."""
 
@@ -36,7 +38,7 @@ def a_batch(method: str = "mixup") -> tuple[np.ndarray, MixPlan]:
     return images, draw_mixing(MultiMix(k=5, method=method), 3, 0, 0, 6, (17, 19))
 
 
-@pytest.mark.parametrize("name", ["mixup", "split"])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "smoothmix", "split"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_device_blend_is_the_reference_and_one_member_gives_its_row(dtype: torch.dtype, name: str) -> None:
     with registered("split"):
@@ -48,7 +50,8 @@ def test_the_device_blend_is_the_reference_and_one_member_gives_its_row(dtype: t
     tolerance = BLEND_TOLERANCE if dtype == torch.float32 else torch.finfo(dtype).eps
     assert torch.allclose(five.cpu().float(), oracle.to(dtype).float(), rtol=tolerance, atol=BLEND_TOLERANCE)
     for k in range(5):
-        alone = replace(mix, lam=mix.lam[:, k : k + 1], box=None if mix.box is None else mix.box[:, k : k + 1])
+        box, factors = (None if part is None else part[:, k : k + 1] for part in (mix.box, mix.factors))
+        alone = replace(mix, lam=mix.lam[:, k : k + 1], box=box, factors=factors)
         one = blend(images, alone, images.new_empty((6, 1, *images.shape[1:]), dtype=dtype), layout)
         assert one[:, 0].equal(five[:, k])
 
@@ -92,9 +95,10 @@ def test_two_runs_on_a_gpu_are_the_same(opened: Open, backend: str, transform: T
     assert all(map(same_batch, first, second))
 
 
-def test_a_gpu_loaders_rows_are_the_oracle_of_its_plain_batch(opened: Open, backend: str) -> None:
+@pytest.mark.parametrize("mix", [MultiMix(k=3), MultiMix(k=3, method=SWITCH, partners="each")], ids=["mixup", "switch"])
+def test_a_gpu_loaders_rows_are_the_oracle_of_its_plain_batch(opened: Open, backend: str, mix: MultiMix) -> None:
     plain = next(iter(opened(device="cuda", backend=backend, mix=None)))
-    mixed = next(iter(opened(device="cuda", backend=backend, mix=MultiMix(k=3))))
+    mixed = next(iter(opened(device="cuda", backend=backend, mix=mix)))
     assert plain.images.is_cuda
     oracle = torch.from_numpy(reference.mix_images(plain.images.cpu().numpy(), mixed.plan.mix))
     assert torch.allclose(mixed.images.cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
@@ -187,11 +191,14 @@ def test_a_stream_that_lags_behind_sees_whole_batches(
 
 @pytest.mark.parametrize("targets", ["rows", "pairs"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["mixup", {"resizemix": 0.5, "cutmix": 0.5}], ids=str)
 def test_handing_a_batch_over_waits_for_nothing_on_the_stream(
-    opened: Open, backend: str, dtype: str, targets: str
+    opened: Open, backend: str, method: Any, dtype: str, targets: str
 ) -> None:
     """The steps of a training run ahead of the device; a wait at each hand-over would leave it idle between them."""
-    loader = opened(backend=backend, device="cuda", dtype=dtype, targets=targets, mix=MultiMix(k=2), prefetch=2)
+    loader = opened(
+        backend=backend, device="cuda", dtype=dtype, targets=targets, mix=MultiMix(k=2, method=method), prefetch=2
+    )
     batches = iter(loader)
     for _ in range(4):  # compiled, allocated, and in full run
         next(batches)

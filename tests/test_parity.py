@@ -20,12 +20,13 @@ from helpers.batches import PLAN_COLUMNS, Open, all_same
 from helpers.images import encoded, picture, with_orientation
 from helpers.methods import registered
 from helpers.samples import BAD, TRANSFORM, WHOLE, write_shards
-from multimix_pipe import Batch, ConfigError, EvalTransform, Loader, MultiMix, TrainTransform
+from multimix_pipe import Batch, ConfigError, CutMix, EvalTransform, Loader, MultiMix, TrainTransform
 from multimix_pipe.config import Transform
 from multimix_pipe.mixing import reference
 from multimix_pipe.plan import draw_mixing
 
 ROWS, K = 6, 5
+SWITCH = {"mixup": 0.4, "cutmix": 0.2, "smoothmix": 0.2, "split": 0.2}
 GENERATED_BOUND = 0.3
 """Bound of the mean absolute difference of an image between the backends, on the scale 0..255, for all formats except CMYK.
 
@@ -93,16 +94,28 @@ def test_a_loaders_batch_is_the_oracle_of_its_plain_batch(
     assert torch.allclose(mixed.targets.sum(1), torch.ones(24), rtol=0, atol=1e-6)
 
 
+MIXES: dict[str, dict[str, Any]] = {
+    "split": {"method": "split"},  # from outside the package, by its own file and one line
+    "cutmix": {"method": "cutmix"},
+    "independent boxes": {"method": CutMix(boxes="independent")},
+    "smoothmix": {"method": "smoothmix"},
+    "switch": {"method": SWITCH},
+    "a partner for each member": {"method": SWITCH, "partners": "each"},
+}
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_method_from_outside_works_by_its_own_file_and_one_line(
-    opened: Open, backend: str, channels_last: bool
+@pytest.mark.parametrize("name", MIXES)
+def test_a_loader_mixes_by_every_method_as_the_reference_does_and_resumes(
+    opened: Open, backend: str, name: str, channels_last: bool
 ) -> None:
-    with registered("split") as method:
-        mix = MultiMix(k=4, method=method, prob=0.8)
+    with registered("split"):
+        mix = MultiMix(k=4, **MIXES[name], prob=0.8)
         settings = {"backend": backend, "mix": mix, "channels_last": channels_last, "batch_size": 25}
+        settings["transform"] = TrainTransform(size=(24, 20))
         loader = opened(**settings)
         mixed, plain = next(iter(loader)), next(iter(opened(expand=False, **settings)))
-        assert set(mixed.plan.method) == {"split"}
+        assert set(mixed.plan.method) == {choice.name for choice in mix.choices}
         assert (mixed.plan.lam < 1).any()
         assert (mixed.plan.lam == 1).all(axis=1).any()
         assert np.all(np.diff(mixed.plan.lam, axis=1) <= 0)
@@ -117,6 +130,9 @@ def test_a_method_from_outside_works_by_its_own_file_and_one_line(
         again.load_state_dict(state)
         assert len(list(again)) == len(loader) - 1
         assert all_same(rest, list(again))
+
+
+def test_a_method_that_is_not_registered_is_unknown() -> None:
     with pytest.raises(ConfigError, match=r"MultiMix\.method must be one of 'mixup'"):
         MultiMix(method="split")
 
@@ -259,16 +275,17 @@ def test_lam_one_gives_the_plain_sample(opened: Open, backend: str) -> None:
 @needs_dali
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["mixup", "split", None])
+@pytest.mark.parametrize("name", ["mixup", SWITCH, None], ids=str)
 @pytest.mark.parametrize("transform", [TrainTransform(size=(24, 20)), EvalTransform(size=24)], ids=["train", "eval"])
 def test_the_whole_graph_is_the_reference_of_its_pixels(
-    opened: Open, transform: Transform, name: str | None, dtype: str, channels_last: bool
+    opened: Open, transform: Transform, name: Any, dtype: str, channels_last: bool
 ) -> None:
     """The graph that runs on a GPU, decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast, runs on the CPU here."""
     from multimix_pipe.dali.executor import DaliExecutor
 
     with registered("split"):
-        mix = None if name is None else MultiMix(k=3, method=name)
+        each = "each" if name == SWITCH else "same"
+        mix = None if name is None else MultiMix(k=3, method=name, partners=each)  # type: ignore[arg-type]
         settings = {"backend": "dali", "transform": transform, "channels_last": channels_last, "exif": True}
         settings |= {"batch_size": 16, "last_batch": "partial"}
         plain = opened(mix=None, **settings)

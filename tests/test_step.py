@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, TrainTransform
-from multimix_pipe.mixing import MultiMix
+from multimix_pipe.mixing import CutMix, Mixup, MultiMix
 from multimix_pipe.plan import Plan, Samples, Schedule, StepPlan
 
 COLUMNS = ("sample", "window", "flip", "partner", "lam")
@@ -222,6 +222,13 @@ def golden_digests() -> dict[str, str]:
     result["window in stored order"] = digest(*(step.window for step in stored))
     for name, mix in mixes.items():
         result[f"lam, {name}"] = digest(*(plan(mix=mix).step(1, start, start + 256).lam for start in (0, 256, 512)))
+    methods: dict[str, object] = {name: name for name in ("cutmix", "resizemix", "smoothmix")}
+    methods |= {"independent boxes": CutMix(boxes="independent"), "switch": {Mixup(alpha=0.8): 0.5, "smoothmix": 0.5}}
+    for name, method in methods.items():
+        mix = MultiMix(k=3, method=method, partners="each" if name == "switch" else "same")  # type: ignore[arg-type]
+        found = plan(mix=mix).step(1, 512, 576).mix
+        factors = [] if found.factors is None else [found.factors]
+        result[name] = digest(found.partner, found.lam, found.field, found.box, *factors)
     centred = Plan(samples(), EvalTransform(), None, "none", 0, 8).step(0, 0, 1000)
     return result | {"centre window": digest(centred.window)}
 
@@ -239,6 +246,11 @@ GOLDEN = {
     "lam, alpha 0.4": "e6b0435051afaa7c",
     "lam, alpha 0.2 stratified": "ef8bbe0004b03219",
     "lam, alpha 8": "e711f8317f87767b",
+    "cutmix": "e96a789b3de654aa",
+    "resizemix": "d09db0e2b4503c08",
+    "smoothmix": "1ef56699d9934c07",
+    "independent boxes": "c1c6bd4ea35d372f",
+    "switch": "8fb27f675d89e716",
     "centre window": "bc98a9d5a3881477",
 }
 

@@ -64,6 +64,7 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
     queues = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
     handover = ["--device", device, *shards, *([] if gpu else ["--batch-size", 4, "--repeat", 1, "--take", 2])]
     host_side = [*common[2:], *([] if gpu else ["--samples", 512, "--tars", 8, "--seconds", 0.2])]
+    methods = ["--batch-size", 256, "--images", 12800] if gpu else ["--batch-size", 4, "--size", 32, "--images", 8]
     scaling = ["--rounds", 3, *shards] if gpu else ["--rounds", 1, "--seconds", 0.2, "--images", 256, *shards]
     return {
         "tests/test_gpu.py": (200, partial(run_tests, "tests/test_gpu.py")),
@@ -81,6 +82,10 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
         "mix_stage float16": (60, partial(mix_stage, "--dtype", "float16")),
         "mix_stage float32, K=1": (60, partial(mix_stage, "--k", 1)),
         "pipeline float16": (120, partial(rates, *tiny, "--dtype", "float16")),
+        "methods": (180, partial(run_script, "methods.py", *common, *shards, "--backends", "dali", *methods)),
+        "mix_stage float32, cutmix": (60, partial(mix_stage, "--method", "cutmix")),
+        "mix_stage float32, smoothmix": (60, partial(mix_stage, "--method", "smoothmix")),
+        "mix_stage float32, resizemix": (60, partial(mix_stage, "--method", "resizemix")),
         "scaling": (540, partial(run_script, "scaling.py", *scaling)),
         "plan": (60, partial(run_script, "plan.py", *common[2:])),
     }

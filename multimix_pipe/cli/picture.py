@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from multimix_pipe.config import Transform
 from multimix_pipe.errors import ConfigError
@@ -37,6 +37,10 @@ class Row:
     """Class of x."""
     other: str
     """Class of x'."""
+    weights: NDArray[np.float32] | None = None
+    """(K, H, W) weight of x in each pixel: the region where x' outweighs x is outlined. None: no outline."""
+    method: str = ""
+    """Name of the mixing method, drawn above the classes."""
 
 
 def to_pixels(images: NDArray[np.float32], transform: Transform) -> Bytes:
@@ -64,14 +68,29 @@ def draw_grid(rows: Sequence[Row], title: str) -> Image.Image:
         y = top + number * line
         for x, tile in zip(x_of, row.tiles, strict=True):
             page.paste(Image.fromarray(tile), (x, y))
-        for x, lam in zip(x_of[1:-1], row.lam.tolist(), strict=True):
+        for k, (x, lam) in enumerate(zip(x_of[1:-1], row.lam.tolist(), strict=True)):
+            if row.weights is not None:
+                page.paste(Image.fromarray(_outlined(row.tiles[1 + k], row.weights[k])), (x, y))
             _weight(draw, (x, y + height + 3), width, lam, font)
         for x, symbol in ((x_of[0], "x"), (x_of[-1], "x'")):
             draw.text((x + width // 2, y + height + 10), symbol, INK, font, anchor="ma")
         middle = y + height // 2
+        draw.text((_GAP, y), row.method, INK, font)
         _name(draw, (_SIDE_COLUMN, middle), "ra", "x", row.own, COLOURS[0], font)
         _name(draw, (right, middle), "la", "x'", row.other, COLOURS[1], font)
     return page
+
+
+def _outlined(tile: Bytes, weight: NDArray[np.float32]) -> Bytes:
+    """Return a tile (H, W, 3) with an outline around the pixels in which x weighs less than half, unless these are all."""
+    partner = weight < 0.5
+    if partner.all():
+        return tile
+    around = np.pad(partner, 1)
+    inner = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    marked = tile.copy()
+    marked[partner & ~inner] = ImageColor.getrgb(COLOURS[1])
+    return marked
 
 
 def _weight(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, lam: float, font: Font) -> None:

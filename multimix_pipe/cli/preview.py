@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 from multimix_pipe.cli.arguments import add_backend, add_k, add_quiet, add_shards, data_options
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.errors import counted
-from multimix_pipe.mixing import MultiMix, Sampling
+from multimix_pipe.mixing import Field, MultiMix, Sampling
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from multimix_pipe.batch import Batch
+    from multimix_pipe.cli.picture import Row
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,10 +33,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add_shards(parser)
     parser.add_argument("-o", "--out", metavar="FILE", required=True, help="picture to write, e.g. grid.png")
-    parser.add_argument("--pairs", type=int, default=6, metavar="N", help="number of pairs; default: %(default)s")
+    parser.add_argument("--pairs", type=int, metavar="N", help="number of pairs; default: 6, or 1 by each method")
     add_k(parser)
     parser.add_argument(
         "--alpha", type=float, default=1.0, help="draw weights from Beta(alpha, alpha); default: %(default)s"
+    )
+    parser.add_argument(
+        "--method",
+        choices=(*MultiMix.methods(), "all"),
+        default="mixup",
+        help="how images are combined; all: the same pairs by each method; default: %(default)s",
     )
     parser.add_argument(
         "--sampling", choices=get_args(Sampling), default="iid", help="how weights are drawn; default: %(default)s"
@@ -55,20 +64,23 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Draw the first pairs of epoch 0."""
-    mix = MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling)
+    methods = MultiMix.methods() if args.method == "all" else (args.method,)
+    mixes = [MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling, method=method) for method in methods]
+    pairs = args.pairs if args.pairs is not None else 6 if len(mixes) == 1 else 1
     write_preview(
         args.source,
         Path(args.out),
-        pairs=args.pairs,
-        mix=mix,
+        pairs=pairs,
+        mix=mixes,
         transform=TrainTransform(size=args.size, scale=tuple(args.scale)),
         seed=args.seed,
         backend=args.backend,
         progress=not args.quiet,
         **data_options(args),
     )
-    weights = f"{mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
-    print(f"wrote {args.out}: {counted(args.pairs, 'pair')}, K = {mix.k}, {weights}")
+    weights = f"{args.sampling} weights from Beta({args.alpha:g}, {args.alpha:g})"
+    shown = counted(pairs, "pair") + (f" by each of {', '.join(methods)}" if len(mixes) > 1 else "")
+    print(f"wrote {args.out}: {shown}, K = {args.k}, {weights}")
     return 0
 
 
@@ -77,7 +89,7 @@ def write_preview(
     out: Path,
     *,
     pairs: int,
-    mix: MultiMix,
+    mix: MultiMix | Sequence[MultiMix],
     transform: TrainTransform,
     seed: int,
     backend: Backend,
@@ -96,36 +108,49 @@ def write_preview(
 
 
 def draw_pairs(
-    source: list[str], pairs: int, names: Sequence[str], mix: MultiMix, transform: TrainTransform, **options: Any
+    source: list[str],
+    pairs: int,
+    names: Sequence[str],
+    mix: MultiMix | Sequence[MultiMix],
+    transform: TrainTransform,
+    **options: Any,
 ) -> Image.Image:
-    """Return a picture of pairs in the loader's first batch; `names` are those of the classes."""
-    from multimix_pipe.cli.picture import Row, draw_grid, to_pixels
+    """Return a picture of pairs in the loader's first batch, by one mixing after the other; `names` are those of the classes."""
+    from multimix_pipe.cli.picture import draw_grid, to_pixels
     from multimix_pipe.loader import open_loader
+
+    mixes = [mix] if isinstance(mix, MultiMix) else mix
+    settings: dict[str, Any] = {"transform": transform, "num_classes": len(names), "device": "cpu", **options}
+    settings |= {"batch_size": 3 * pairs, "on_bad_sample": "replace"}  # so many that no image need be in two pairs
+    with open_loader(source, mix=mixes[0], expand=False, **settings) as unmixed:
+        plain = to_pixels(next(iter(unmixed)).images.numpy(), transform)
+    rows: list[Row] = []
+    for one in mixes:
+        with open_loader(source, mix=one, **settings) as loader:
+            rows += _rows(next(iter(loader)), plain, pairs, names, transform, named=len(mixes) > 1)
+    alpha = mixes[0].alpha
+    title = f"K = {mixes[0].k} interpolations per pair, {mixes[0].sampling} weights from Beta({alpha:g}, {alpha:g})"
+    return draw_grid(rows, title)
+
+
+def _rows(
+    batch: Batch, plain: NDArray[np.uint8], pairs: int, names: Sequence[str], transform: TrainTransform, *, named: bool
+) -> list[Row]:
+    """Return the lines of a batch's first pairs. plain: (B, H, W, 3). named: whether each line tells its method."""
+    from multimix_pipe.cli.picture import Row, to_pixels
     from multimix_pipe.plan import StepPlan
 
-    settings: dict[str, Any] = {
-        "mix": mix,
-        "transform": transform,
-        "num_classes": len(names),
-        "device": "cpu",
-        **options,
-    }
-    settings |= {"batch_size": 3 * pairs, "on_bad_sample": "replace"}  # so many that no image need be in two pairs
-    with open_loader(source, **settings) as loader, open_loader(source, expand=False, **settings) as unmixed:
-        batch, images = next(iter(loader)), next(iter(unmixed)).images
     assert isinstance(batch.plan, StepPlan)
     plan = batch.plan.mix
-    assert plan is not None
-    plain, rows = to_pixels(images.numpy(), transform), to_pixels(batch.images.numpy(), transform)
-    rows = rows.reshape(len(plain), mix.k, *plain.shape[1:])
-    own = [names[label] for label in batch.labels.tolist()]
-    pictured = []
+    mixed = to_pixels(batch.images.numpy(), transform).reshape(len(plain), plan.k, *plain.shape[1:])
+    own, fields = [names[label] for label in batch.labels.tolist()], plan.weights(transform.height_width)
+    rows = []
     for b in distinct_pairs(plan.partner, batch.plan.sample, pairs):
         other = int(plan.partner[b])
-        tiles = np.concatenate([plain[b : b + 1], rows[b], plain[other : other + 1]])
-        pictured.append(Row(tiles, plan.lam[b], own[b], own[other]))
-    title = f"K = {mix.k} interpolations per pair, {mix.sampling} weights from Beta({mix.alpha:g}, {mix.alpha:g})"
-    return draw_grid(pictured, title)
+        tiles = np.concatenate([plain[b : b + 1], mixed[b], plain[other : other + 1]])
+        outlined = None if plan.field[b] == Field.CONSTANT else fields[b]
+        rows.append(Row(tiles, plan.lam[b], own[b], own[other], outlined, str(plan.method[b]) if named else ""))
+    return rows
 
 
 def distinct_pairs(partner: NDArray[np.int64], sample: NDArray[np.int64], count: int) -> list[int]:

@@ -22,8 +22,8 @@ from nvidia.dali.data_node import DataNode
 
 from multimix_pipe.config import Transform
 from multimix_pipe.dali.orientation import stored_sizes, stored_windows, turns
-from multimix_pipe.dali.stage import TYPES, MixNodes, input_arrays, input_names, mix_images
-from multimix_pipe.mixing import MultiMix
+from multimix_pipe.dali.stage import TYPES, input_arrays, input_names, mix_images, mix_nodes, resized_partners
+from multimix_pipe.mixing import MixSchedule, MultiMix
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.shards.index import Index
 
@@ -46,7 +46,7 @@ class Graph:
     channels_last: bool
     ends: Ends
     """The outputs: float (B, K, ...) or (B, ...); uint8 (B, C, H, W) or (B, H, W, C); or uint8 windows of any size."""
-    mix: MultiMix | None = None
+    mix: MultiMix | MixSchedule | None = None
     """The mixing of a graph that ends with the batch, or None."""
     hw_decoder_load: float = 0.65
     """Share of a batch that the GPU's JPEG hardware decodes. CUDA kernels decode the rest, with slightly different pixels."""
@@ -82,7 +82,7 @@ class Graph:
         else:
             arrays |= {"corner": np.ascontiguousarray(corner), "end": corner + extent}
         if self.mix is not None:
-            arrays |= input_arrays(step.mix)
+            arrays |= input_arrays(step.mix, input_names(self.mix), self.transform.height_width, self.mix.k)
         return {name: arrays[name] for name in self.input_names}
 
     @property
@@ -136,13 +136,19 @@ def loader_graph(graph: Graph) -> DataNode:
     if graph.ends == "pixels":
         return fn.crop_mirror_normalize(images, mirror=mirror, output_layout=layout, dtype=types.UINT8)
 
-    mean, std = ([255 * value for value in values] for values in (graph.transform.mean, graph.transform.std))
-    images = fn.crop_mirror_normalize(
-        images, mirror=mirror, output_layout=layout, mean=mean, std=std, dtype=types.FLOAT
-    )
+    plan = None
     if graph.mix is not None:
-        plan = MixNodes(*(_input(name, *TYPES[name]) for name in input_names(graph.mix)))
-        images = mix_images(images, plan, (height, width), layout)
+        plan = mix_nodes(graph.mix, {name: _input(name, *TYPES[name]) for name in input_names(graph.mix)})
+    mean, std = ([255 * value for value in values] for values in (graph.transform.mean, graph.transform.std))
+    to_floats: dict[str, Any] = {"mean": mean, "std": std, "dtype": types.FLOAT}
+    resized = None
+    if plan is not None and plan.patch is not None:  # partners are resized as pixels, before they are normalised
+        images = fn.crop_mirror_normalize(images, mirror=mirror, output_layout="HWC", dtype=types.UINT8)
+        mirror, pixels = 0, resized_partners(images, plan, (height, width))
+        resized = fn.crop_mirror_normalize(pixels, output_layout=f"F{layout}", **to_floats)
+    images = fn.crop_mirror_normalize(images, mirror=mirror, output_layout=layout, **to_floats)
+    if plan is not None:
+        images = mix_images(images, plan, (height, width), layout, resized)
     return fn.cast(images, dtype=types.FLOAT16) if graph.half else images
 
 

@@ -7,7 +7,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,9 +15,20 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
-from multimix_pipe.config import check_choice, check_int
+from multimix_pipe.config import check_choice, check_height_width, check_int
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.mixing import METHODS, Field, LamPer, MixPlan, MultiMix, Pairing, Sampling
+from multimix_pipe.mixing import (
+    Alpha,
+    Field,
+    LamPer,
+    Method,
+    MixPlan,
+    MixSchedule,
+    MultiMix,
+    Pairing,
+    Partners,
+    Sampling,
+)
 from multimix_pipe.plan import draw_mixing
 
 Size = tuple[int, int]
@@ -25,77 +36,176 @@ ImageLayout = Literal["CHW", "HWC"]
 
 
 class MixNodes(NamedTuple):
-    """A batch's `MixPlan` as nodes of a graph: on the CPU, one value per sample."""
+    """What images are mixed by, as nodes of a graph: on the CPU, one value per sample.
+
+    A weight field is the product of three parts, of which two are 1: the switch between methods is arithmetic.
+    """
 
     partner: DataNode
-    """int32 scalar, a row of the batch."""
-    lam: DataNode
-    """float32 (K,)."""
-    boxed: DataNode | None = None
-    """float32 scalar: 1 if the pair's weight field is a box, else 0. None if no method of the graph has boxes."""
+    """int32, a row of the batch: a scalar, or (K,), one for each member."""
+    constant: DataNode
+    """float32 (K,), `MixPlan.constant`."""
     box: DataNode | None = None
-    """int32 (K, 4) y0, x0, y1, x1."""
+    """int32 (K, 4) y0, x0, y1, x1, or None if no method of the graph has boxes."""
+    factors: DataNode | None = None
+    """float32 (K, H + W), `MixPlan.factors`, or None if no method of the graph has smooth fields."""
+    patch: DataNode | None = None
+    """int32 (K, 4) y0, x0, height, width: where each member shows its partner, resized; the whole image unless the pair's field
+    is RESIZED. None if no method of the graph resizes."""
+    members: DataNode | None = None
+    """int32 scalar, K of the batch, if it differs between epochs. `partners` is then the largest one."""
+    partners: int = 1
+    """K if each member has another partner or resizes it."""
 
 
-TYPES = {"partner": (types.INT32, 0), "lam": (types.FLOAT, 1), "boxed": (types.FLOAT, 0), "box": (types.INT32, 2)}
+TYPES = {
+    "partner": (types.INT32, 0),
+    "partners": (types.INT32, 1),
+    "constant": (types.FLOAT, 1),
+    "box": (types.INT32, 2),
+    "factors": (types.FLOAT, 2),
+    "patch": (types.INT32, 2),
+    "members": (types.INT32, 0),
+    "lam": (types.FLOAT, 1),
+}
 """dtype and number of dimensions of the inputs for a plan."""
 
 
-def input_names(mix: MultiMix) -> list[str]:
+def input_names(mix: MultiMix | MixSchedule) -> list[str]:
     """Return the names (keys of TYPES) of the inputs that plans of `mix` need."""
-    return list(TYPES)[: 4 if METHODS[mix.method].field is Field.BOX else 2]
+    fields = {choice.method.field for settings in mix.mixes for choice in settings.choices}
+    each = Field.RESIZED in fields or any(settings.partners == "each" for settings in mix.mixes)
+    names = ["partners" if each else "partner", "constant"]
+    names += ["box"] if fields & {Field.BOX, Field.RESIZED} else []
+    names += ["factors"] if Field.SMOOTH in fields else []
+    names += ["patch"] if Field.RESIZED in fields else []
+    return [*names, *(["members"] if each and isinstance(mix, MixSchedule) else [])]
 
 
-def input_arrays(plan: MixPlan) -> dict[str, NDArray[np.generic]]:
-    """Return a plan's values for all inputs: arrays of B rows."""
-    return {
-        "partner": plan.partner.astype(np.int32),
-        "lam": plan.lam,
-        "boxed": plan.boxed.astype(np.float32),
-        "box": plan.box,
-    }
+def input_arrays(plan: MixPlan, names: Sequence[str], size: Size, k: int) -> dict[str, NDArray[np.generic]]:
+    """Return a plan's values for the inputs `names`: arrays of B rows. `size` is that of the images, `k` the largest K."""
+    partner = plan.partner.astype(np.int32)
+    arrays: dict[str, NDArray[np.generic]] = {"partner": partner, "constant": plan.constant, "box": plan.box}
+    arrays |= {"lam": plan.lam, "members": np.full(len(plan), plan.k, dtype=np.int32)}
+    padding = ((0, 0), (0, k - plan.k))
+    if "partners" in names:
+        each = partner if partner.ndim == 2 else np.repeat(partner[:, None], plan.k, axis=1)
+        arrays["partners"] = np.pad(each, padding, mode="edge")
+    if "factors" in names:  # None in a batch in which no pair is smooth
+        zeros = np.zeros((*plan.lam.shape, sum(size)), dtype=np.float32)
+        arrays["factors"] = zeros if plan.factors is None else plan.factors
+    if "patch" in names:
+        patch = np.concatenate([plan.box[..., :2], plan.box[..., 2:] - plan.box[..., :2]], axis=-1)
+        shown = (plan.field == Field.RESIZED)[:, None] & (patch[..., 2:] > 0).all(axis=-1)
+        patch = np.where(shown[..., None], patch, np.array([0, 0, *size], dtype=np.int32))
+        arrays["patch"] = np.pad(patch, (*padding, (0, 0)), mode="edge")
+    return {name: arrays[name] for name in names}
+
+
+def mix_nodes(mix: MultiMix | MixSchedule, inputs: Mapping[str, DataNode]) -> MixNodes:
+    """Return the nodes of a graph that mixes by `mix`; inputs: those of `input_names`."""
+    each = "partners" in inputs
+    return MixNodes(
+        inputs["partners" if each else "partner"],
+        inputs["constant"],
+        box=inputs.get("box"),
+        factors=inputs.get("factors"),
+        patch=inputs.get("patch"),
+        members=inputs.get("members"),
+        partners=mix.k if each else 1,
+    )
 
 
 def mix_images(
-    images: DataNode, mix: MixNodes, size: Size | None = None, layout: ImageLayout | None = None
+    images: DataNode,
+    mix: MixNodes,
+    size: Size | None = None,
+    layout: ImageLayout | None = None,
+    resized: DataNode | None = None,
 ) -> DataNode:
-    """Return w_k * x + (1 - w_k) * x' for the weight fields of `mix`: float32 (K, *shape) for each image.
+    """Return w_k * x + (1 - w_k) * z_k for the weight fields of `mix`: float32 (K, *shape) for each image.
 
-    images: float32 with three dimensions. `size` and `layout` describe them, and are required if `mix` has boxes.
+    images: float32 with three dimensions. `size` and `layout` describe them, and are required unless all fields are constant.
+    resized: `resized_partners` of the images, required if `mix` has patches.
     """
-    weight = fn.reshape(_on(images, mix.lam), shape=[-1, 1, 1, 1])
+    weight = fn.reshape(_on(images, mix.constant), shape=[-1, 1, 1, 1])
     if mix.box is not None:
-        boxed = _on(images, mix.boxed)
-        weight = boxed * _outside(_on(images, mix.box), size, layout, images.device) + (np.float32(1) - boxed) * weight
-    return _blend(images, mix.partner, weight)
+        weight = weight * _outside(_on(images, mix.box), size, layout, images.device)
+    if mix.factors is not None:
+        weight = weight * _smooth(_on(images, mix.factors), size, layout)
+    return _blend(images, mix, weight, resized)
 
 
-def mix_targets(labels: DataNode, mix: MixNodes, num_classes: int) -> DataNode:
+def resized_partners(pixels: DataNode, mix: MixNodes, size: Size) -> DataNode:
+    """Return z_k, (K, H, W, C) for each image: x' resized to the member's patch, and 0 around it.
+
+    pixels: (H, W, C). uint8 pixels are rounded to uint8, float ones are not.
+    """
+    members = []
+    for k in range(mix.partners):
+        patch = fn.reshape(fn.slice(mix.patch, start=k, shape=1, axes=[0]), shape=[4])
+        corner = fn.slice(patch, start=0, shape=2, axes=[0])
+        sides = fn.slice(patch, start=2, shape=2, axes=[0])
+        other = fn.permute_batch(pixels, indices=mix.partner[k])
+        small = fn.resize(
+            other, size=fn.cast(sides, dtype=types.FLOAT), interp_type=types.INTERP_LINEAR, antialias=True
+        )
+        # slicing beyond the edges pads: a paste would need uint8
+        window = fn.slice(
+            small, start=-corner, shape=list(size), axes=[0, 1], out_of_bounds_policy="pad", fill_values=0
+        )
+        members.append(window)
+    return fn.stack(*members, axis_name="F")
+
+
+def mix_targets(labels: DataNode, mix: MixNodes, lam: DataNode, num_classes: int) -> DataNode:
     """Return lam_k * y + (1 - lam_k) * y' for one-hot y: float32 (K, num_classes) for each label.
 
-    labels: class ids, int scalars or (1,).
+    labels: class ids, int scalars or (1,). lam: float32 (K,).
     """
     one_hot = fn.one_hot(fn.reshape(labels, shape=[]), num_classes=num_classes, dtype=types.FLOAT)
-    return _blend(one_hot, mix.partner, fn.reshape(_on(one_hot, mix.lam), shape=[-1, 1]))
+    return _blend(one_hot, mix, fn.reshape(_on(one_hot, lam), shape=[-1, 1]))
 
 
 def _on(other: DataNode, node: DataNode) -> DataNode:
     return node.gpu() if other.device == "gpu" else node
 
 
-def _blend(samples: DataNode, partner: DataNode, weight: DataNode) -> DataNode:
-    other = fn.permute_batch(samples, indices=partner)
-    return weight * fn.expand_dims(samples, axes=[0]) + (np.float32(1) - weight) * fn.expand_dims(other, axes=[0])
+def _blend(samples: DataNode, mix: MixNodes, weight: DataNode, other: DataNode | None = None) -> DataNode:
+    if other is None and mix.partners == 1:
+        other = fn.expand_dims(fn.permute_batch(samples, indices=mix.partner), axes=[0])
+    elif other is None:
+        other = fn.stack(*(fn.permute_batch(samples, indices=mix.partner[k]) for k in range(mix.partners)))
+    if mix.members is not None:
+        other = fn.slice(other, start=0, shape=fn.reshape(mix.members, shape=[1]), axes=[0])
+    return weight * fn.expand_dims(samples, axes=[0]) + (np.float32(1) - weight) * other
 
 
 def _outside(box: DataNode, size: Size | None, layout: ImageLayout | None, device: str) -> DataNode:
     """Return 1 outside each member's box and 0 inside: float32 (K, ...), all other axes but height and width of length 1."""
     assert size is not None
-    y_axis = 2 if layout == "CHW" else 1
+    y_axis = _y_axis(layout)
     y, x = (_positions(side, axis, device) for side, axis in zip(size, (y_axis, y_axis + 1), strict=True))
     y0, x0, y1, x1 = (fn.reshape(fn.slice(box, start=i, shape=1, axes=[1]), shape=[-1, 1, 1, 1]) for i in range(4))
     inside = ((y >= y0) & (y < y1)) & ((x >= x0) & (x < x1))
     return np.float32(1) - fn.cast(inside, dtype=types.FLOAT)
+
+
+def _smooth(factors: DataNode, size: Size | None, layout: ImageLayout | None) -> DataNode:
+    """Return 1 - g_y * g_x: float32 (K, ...), as `_outside`."""
+    assert size is not None
+    (height, width), y_axis = size, _y_axis(layout)
+    lines = fn.slice(factors, start=0, shape=height, axes=[1])
+    columns = fn.slice(factors, start=height, shape=width, axes=[1])
+    lines, columns = (
+        fn.reshape(part, shape=[-1, *(side if i == axis else 1 for i in range(1, 4))])
+        for part, side, axis in ((lines, height, y_axis), (columns, width, y_axis + 1))
+    )
+    return np.float32(1) - lines * columns
+
+
+def _y_axis(layout: ImageLayout | None) -> int:
+    return 2 if layout == "CHW" else 1
 
 
 def _positions(side: int, axis: int, device: str) -> DataNode:
@@ -109,10 +219,11 @@ def multi_mix(
     *,
     num_classes: int,
     k: int = 5,
-    alpha: float = 1.0,
-    method: str = "mixup",
+    alpha: Alpha = 1.0,
+    method: str | Method | Mapping[str | Method, float] = "mixup",
     sampling: Sampling = "iid",
     lam_per: LamPer = "pair",
+    partners: Partners = "same",
     pairing: Pairing = "derangement",
     prob: float = 1.0,
     size: Size | None = None,
@@ -126,7 +237,7 @@ def multi_mix(
     Args:
         images: 3-dimensional samples (HWC or CHW, any numeric dtype), of one shape in the whole batch, on the CPU or the GPU.
         labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`.
-        k, alpha, method, sampling, lam_per, pairing, prob: as in `MultiMix`.
+        k, alpha, method, sampling, lam_per, partners, pairing, prob: as in `MultiMix`.
         size, layout: (height, width) of the images, and "CHW" or "HWC"; required for every method except "mixup".
         seed, rank, world_size: the draws are keyed by (seed, the pipeline's epoch, iteration * world_size + rank).
 
@@ -144,21 +255,31 @@ def multi_mix(
     ...     images = fn.crop_mirror_normalize(fn.resize(images, size=[224, 224]), dtype=types.FLOAT)
     ...     return multi_mix(images, class_id(cls).gpu(), num_classes=1000, k=5, alpha=1.0)
     """
-    mix = MultiMix(k=k, alpha=alpha, method=method, sampling=sampling, lam_per=lam_per, pairing=pairing, prob=prob)
+    mix = MultiMix(
+        k=k,
+        alpha=alpha,
+        method=method,
+        sampling=sampling,
+        lam_per=lam_per,
+        partners=partners,
+        pairing=pairing,
+        prob=prob,
+    )
     check_int("num_classes", num_classes, 1)
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("world_size", world_size, 1)
     check_int("rank", rank, 0, world_size - 1)
     if layout is not None:
         check_choice("layout", layout, ("CHW", "HWC"))
-    if METHODS[method].field is Field.BOX and (size is None or layout is None):
+    size = None if size is None else check_height_width("size", size)
+    if any(choice.method.field is not Field.CONSTANT for choice in mix.choices) and (size is None or layout is None):
         raise ConfigError(f'method={method!r} needs size=(height, width) and layout="CHW" or "HWC" of the images')
     pipeline = Pipeline.current()
     if pipeline is None:
         raise ConfigError(
             "multi_mix must be called while a DALI pipeline is being defined (inside a @pipeline_def function)"
         )
-    names = input_names(mix)
+    names = [*input_names(mix), "lam"]
     drawn = fn.external_source(
         source=_draws(mix, names, seed, rank, world_size, int(pipeline.max_batch_size), size or (1, 1)),
         num_outputs=len(names),
@@ -167,10 +288,17 @@ def multi_mix(
         dtype=[TYPES[name][0] for name in names],
         ndim=[TYPES[name][1] for name in names],
     )
-    nodes = MixNodes(*drawn)
+    inputs = dict(zip(names, drawn, strict=True))
+    nodes = mix_nodes(mix, inputs)
+    resized = None
+    if nodes.patch is not None:
+        assert size is not None
+        pixels = images if layout == "HWC" else fn.transpose(images, perm=[1, 2, 0], transpose_layout=True)
+        z = resized_partners(fn.reinterpret(pixels, layout="HWC"), nodes, size)
+        resized = fn.cast(z if layout == "HWC" else fn.transpose(z, perm=[0, 3, 1, 2]), dtype=types.FLOAT)
     # DALI has no float16 arithmetic on a CPU, and float64 would stay float64
     images = fn.cast(images, dtype=types.FLOAT)
-    return mix_images(images, nodes, size, layout), mix_targets(labels, nodes, num_classes)
+    return mix_images(images, nodes, size, layout, resized), mix_targets(labels, nodes, inputs["lam"], num_classes)
 
 
 def _draws(
@@ -178,7 +306,7 @@ def _draws(
 ) -> Callable[[types.BatchInfo], list[list[NDArray[np.generic]]]]:
     def draw(info: types.BatchInfo) -> list[list[NDArray[np.generic]]]:
         start = (info.iteration * world_size + rank) * rows
-        arrays = input_arrays(draw_mixing(mix, seed, info.epoch_idx, start, rows, size))
+        arrays = input_arrays(draw_mixing(mix, seed, info.epoch_idx, start, rows, size), names, size, mix.k)
         return [list(arrays[name]) for name in names]
 
     return draw

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
@@ -31,7 +31,7 @@ from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
 from multimix_pipe.loader.rank import choose_device, find_world, processes_here
 from multimix_pipe.loader.samples import choose_samples
-from multimix_pipe.mixing import MultiMix
+from multimix_pipe.mixing import MultiMix, by_epoch
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
@@ -48,7 +48,7 @@ def open_loader(
     batch_size: int,
     num_classes: int | None = None,
     classes: Classes | None = None,
-    mix: MultiMix | Literal["auto"] | None = "auto",
+    mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None = "auto",
     transform: Transform = TrainTransform(),
     backend: Backend = "auto",
     device: str | torch.device = "auto",
@@ -91,7 +91,8 @@ def open_loader(
         classes: the class names in the order of their ids, a file of them, or a mapping from name to id. If a classes.json
             beside the shards has others, that is an error, so give a second set the first one's:
             `open_loader("val", classes=train.classes, ...)`. Default: those of classes.json.
-        mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform.
+        mix: the mixing, or None for no mixing. Default: `MultiMix()` with a TrainTransform, None with an EvalTransform. By epoch:
+            {0: MultiMix(...), 280: None} trains without mixing from epoch 280 on, and with targets of the same form.
         transform: `TrainTransform` (random crop and flip) or `EvalTransform` (resize and centre crop).
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
         device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" is the device
@@ -156,7 +157,7 @@ def open_context(
     label: str | None = "cls",
     label_offset: int = 0,
     transform: Transform = TrainTransform(),
-    mix: MultiMix | Literal["auto"] | None = "auto",
+    mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None = "auto",
     shuffle: Shuffle | Literal["auto"] = "auto",
     last_batch: LastBatch | Literal["auto"] = "auto",
     device: str | torch.device = "auto",
@@ -176,7 +177,9 @@ def open_context(
         num_classes=1 if num_classes is None else num_classes,
         label=label,
         transform=transform,
-        mix=(MultiMix() if trains and label is not None else None) if isinstance(mix, str) and mix == "auto" else mix,
+        mix=(MultiMix() if trains and label is not None else None)
+        if isinstance(mix, str) and mix == "auto"
+        else by_epoch(mix),
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
         last_batch=("wrap" if trains else "partial") if last_batch == "auto" else last_batch,
         device=str(device),

@@ -18,6 +18,9 @@ logger = logging.getLogger("multimix_pipe")
 STATE_VERSION = 2
 """Version 1 had another order of samples and another state at an epoch's end."""
 
+_ABSENT = {"partners": "same"}
+"""Settings of mixing that states from before they existed lack, with what holds for those."""
+
 _COUNTS = {
     "data": ("{samples} samples in {shards} shards", ", with other file names, images or labels"),
     "subset": ("{samples} samples in use", ", other ones or with other weights"),
@@ -43,8 +46,10 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
             f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}, of which epochs have "
             "another order. Use the multimix_pipe that saved it, or begin an epoch with set_epoch"
         )
-    mine = identity(context)
-    if mine["mix"] is None and state.get("mix") is None:
+    mine, theirs = identity(context), state.get("mix")
+    if isinstance(theirs, dict) and "k" in theirs:
+        state = {**state, "mix": {**_ABSENT, **theirs}}
+    if mine["mix"] is None and theirs is None:
         del mine["batch_size"]  # batches of another size show the same samples in the same crops
     differing = list(differences(mine, state, "this loader", "the state"))
     if differing and strict:
@@ -72,7 +77,7 @@ def identity(context: LoaderContext) -> dict[str, Any]:
         "last_batch": c.last_batch,
         "exif": c.exif,
         "on_bad_sample": c.on_bad_sample,
-        "mix": None if c.mix is None else asdict(c.mix),
+        "mix": None if c.mix is None else c.mix.settings(),
         "transform": {"kind": type(c.transform).__name__, **asdict(c.transform), "size": c.transform.height_width},
         "lanes": LANES,
     }

@@ -13,18 +13,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.mixing.method import Field, Size, no_box
+from multimix_pipe.mixing.method import Field, Members, Size, WithAlpha
 
 
 @dataclass(frozen=True)
-class Mixup:
-    """Weight field w_k = lam_k for every pixel."""
+class Mixup(WithAlpha):
+    """Mixup: weight field w_k = lam_k for every pixel."""
 
     field: ClassVar[Field] = Field.CONSTANT
     uniforms: ClassVar[int] = 0
 
-    def draw(
-        self, u: NDArray[np.float64], lam: NDArray[np.float32], size: Size
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    def draw(self, u: NDArray[np.float64], lam: NDArray[np.float32], size: Size) -> Members:
         """See `Method.draw`."""
-        return lam, no_box(lam)
+        return Members(lam)

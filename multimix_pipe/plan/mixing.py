@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.mixing import METHODS, MixPlan, MultiMix, Pairing
+from multimix_pipe.mixing import Alpha, Members, MixPlan, MultiMix, Pairing
 from multimix_pipe.plan.beta import inverse_beta
 from multimix_pipe.plan.seeding import Stream, Words, draw_words, permutation, uniform
 
@@ -20,25 +23,61 @@ def draw_mixing(
     """
     if mix is None:
         return MixPlan.identity(rows)
-    partner = draw_partners(draw_words(seed, Stream.PARTNER, epoch, start, rows, 1)[:, 0], mix.pairing)
-    draws = 1 if mix.lam_per == "batch" else rows
-    method = METHODS[mix.method]
-    lam = ordered_weights(draw_words(seed, Stream.LAM, epoch, start, draws, 1 + mix.k), mix)
-    u = uniform(draw_words(seed, Stream.FIELD, epoch, start, draws, method.uniforms))
-    in_effect, box = (np.broadcast_to(part, (rows, *part.shape[1:])) for part in method.draw(u, lam, size))
-    alone = partner == np.arange(rows)
-    return MixPlan(
-        partner=partner,
-        lam=np.where(alone[:, None], np.float32(1.0), in_effect),
-        method=np.full(rows, mix.method),
-        box=np.where(alone[:, None, None], np.int32(0), box),
-    )
+    words = draw_words(seed, Stream.PARTNER, epoch, start, rows, 1)[:, 0]
+    if mix.partners == "each":
+        partner = partners_of_members(words, mix.k, partial(draw_words, seed, Stream.SHIFT, epoch, start))
+    else:
+        partner = draw_partners(words, mix.pairing)
+    drawn = 1 if mix.lam_per == "batch" else rows
+    words = draw_words(seed, Stream.LAM, epoch, start, drawn, 1 + mix.k)
+    names, parts = draw_members(mix, words, partial(draw_words, seed, epoch=epoch, start=start), size)
+    if drawn != rows:
+        names, parts = np.repeat(names, rows), parts.each(lambda part: np.repeat(part, rows, axis=0))
+    if rows == 1:
+        parts = parts.each(np.zeros_like)._replace(lam=np.ones_like(parts.lam))
+    return MixPlan(partner, parts.lam, names, parts.box, parts.factors)  # type: ignore[arg-type]
 
 
-def ordered_weights(words: Words, mix: MultiMix) -> NDArray[np.float32]:
-    """Draw K weights per row from Beta(alpha, alpha), in non-increasing order.
+def draw_members(
+    mix: MultiMix, words: Words, more: Callable[..., Words], size: tuple[int, int]
+) -> tuple[NDArray[np.str_], Members]:
+    """Draw the methods of n pairs, (n,) names, and their members. With a switch, each pair gets what its method alone draws.
 
-    With F the distribution function of Beta(alpha, alpha) and U_k uniform in (0, 1):
+    words: (n, 1 + K), as `ordered_weights` takes them. more(stream=, count=, per_position=): further words of the n pairs.
+    """
+    count = len(words)
+    names, which = np.array([choice.name for choice in mix.choices]), np.zeros(count, dtype=np.intp)
+    if len(names) > 1:
+        u = uniform(more(stream=Stream.METHOD, count=count, per_position=1)[:, 0])
+        which = np.searchsorted(np.cumsum([choice.prob for choice in mix.choices])[:-1], u, side="right")
+    found: list[tuple[NDArray[np.bool_], Members]] = []
+    for number, choice in enumerate(mix.choices):
+        method, chosen = choice.method, which == number
+        if not chosen.any() and len(names) > 1:
+            continue
+        needed = method.uniforms + mix.k * getattr(method, "member_uniforms", 0)
+        u = uniform(more(stream=Stream.FIELD, count=count, per_position=needed))[chosen]
+        found.append((chosen, Members(*method.draw(u, ordered_weights(words[chosen], mix, choice.alpha), size))))
+    if len(found) == 1:
+        return names[which], found[0][1]
+    return names[which], Members(*(_merge(found, name) for name in Members._fields))  # type: ignore[arg-type]
+
+
+def _merge(found: list[tuple[NDArray[np.bool_], Members]], name: str) -> NDArray[np.generic] | None:
+    """Return a field of the members of all pairs; zeros for pairs whose method does not have it, None if no method does."""
+    merged: NDArray[np.generic] | None = None
+    for chosen, members in found:
+        part = getattr(members, name)
+        if part is not None:
+            merged = np.zeros((len(chosen), *part.shape[1:]), dtype=part.dtype) if merged is None else merged
+            merged[chosen] = part
+    return merged
+
+
+def ordered_weights(words: Words, mix: MultiMix, alpha: Alpha | None = None) -> NDArray[np.float32]:
+    """Draw K weights per row from Beta(alpha, alpha), or Beta(a, b), in non-increasing order.
+
+    With F the distribution function and U_k uniform in (0, 1):
 
         iid          lam = F^-1(U_1), ..., F^-1(U_K), sorted
         stratified   lam_k = F^-1((K - 1 - k + U_k) / K), k = 0 ... K-1
@@ -48,6 +87,7 @@ def ordered_weights(words: Words, mix: MultiMix) -> NDArray[np.float32]:
     Args:
         words: (n, 1 + K) random words. The first one decides whether the row is mixed, with probability `mix.prob`.
         mix: the settings.
+        alpha: a number or a pair (a, b) that replaces `mix.alpha`.
 
     Returns:
         (n, K) float32 in [0, 1]; all 1 in rows that are not mixed.
@@ -55,7 +95,7 @@ def ordered_weights(words: Words, mix: MultiMix) -> NDArray[np.float32]:
     u = uniform(words[:, 1:])
     if mix.sampling == "stratified":
         u = (np.arange(mix.k - 1, -1, -1) + u) / mix.k
-    lam = -np.sort(-inverse_beta(mix.alpha, u).astype(np.float32), axis=1)
+    lam = -np.sort(-inverse_beta(alpha or mix.alpha, u).astype(np.float32), axis=1)
     mixed = uniform(words[:, :1]) < mix.prob
     return np.where(mixed, lam, np.float32(1.0))
 
@@ -80,4 +120,26 @@ def draw_partners(words: Words, pairing: Pairing) -> NDArray[np.int64]:
     cycle = permutation(words)
     partner = np.empty(n, dtype=np.int64)
     partner[cycle] = np.roll(cycle, -1)
+    return partner
+
+
+def partners_of_members(words: Words, k: int, more: Callable[[int, int], Words]) -> NDArray[np.int64]:
+    """Return another partner for each of the K members of n pairs, int64 (n, K), from a uniformly random cycle of all rows.
+
+    Member k takes the row s_k places further along the cycle. The shifts s_k are a random permutation of 1 .. n - 1, and of
+    further ones if K is larger, so each partner is uniform over the other rows, and none comes twice until all were used.
+
+    Args:
+        words: (n,) random words for the cycle, as in `draw_partners`.
+        k: K.
+        more: more(count, per_position) returns random words for the shifts.
+    """
+    n = len(words)
+    if n == 1:
+        return np.zeros((1, k), dtype=np.int64)
+    rounds = more(n - 1, -(-k // (n - 1)))
+    shift = 1 + np.concatenate([permutation(column) for column in rounds.T])[:k]
+    cycle = permutation(words)
+    partner = np.empty((n, k), dtype=np.int64)
+    partner[cycle] = cycle[(np.arange(n)[:, None] + shift) % n]
     return partner

@@ -27,6 +27,8 @@ class Stream(IntEnum):
     LAM = 5
     REPLACEMENT = 6
     FIELD = 7
+    METHOD = 8
+    SHIFT = 9
     LAYER = 16
     BLOCKS = 17
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from multimix_pipe.augment import crop
 from multimix_pipe.config import EvalTransform, LastBatch, Shuffle, Transform
-from multimix_pipe.mixing import MixPlan, MultiMix
+from multimix_pipe.mixing import MixPlan, MixSchedule, MultiMix
 from multimix_pipe.plan import mixing, order
 from multimix_pipe.plan.order import Order
 from multimix_pipe.plan.seeding import Stream, draw_words, integers, uniform
@@ -48,7 +48,7 @@ class StepPlan:
 
     @property
     def partner(self) -> NDArray[np.int64]:
-        """(B,) int64 row that each row is mixed with."""
+        """(B,) int64 row that each row is mixed with; (B, K), one for each member, with partners="each"."""
         return self.mix.partner
 
     @property
@@ -128,7 +128,7 @@ class Plan:
 
     samples: Samples
     transform: Transform
-    mix: MultiMix | None
+    mix: MultiMix | MixSchedule | None
     shuffle: Shuffle
     seed: int
     order_batch_size: int
@@ -163,7 +163,8 @@ class Plan:
         """
         place = self.order(epoch)(np.arange(start, stop) % len(self.samples))
         window, flip = self._crops(place, epoch, start)
-        mix = mixing.draw_mixing(self.mix, self.seed, epoch, start, len(place), self.transform.height_width)
+        settings = None if self.mix is None else self.mix.at(epoch)
+        mix = mixing.draw_mixing(settings, self.seed, epoch, start, len(place), self.transform.height_width)
         attempt = np.zeros(len(place), dtype=np.int32)
         step_start = start if step_start is None else step_start
         return StepPlan(epoch, start, self.samples.sample_id[place], window, flip, attempt, mix, step_start)

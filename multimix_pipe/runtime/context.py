@@ -28,7 +28,7 @@ from multimix_pipe.config import (
     make_plain,
 )
 from multimix_pipe.errors import ConfigError
-from multimix_pipe.mixing import MultiMix
+from multimix_pipe.mixing import MixSchedule, MultiMix
 from multimix_pipe.plan import Plan, StepPlan
 from multimix_pipe.runtime.bad_samples import BadSamples, Replacements
 from multimix_pipe.runtime.stats import ExecutorStats
@@ -44,7 +44,7 @@ class LoaderConfig:
 
     batch_size: int
     num_classes: int
-    mix: MultiMix | None
+    mix: MultiMix | MixSchedule | None
     transform: Transform
     shuffle: Shuffle
     last_batch: LastBatch
@@ -71,8 +71,11 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         check_int("batch_size", self.batch_size, 1)
         check_int("num_classes", self.num_classes, 1)
-        if self.mix is not None and not isinstance(self.mix, MultiMix):
-            raise ConfigError(f"mix must be a MultiMix or None; found {self.mix!r}")
+        if self.mix is not None and not isinstance(self.mix, (MultiMix, MixSchedule)):
+            raise ConfigError(
+                f"mix must be a MultiMix, None, or a mapping of epochs to these; found {self.mix!r}. "
+                "Give a method as MultiMix(method=...)"
+            )
         if not isinstance(self.transform, (TrainTransform, EvalTransform)):
             raise ConfigError(f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}")
         if isinstance(self.shuffle, bool):
@@ -145,7 +148,7 @@ class LoaderContext:
 
     @property
     def mixes(self) -> bool:
-        """Whether the executor forms the K mixed rows of each pair."""
+        """Whether the executor forms the mixed rows of each pair: K, or one in an epoch without mixing."""
         return self.config.mix is not None and self.config.expand
 
     def tensors(self, step: StepPlan) -> StepTensors:

@@ -110,12 +110,15 @@ class DeviceMixStage:
         context = self._context
         tensors = context.tensors(step)
         on_device = pixels.to(context.device, non_blocking=pixels.is_pinned())
-        images = torch.sub(on_device, self._mean).mul_(self._scale)
+        images = self._normalized(on_device)
         if tensors.mix is not None:
             out = torch.empty((*step.lam.shape, *images.shape[1:]), dtype=context.dtype, device=context.device)
-            device.blend(images, tensors.mix, out, self._normalize.layout(images.shape))
+            device.blend(images, tensors.mix, out, self._normalize.layout(images.shape), on_device, self._normalized)
             images = out.flatten(0, 1)
         return ExecutedStep(step, self._normalize.channels_first(images.to(context.dtype)), tensors)
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        return torch.sub(pixels, self._mean).mul_(self._scale)
 
     def close(self) -> None:
         """Do nothing."""

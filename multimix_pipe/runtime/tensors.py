@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from multimix_pipe.mixing import MixPlan
+from multimix_pipe.mixing import Field, MixPlan
 
 _ALIGNMENT = 16  # bytes, enough for any dtype
 
@@ -21,27 +21,35 @@ class MixTensors:
     """The parts of a `MixPlan` that blending and targets need."""
 
     partner: Tensor
-    """(B,) int64."""
+    """(B,) int64, or (B, K)."""
     lam: Tensor
     """(B, K) float32."""
-    boxed: Tensor | None = None
-    """(B,) bool: whether a pair's weight field is a box; None if no pair's is."""
+    field: Tensor | None = None
+    """(B,) uint8, the kind of each pair's weight field, a number of `Field`; None if all are constant."""
     box: Tensor | None = None
-    """(B, K, 4) int32 y0, x0, y1, x1; None if no pair has one."""
+    """(B, K, 4) int32 y0, x0, y1, x1; None likewise."""
+    factors: Tensor | None = None
+    """(B, K, H + W) float32, see `MixPlan.factors`; None if no pair's field is smooth."""
+    resized: MixPlan | None = None
+    """The plan itself if it resizes partners: the host needs its boxes, and reading them back from a GPU would wait for it."""
 
-    def fields(self) -> tuple[Tensor, Tensor]:
-        """Return `boxed` and `box`. If both are None: `boxed` all False, and a placeholder that is never read."""
-        if self.boxed is None or self.box is None:
-            pairs, k = self.lam.shape
-            cpu = torch.device("cpu")  # whatever the default device is
-            box = torch.zeros(1, 1, 4, dtype=torch.int32, device=cpu).expand(pairs, k, 4)
-            return torch.zeros(pairs, dtype=torch.bool, device=cpu), box
-        return self.boxed, self.box
+    @property
+    def constant(self) -> Tensor:
+        """See `MixPlan.constant`."""
+        return self.lam if self.field is None else self.lam.masked_fill((self.field != Field.CONSTANT)[:, None], 1)
 
     @classmethod
     def of(cls, plan: MixPlan, device: torch.device) -> MixTensors:
         """Return the tensors of `plan` on `device`."""
-        return cls(*upload(mix_arrays(plan), device))
+        return cls.from_uploaded(plan, upload(mix_arrays(plan), device))
+
+    @classmethod
+    def from_uploaded(cls, plan: MixPlan, arrays: Sequence[Tensor]) -> MixTensors:
+        """Return the tensors of `plan`; arrays: those of `mix_arrays`, on a device."""
+        partner, lam, field, box, factors = (*arrays, None, None, None)[:5]
+        assert partner is not None
+        assert lam is not None
+        return cls(partner, lam, field, box, factors, plan if (plan.field == Field.RESIZED).any() else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +65,7 @@ class StepTensors:
     def of(cls, labels: NDArray[np.int64], plan: MixPlan | None, device: torch.device) -> StepTensors:
         """Return `labels`, and `plan` unless it is None, on `device`."""
         on_device, *mix = upload([labels, *([] if plan is None else mix_arrays(plan))], device)
-        return cls(on_device, MixTensors(*mix) if mix else None)
+        return cls(on_device, None if plan is None else MixTensors.from_uploaded(plan, mix))
 
 
 class KeptUntilRead:
@@ -87,7 +95,9 @@ class KeptUntilRead:
 def mix_arrays(plan: MixPlan) -> list[NDArray[np.generic]]:
     """Return the arrays that `MixTensors` is made of."""
     arrays: list[NDArray[np.generic]] = [plan.partner, plan.lam]
-    return [*arrays, plan.boxed, plan.box] if plan.boxed.any() else arrays
+    if plan.field.any():  # not all Field.CONSTANT, which is 0
+        arrays += [plan.field, plan.box]
+    return arrays if plan.factors is None else [*arrays, plan.factors]
 
 
 def upload(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> list[Tensor]:

@@ -31,7 +31,7 @@ class MultiMixLoss(nn.Module):
     `forward` takes logits (N, C) and targets in any form that a Batch has. The loss does not depend on the form:
 
         rows    (B*K, C) floating point, each row summing to 1
-        pairs   (labels (B,), partner labels (B,), lam (B, K)); no dense rows are built
+        pairs   (labels (B,), partner labels (B,) or (B, K), lam (B, K)); no dense rows are built
         ids     (N,) int64 class ids of plain batches, by F.cross_entropy: one loss serves training and evaluation
 
     The loss of 16-bit logits is computed in float32. The loss applies the smoothing: pass targets without smoothing.
@@ -99,11 +99,12 @@ def _pairs(weighted: Tensor, pairs: Pairs, weight: Tensor | None) -> tuple[Tenso
     own, other, lam = pairs
     lam = lam.to(weighted.dtype)
     at_own = weighted.gather(1, own.repeat_interleave(lam.shape[1])[:, None]).view_as(lam)
-    at_other = weighted.gather(1, other.repeat_interleave(lam.shape[1])[:, None]).view_as(lam)
+    other = other if other.ndim == 2 else other[:, None].expand_as(lam)
+    at_other = weighted.gather(1, other.reshape(-1, 1)).view_as(lam)
     loss = (lam * at_own + (1 - lam) * at_other).flatten()
     if weight is None:
         return loss, len(loss)
-    return loss, (lam * weight[own][:, None] + (1 - lam) * weight[other][:, None]).sum()
+    return loss, (lam * weight[own][:, None] + (1 - lam) * weight[other]).sum()
 
 
 def _check_weight(weight: Tensor) -> None:

@@ -71,7 +71,9 @@ def _hits(logits: Tensor, targets: MixedTargets) -> Tensor:
     if isinstance(targets, tuple):
         own, other, lam = targets
         predicted = predicted.view_as(lam)
-        hits = lam * (predicted == own[:, None]) + (1 - lam) * (predicted == other[:, None])
+        hits = lam * (predicted == own[:, None]) + (1 - lam) * (
+            predicted == (other if other.ndim == 2 else other[:, None])
+        )
     elif form == "rows":
         hits = targets.gather(1, predicted[:, None])
     else:

@@ -11,7 +11,7 @@ from torch import Tensor
 from multimix_pipe.errors import ConfigError
 
 Pairs = tuple[Tensor, Tensor, Tensor]
-"""labels (B,) int64, partner labels (B,) int64, lam (B, K) float32; lam is the weight of `labels`."""
+"""labels (B,) int64, partner labels (B,) or (B, K) int64, lam (B, K) float32; lam is the weight of `labels`."""
 
 MixedTargets = Tensor | Pairs
 """Floating-point rows (B*K, C), or Pairs, or class ids (N,) int64 of plain batches."""
@@ -22,7 +22,7 @@ Form = Literal["rows", "pairs", "ids"]
 def mix_targets(labels: Tensor, partner: Tensor, lam: Tensor, num_classes: int) -> Tensor:
     """Return dense target rows: row b*K + k is `lam[b, k] * onehot(y_b) + (1 - lam[b, k]) * onehot(y_partner[b])`.
 
-    `labels` and `partner` are (B,) int64, with `partner` in [0, B), and `lam` is (B, K) float32 in [0, 1], all on one
+    `labels` are (B,) int64, `partner` is (B,) or (B, K) int64 in [0, B), and `lam` is (B, K) float32 in [0, 1], all on one
     device. The result is (B*K, num_classes) float32 on that device; each row sums to 1 within 1 ulp, even if both labels
     are equal. Labels must lie in [0, num_classes); a check here would synchronize with the device.
 
@@ -40,16 +40,18 @@ def mix_targets(labels: Tensor, partner: Tensor, lam: Tensor, num_classes: int) 
     else:
         rows = torch.zeros(b, k, num_classes, dtype=torch.float32, device=labels.device)
     rows.scatter_add_(2, own[:, None, None].expand(b, k, 1), weight[..., None])
-    rows.scatter_add_(2, other[:, None, None].expand(b, k, 1), 1 - weight[..., None])
+    other = other if other.ndim == 2 else other[:, None].expand(b, k)
+    rows.scatter_add_(2, other[..., None], 1 - weight[..., None])
     return rows.view(b * k, num_classes)
 
 
 def pair_targets(labels: Tensor, partner: Tensor, lam: Tensor) -> Pairs:
-    """Return the same targets as pairs: `(labels, labels[partner], lam)` of shapes (B,), (B,), (B, K)."""
-    if labels.ndim != 1 or partner.shape != labels.shape or lam.ndim != 2 or lam.shape[0] != labels.shape[0]:
+    """Return the same targets as pairs: `(labels, labels[partner], lam)` of shapes (B,), (B,) or (B, K), (B, K)."""
+    fits = labels.ndim == 1 and lam.ndim == 2 and lam.shape[:1] == labels.shape
+    if not fits or partner.shape not in (labels.shape, lam.shape):
         raise ConfigError(
             "labels and partner must be (B,) and lam (B, K); "
-            f"found {tuple(labels.shape)}, {tuple(partner.shape)}, {tuple(lam.shape)}"
+            f"found {tuple(labels.shape)}, {tuple(partner.shape)}, {tuple(lam.shape)}. Only partner may be (B, K), too"
         )
     if lam.dtype != torch.float32:
         raise ConfigError(f"lam must be float32, for images of any dtype; found {lam.dtype}")
@@ -79,10 +81,11 @@ def target_form(logits: Tensor, targets: MixedTargets) -> Form:
 
 def _check_pairs(logits: Tensor, targets: Pairs) -> Form:
     shapes = [tuple(part.shape) for part in targets]
-    fits = len(shapes) == 3 and len(shapes[0]) == 1 and shapes[0] == shapes[1] == shapes[2][:1] and len(shapes[2]) == 2
+    fits = len(shapes) == 3 and len(shapes[0]) == 1 and len(shapes[2]) == 2 and shapes[0] == shapes[2][:1]
+    fits = fits and shapes[1] in (shapes[0], shapes[2])
     if not fits or targets[2].numel() != logits.shape[0]:
         raise ConfigError(
-            f"target pairs must be labels (B,), partner labels (B,), lam (B, K) with B*K = {logits.shape[0]}, "
+            f"target pairs must be labels (B,), partner labels (B,) or (B, K), lam (B, K) with B*K = {logits.shape[0]}, "
             f"the number of rows of the logits; found shapes {shapes}"
         )
     return "pairs"

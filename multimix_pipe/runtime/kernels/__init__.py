@@ -10,6 +10,7 @@ import logging
 from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from multimix_pipe.runtime.kernels import device
@@ -24,14 +25,14 @@ logger = logging.getLogger(__name__)
 def blend(images: Tensor, mix: MixTensors, out: Tensor, layout: Layout) -> Tensor:
     """Write the K members of each pair into `out` and return it, using the fastest kernel available.
 
-    images: (B, ...) float32. out: (B, K, ...) contiguous, of any floating dtype. All tensors are on one device. Arithmetic is
-    float32; only the result is rounded.
+    images: (B, ...) of any numeric dtype. out: (B, K, ...) contiguous, of any floating dtype. All tensors are on one device.
+    Arithmetic is float32; only the result is rounded.
     """
     host = host_kernel() if images.device.type == "cpu" else None
     if host is not None and out.dtype in host.KINDS:
-        host.blend(images, mix, out, layout)
+        host.blend(images if images.dtype == torch.uint8 else images.float(), mix, out, layout)
     else:
-        device.blend(images, mix, out, layout)
+        device.blend(images.float(), mix, out, layout, images if images.dtype == torch.uint8 else None)
     return out
 
 

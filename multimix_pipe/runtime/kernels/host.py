@@ -15,12 +15,15 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir
+from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
 
+from multimix_pipe.mixing import Field
 from multimix_pipe.runtime.kernels.layout import Layout
 from multimix_pipe.runtime.kernels.normalize import Normalize
+from multimix_pipe.runtime.kernels.resize import resized_partners
 from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.shards.compiled import jit
 
@@ -34,7 +37,11 @@ FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 KINDS = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 """Codes of the result's dtype in the kernels."""
 
-_STORE = 32  # bytes
+CONSTANT, BOX, SMOOTH, RESIZED = map(int, (Field.CONSTANT, Field.BOX, Field.SMOOTH, Field.RESIZED))
+
+_STORE, _PAGE = 32, 4096  # bytes
+_NOWHERE = np.zeros((0, 0), dtype=np.int64)
+_memcpy: Any = types.ExternalFunction("memcpy", types.uintp(types.uintp, types.uintp, types.uintp))
 _U32 = np.uint32  # Numba adds two uint32 as uint64, which halves the elements per vector
 
 
@@ -78,9 +85,13 @@ def _fence(typing_context: Any) -> Any:
 
 
 @jit
-def _aligned(size: int) -> Any:
-    memory = np.empty(size + _STORE, dtype=np.uint8)
-    skip = -memory.ctypes.data % _STORE
+def _buffer(size: int, target: int) -> Any:
+    """Return `size` bytes, aligned to 32 bytes, to copy to `target` with streaming stores.
+
+    They are at the same offset in a page as `target`: a load waits for earlier stores whose addresses agree in the last 12 bits.
+    """
+    memory = np.empty(size + _PAGE, dtype=np.uint8)
+    skip = (target // _STORE * _STORE - memory.ctypes.data) % _PAGE
     return memory[skip : skip + size]
 
 
@@ -113,6 +124,17 @@ def _round_to_bfloat16(values: Any, n: int, result: Any) -> None:
 
 
 @jit
+def _round(values: Any, kind: int, work: Any, n: int, result: Any) -> None:
+    """Round float32 values to `kind`. result: bytes."""
+    if kind == FLOAT16:
+        _round_to_float16(values, work, n, result.view(np.uint16))
+    elif kind == BFLOAT16:
+        _round_to_bfloat16(values, n, result.view(np.uint16))
+    else:
+        _copy(values, n, result.view(np.float32))
+
+
+@jit
 def _normalise(values: Any, mean: Any, scale: Any, n: int, result: Any) -> None:
     for i in range(n):
         result[i] = (np.float32(values[i]) - mean[i]) * scale[i]
@@ -126,32 +148,96 @@ def _weigh(own: Any, other: Any, lam: Any, n: int, result: Any) -> None:
 
 
 @jit
-def _write(target: Any, start: int, source: Any, n: int, streams: bool) -> None:
-    """Do target[start : start + n] = source[:n] on uint8 arrays."""
-    to, origin = target.ctypes.data + start, source.ctypes.data
-    whole = n - n % _STORE
+def _write(target: Any, source: Any, n: int, streams: bool) -> None:
+    """Copy n bytes between addresses. `source` is aligned to 32 bytes; with `streams`, `target` and n are too."""
     if streams:
         for i in range(0, n, _STORE):
-            _copy_streaming(to + i, origin + i)
+            _copy_streaming(target + i, source + i)
     else:
-        for i in range(0, whole, _STORE):
-            _copy_cached(to + i, origin + i)
-        for i in range(whole, n):
-            target[start + i] = source[i]
+        _memcpy(target, source, n)
 
 
 @jit
-def _paste(own: Any, other: Any, box: Any, start: int, n: int, width: int, inner: int, result: Any) -> None:
-    """Write `own` to `result`, but `other` inside the box y0, x0, y1, x1. A tile starts at element `start` of its plane."""
+def _copy(values: Any, n: int, result: Any) -> None:
+    for i in range(n):
+        result[i] = values[i]
+
+
+@jit
+def _paste(own: Any, other: Any, box: Any, b: int, k: int, held: int, place: Any, result: Any) -> Any:
+    """Write `own` to `result`, but `other` inside the box y0, x0, y1, x1 in box[b, k]; return whether it reaches into the tile.
+
+    If not, nothing is written.
+
+    Args:
+        own, other, result: addresses.
+        box, b, k: (B, K, 4) int32, and the pair and the member.
+        held: the member whose box `result` shows already, or -1.
+        place: the tile's first line and the one after its last; in bytes, its start in the plane and the lengths of the tile,
+            of a line and of a pixel.
+    """
+    y0, x0, y1, x1 = box[b, k, 0], box[b, k, 1], box[b, k, 2], box[b, k, 3]
+    first_line, stop_line, start, n, line, pixel = place
+    top, bottom = max(y0, first_line), min(y1, stop_line)
+    if top >= bottom or x0 >= x1:
+        return False
+    grows = (
+        held >= 0
+        and y0 <= box[b, held, 0]
+        and x0 <= box[b, held, 1]
+        and y1 >= box[b, held, 2]
+        and x1 >= box[b, held, 3]
+    )
+    if not grows:
+        for i in range(0, n, _STORE):  # up to 31 bytes more, for which there is room
+            _copy_cached(result + i, own + i)
+    left, right = x0 * pixel - start, x1 * pixel - start
+    for y in range(top, bottom):
+        first, stop = max(y * line + left, 0), min(y * line + right, n)
+        if first < stop:
+            _memcpy(result + first, other + first, stop - first)
+    return True
+
+
+@jit
+def _paste_patch(
+    own: Any, patch: Any, at: int, mean: Any, scale: Any, box: Any, b: int, k: int, place: Any, inner: int, result: Any
+) -> None:
+    """Write `own` to `result`, but a normalised patch in the box y0, x0, y1, x1 in box[b, k].
+
+    patch: flat; the part of this plane starts at element `at`. mean, scale: (TILE,). place: the tile's first line and the one
+    after its last, its start in the plane, and the lengths of the tile and of a line, in elements.
+    """
+    first_line, stop_line, start, n, line = place
     for i in range(n):
         result[i] = own[i]
-    y0, x0, y1, x1 = box
-    if x0 >= x1:
-        return
-    line = width * inner
-    for y in range(max(y0, start // line), min(y1, (start + n - 1) // line + 1)):
-        for i in range(max(y * line + x0 * inner - start, 0), min(y * line + x1 * inner - start, n)):
-            result[i] = other[i]
+    y0, x0, y1, x1 = box[b, k, 0], box[b, k, 1], box[b, k, 2], box[b, k, 3]
+    for y in range(max(y0, first_line), min(y1, stop_line)):
+        left, width = y * line + x0 * inner - start, (x1 - x0) * inner
+        first, stop = max(left, 0), min(left + width, n)
+        source = np.uint64(at + (y - y0) * width + first - left)
+        to = np.uint64(first)
+        for i in range(np.uint64(max(stop - first, 0))):
+            result[to + i] = (np.float32(patch[source + i]) - mean[to + i]) * scale[to + i]
+
+
+@jit
+def _shine(
+    own: Any, other: Any, factors: Any, b: int, k: int, height: int, start: int, n: int, line: int, result: Any
+) -> None:
+    """Write w * own + (1 - w) * other to `result`, w = 1 - g_y * g_x. A tile starts at element `start` of its plane.
+
+    factors[b, k]: (height + line,), g_y of each line, then g_x of each element of a line.
+    """
+    y, x, done = start // line, start % line, 0
+    while done < n:
+        count = min(line - x, n - done)
+        vertical = factors[b, k, y]
+        to, at = np.uint64(done), np.uint64(height + x)  # unsigned: never negative, so LLVM can use vectors
+        for i in range(np.uint64(count)):
+            w = np.float32(1) - vertical * factors[b, k, at + i]
+            result[to + i] = w * own[to + i] + (np.float32(1) - w) * other[to + i]
+        y, x, done = y + 1, 0, done + count
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -227,8 +313,12 @@ def _mix_pairs(
     scale: Any,
     partner: Any,
     lam: Any,
-    boxed: Any,
+    field: Any,
     box: Any,
+    factors: Any,
+    patch: Any,
+    patch_start: Any,
+    height: int,
     width: int,
     inner: int,
     kind: int,
@@ -236,45 +326,74 @@ def _mix_pairs(
     first: int,
     stop: int,
 ) -> None:
-    """Compute out[b, k] = w * x[b] + (1 - w) * x[partner[b]], x = (images - mean) * scale, for first <= b < stop.
+    """Compute out[b, k] = w * x[b] + (1 - w) * x[partner[b, k]], x = (images - mean) * scale, for first <= b < stop.
 
     Args:
         images: (B, P, N) uint8 or float32: P planes of N elements per image.
         mean, scale: (P, TILE) float32; those of element i of a plane are at i % TILE.
-        partner, lam: (B,) int64, (B, K) float32.
-        boxed, box: (B,) bool, (B, K, 4) int32: where boxed, w is 0 inside the box and 1 outside; elsewhere it is lam.
-        width, inner: pixels per line, elements per pixel.
+        partner, lam: (B, K) int64 and float32.
+        field, box: (B,) uint8 numbers of `Field`, (B, K, 4) int32.
+        factors: (B, K, height + width * inner) float32; of any shape without smooth fields.
+        patch, patch_start: `Patches`, of the images' dtype.
+        height, width, inner: lines, pixels per line, elements per pixel.
         kind: FLOAT32, FLOAT16 or BFLOAT16. Arithmetic is float32; only results are rounded.
         out: (B, K, P, N * itemsize) uint8, the bytes of the results.
     """
     planes, elements = images.shape[1:]
     k_members = lam.shape[1]
-    flat = out.reshape(-1)
     size = 4 if kind == FLOAT32 else 2
     own = np.empty(TILE, dtype=np.float32)
     other = np.empty(TILE, dtype=np.float32)
     work = np.empty(TILE, dtype=np.float32)
-    mixed_bytes, rounded_bytes = _aligned(4 * TILE), _aligned(2 * TILE)
+    mixed_bytes, rounded_bytes = _buffer(4 * TILE, out.ctypes.data), _buffer(2 * TILE, out.ctypes.data)
     mixed, rounded = mixed_bytes.view(np.float32), rounded_bytes.view(np.uint16)
     result = mixed_bytes if kind == FLOAT32 else rounded_bytes
+    own_result, other_result = _buffer(4 * TILE, out.ctypes.data), _buffer(4 * TILE, out.ctypes.data + _PAGE // 2)
+    own_at, other_at = own_result.ctypes.data, other_result.ctypes.data
+    result_at, out_at = result.ctypes.data, out.ctypes.data
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
+    line = width * inner
     for b in range(first, stop):
+        boxed = field[b] == BOX
         for plane in range(planes):
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
                 _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
-                _normalise(images[partner[b], plane, start:], mean[plane], scale[plane], n, other)
-                for k in range(k_members):  # a separate function for this body takes 1.5 times as long
-                    if boxed[b]:
-                        _paste(own, other, box[b, k], start, n, width, inner, mixed)
-                    else:
+                if boxed:  # pixels are only copied, so they are rounded once for all members
+                    _round(own, kind, work, n, own_result)
+                # out of the inner loop: a division takes as long as a line
+                lines = (start // line, (start + n - 1) // line + 1)
+                place = (*lines, start * size, n * size, line * size, inner * size)
+                held = -1
+                # no slices and no functions with this body: counting references drains the streaming stores, 1.5 times as long
+                for k in range(k_members):
+                    if k == 0 or partner[b, k] != partner[b, k - 1]:
+                        _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other)
+                        if boxed:
+                            _round(other, kind, work, n, other_result)
+                    row = (b * k_members + k) * planes + plane
+                    target = out_at + (row * elements + start) * size
+                    if boxed:
+                        if _paste(own_at, other_at, box, b, k, held, place, result_at):
+                            held = k
+                            _write(target, result_at, n * size, streams)
+                        else:
+                            _write(target, own_at, n * size, streams)
+                        continue
+                    if field[b] == RESIZED:
+                        size_of_plane = (box[b, k, 2] - box[b, k, 0]) * (box[b, k, 3] - box[b, k, 1]) * inner
+                        at = patch_start[b, k] + plane * size_of_plane
+                        where = (*lines, start, n, line)
+                        _paste_patch(own, patch, at, mean[plane], scale[plane], box, b, k, where, inner, mixed)
+                    elif field[b] == CONSTANT:
                         _weigh(own, other, lam[b, k], n, mixed)
+                    else:
+                        _shine(own, other, factors, b, k, height, start, n, line, mixed)
                     if kind == FLOAT16:
                         _round_to_float16(mixed, work, n, rounded)
                     elif kind == BFLOAT16:
                         _round_to_bfloat16(mixed, n, rounded)
-                    row = (b * k_members + k) * planes + plane
-                    _write(flat, (row * elements + start) * size, result, n * size, streams)
+                    _write(target, result_at, n * size, streams)
     if streams:
         _fence()
 
@@ -283,12 +402,12 @@ def _mix_pairs(
 def _normalise_rows(images: Any, mean: Any, scale: Any, kind: int, out: Any, first: int, stop: int) -> None:
     """Compute out[b] = (images[b] - mean) * scale for first <= b < stop. out: (B, P, N * itemsize); see `_mix_pairs`."""
     planes, elements = images.shape[1:]
-    flat = out.reshape(-1)
     size = 4 if kind == FLOAT32 else 2
     work = np.empty(TILE, dtype=np.float32)
-    values_bytes, rounded_bytes = _aligned(4 * TILE), _aligned(2 * TILE)
+    values_bytes, rounded_bytes = _buffer(4 * TILE, out.ctypes.data), _buffer(2 * TILE, out.ctypes.data)
     values, rounded = values_bytes.view(np.float32), rounded_bytes.view(np.uint16)
     result = values_bytes if kind == FLOAT32 else rounded_bytes
+    result_at, out_at = result.ctypes.data, out.ctypes.data
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     for b in range(first, stop):
         for plane in range(planes):
@@ -299,7 +418,8 @@ def _normalise_rows(images: Any, mean: Any, scale: Any, kind: int, out: Any, fir
                     _round_to_float16(values, work, n, rounded)
                 elif kind == BFLOAT16:
                     _round_to_bfloat16(values, n, rounded)
-                _write(flat, ((b * planes + plane) * elements + start) * size, result, n * size, streams)
+                target = out_at + ((b * planes + plane) * elements + start) * size
+                _write(target, result_at, n * size, streams)
     if streams:
         _fence()
 
@@ -354,12 +474,31 @@ def blend(
             _normalise_rows(source, mean, scale, kind, target, first, stop)
     else:
         target = out.view(rows, mix.lam.shape[1], layout.planes, -1).view(torch.uint8).numpy()
-        decisions = [part.contiguous().numpy() for part in (mix.partner, mix.lam, *mix.fields())]
+        patches = resized_partners(images, mix, layout)
+        values, starts = (
+            (source.reshape(-1)[:0], _NOWHERE) if patches is None else (patches.values.numpy(), patches.start)
+        )
+        decisions, shape = (*_decisions(mix, layout), values, starts), (layout.height, layout.width, layout.inner)
 
         def work(first: int, stop: int) -> None:
-            _mix_pairs(*(source, mean, scale, *decisions, layout.width, layout.inner, kind, target, first, stop))
+            _mix_pairs(*(source, mean, scale, *decisions, *shape, kind, target, first, stop))
 
     _in_parts(rows, work, threads)
+
+
+def _decisions(mix: MixTensors, layout: Layout) -> list[NDArray[np.generic]]:
+    """Return partner, lam, field, box and factors for `_mix_pairs`; those that `mix` lacks are small and never read."""
+    pairs, k = mix.lam.shape
+    partner = mix.partner if mix.partner.ndim == 2 else mix.partner[:, None].expand(pairs, k)
+    cpu = torch.device("cpu")  # whatever the default device is
+    field = torch.zeros(pairs, dtype=torch.uint8, device=cpu) if mix.field is None else mix.field
+    box = torch.zeros(1, 1, 4, dtype=torch.int32, device=cpu).expand(pairs, k, 4) if mix.box is None else mix.box
+    none = torch.zeros(1, 1, 1, dtype=torch.float32, device=cpu)
+    factors = none.expand(pairs, k, 1) if mix.factors is None else mix.factors
+    if mix.factors is not None and layout.inner > 1:
+        height, width = mix.factors[..., : layout.height], mix.factors[..., layout.height :]
+        factors = torch.cat([height, width.repeat_interleave(layout.inner, dim=2)], dim=2)
+    return [part.contiguous().numpy() for part in (partner, mix.lam, field, box, factors)]
 
 
 def _in_parts(rows: int, work: Callable[[int, int], None], threads: ThreadPoolExecutor | None) -> None:

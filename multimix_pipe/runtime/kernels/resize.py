@@ -1,0 +1,99 @@
+"""ResizeMix's z: the partner resized to each member's box."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from multimix_pipe.mixing import Field
+from multimix_pipe.mixing.reference import resize_rows
+from multimix_pipe.runtime.kernels.layout import Layout
+from multimix_pipe.runtime.tensors import MixTensors, upload
+
+
+class Patches(NamedTuple):
+    """The resized partners of a batch, one behind the other; each is (planes, height, width, inner) of its box."""
+
+    values: Tensor
+    """(total,) of the images' dtype."""
+    start: NDArray[np.int64]
+    """(B, K) place of each member's patch in `values`; read only where the field is RESIZED and the box is not empty."""
+
+
+def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches | None:
+    """Return the patches of all pairs whose field is RESIZED, or None if there are none.
+
+    images: (B, ...) on any device. The filter is Pillow's antialiased bilinear one; uint8 pixels are rounded to uint8.
+    """
+    plan = mix.resized
+    if plan is None:
+        return None
+    sides = (plan.box[..., 2:] - plan.box[..., :2]).tolist()
+    partner = plan.partner if plan.partner.ndim == 2 else plan.partner[:, None].repeat(plan.k, axis=1)
+    start = np.zeros(plan.lam.shape, dtype=np.int64)
+    total, held, patches = 0, -1, list[Tensor]()
+    for b in np.flatnonzero(plan.field == Field.RESIZED).tolist():
+        for k, (height, width) in enumerate(sides[b]):
+            if height and width:
+                if partner[b, k] != held:
+                    held = int(partner[b, k])
+                    image = _channels_last(images[held].reshape(layout))
+                patches.append(_resize(image, height, width, layout))
+                start[b, k], total = total, total + patches[-1].numel()
+    if not patches:
+        return Patches(images.new_empty(0), start)
+    if images.device.type == "cpu":  # torch would start threads for it
+        return Patches(torch.from_numpy(np.concatenate([patch.numpy() for patch in patches])), start)
+    return Patches(torch.cat(patches), start)
+
+
+def _channels_last(image: Tensor) -> Tensor:
+    """Return an image (planes, H, W, inner) as (1, channels, H, W) whose channels are adjacent, which torch resizes fastest."""
+    planes, height, width, inner = image.shape
+    pixels = _contiguous(image.permute(1, 2, 0, 3)).view(1, height, width, planes * inner)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _contiguous(image: Tensor) -> Tensor:
+    """Return a contiguous copy. On a CPU this starts no threads, unlike torch's: it runs in a thread of its own already."""
+    return torch.from_numpy(np.ascontiguousarray(image.numpy())) if image.device.type == "cpu" else image.contiguous()
+
+
+def _resize(image: Tensor, height: int, width: int, layout: Layout) -> Tensor:
+    """Return (planes * height * width * inner,): an image of `_channels_last` resized."""
+    rounds = not image.is_floating_point()
+    if rounds and image.device.type != "cpu":  # torch has no kernel for it
+        image = image.float()
+    if min(height, width) > 1:
+        patch = torch.nn.functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
+    else:  # torch 2.13 gives wrong values for a width of 1, and fails for uint8
+        sides = (height, layout.height), (width, layout.width)
+        lines, columns = upload([resize_rows(*side).astype(np.float32) for side in sides], image.device)
+        patch = lines @ image.float() @ columns.T
+    patch = patch.round() if rounds and patch.is_floating_point() else patch
+    patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
+    return _contiguous(patch.to(torch.uint8 if rounds else image.dtype)).view(-1)
+
+
+def with_patches(images: Tensor, mix: MixTensors, patches: Patches, part: slice, layout: Layout) -> Tensor:
+    """Return z of some pairs, (pairs, K, *layout) of the images' dtype: x', with the patches in their boxes.
+
+    images: (B, *layout).
+    """
+    assert mix.resized is not None
+    partner = mix.partner if mix.partner.ndim == 2 else mix.partner[:, None].expand_as(mix.lam)
+    other = images[partner[part]]
+    boxes, resized = mix.resized.box[part].tolist(), (mix.resized.field[part] == Field.RESIZED).tolist()
+    for b, pair in enumerate(boxes):
+        for k, (y0, x0, y1, x1) in enumerate(pair if resized[b] else ()):
+            height, width = y1 - y0, x1 - x0
+            if height and width:
+                at = int(patches.start[part][b, k])
+                size = layout.planes * height * width * layout.inner
+                patch = patches.values[at : at + size].view(layout.planes, height, width, layout.inner)
+                other[b, k, :, y0:y1, x0:x1] = patch
+    return other
