@@ -88,8 +88,7 @@ def main() -> None:
     options |= {"num_classes": train.num_classes, "classes": train.classes}
     val = open_loader(data.val_shards, transform=EvalTransform(size=32), **options)
     torch.manual_seed(args.seed)
-    config = ResNetConfig(hidden_sizes=[32, 64], depths=[1, 1], num_labels=train.num_classes)
-    model = ResNetForImageClassification(config)
+    model = ResNetForImageClassification(ResNetConfig(hidden_sizes=[64], depths=[1], num_labels=train.num_classes))
     with train, val:
         trainer = LoaderTrainer(model=model, args=args, train=train, val=val)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
