@@ -3,12 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRAINERS := .venv-trainers
+TRAINERS_STAMP := $(TRAINERS)/.installed
 
-.PHONY: help run test lint types docs bench format clean
+.PHONY: help run test test-trainers trainers lint types docs bench format clean
 
 help:
 	@echo "make run     the demo: make data, pack, train with and without mixing, write multimix_demo/"
 	@echo "make test    the test suite"
+	@echo "make test-trainers  tests with Lightning, Accelerate, transformers, Ray; they go into .venv-trainers"
 	@echo "make lint    ruff: rules and format"
 	@echo "make types   mypy"
 	@echo "make docs    the documentation, into build/docs"
@@ -22,6 +25,11 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q --durations=10
+
+test-trainers: trainers
+	OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest -c tests/trainers/pytest.ini -q --durations=5 tests/trainers
+
+trainers: $(TRAINERS_STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -42,7 +50,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache multimix_demo
+	rm -rf $(VENV) $(TRAINERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache multimix_demo
 
 # A virtual environment that lacks pip is one that an earlier run left half made: it is made anew.
 $(STAMP): pyproject.toml constraints.txt
@@ -51,4 +59,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "$(PYTHON) -m venv failed: install the venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[dali,fast,plot,dev,docs]"
+	@touch $@
+
+$(TRAINERS_STAMP): pyproject.toml constraints.txt tests/trainers/requirements.txt
+	$(PYTHON) -m venv --clear $(TRAINERS)
+	$(TRAINERS)/bin/python -m pip install --disable-pip-version-check --no-compile -q -c constraints.txt -e . \
+	  -r tests/trainers/requirements.txt
 	@touch $@

@@ -14,6 +14,8 @@ from helpers.samples import BAD, CLASSES, TRANSFORM, folder_from_environment, sa
 from multimix_pipe import Loader, open_loader
 from multimix_pipe.shards.pack import pack
 
+collect_ignore = ["trainers"]  # needs the trainers: `make test-trainers`
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:

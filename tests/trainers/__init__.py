@@ -1,0 +1,1 @@
+"""Tests with the trainers that people use; see conftest.py."""
