@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from multimix_pipe import EvalTransform, __version__, open_loader
+from multimix_pipe import EvalTransform, MultiMixError, __version__, open_loader
 from multimix_pipe.cli.demo.shapes import OUTLINES, draw_shape
 from multimix_pipe.runtime.machine import describe_machine, package_versions
 
@@ -148,6 +150,15 @@ def _lines(value: Any) -> str:
         for key, item in value.items()
     ]  # fmt: skip
     return "{\n   " + ",\n   ".join(inner) + "}"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with the message alone for errors that the user can mend."""
+    try:
+        yield
+    except MultiMixError as error:
+        sys.exit(f"error: {error}")
 
 
 def commit() -> str | None:

@@ -53,7 +53,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evidence import Float, Results, checksum, interval, read_images, resample, show
+from evidence import Float, Results, checksum, interval, one_line_errors, read_images, resample, show
 from multimix_pipe import MixPlan, MultiMix, MultiMixLoss, apply_mix, mix_batch
 
 KS = (1, 2, 3, 5, 10)
@@ -317,6 +317,7 @@ def main() -> None:
     if min(args.pairs, args.sets, args.draws) < 2 or args.updates < 2 or args.images < 10 or args.size < 8:
         parser.error("--pairs, --sets, --draws and --updates must be at least 2, --images 10, --size 8")
 
+    arms(args.alpha, args.draws)  # an error of its own if alpha is out of range
     images, labels, classes = read_images(args.shards, args.size, args.images if args.shards else args.images // 10)
     settings = {name: getattr(args, name) for name in ("alpha", "size", "pairs", "sets", "draws", "updates", "ks")}
     settings |= {"images": len(images), "classes": len(classes), "checksum": checksum(images, labels)}
@@ -353,4 +354,5 @@ def print_tables(parts: dict[str, dict[str, dict[str, dict[str, list[float]]]]])
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

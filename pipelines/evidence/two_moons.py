@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evidence import Float, Results, interval, resample, show
+from evidence import Float, Results, interval, one_line_errors, resample, show
 from multimix_pipe import MultiMix, MultiMixLoss, mix_batch
 from multimix_pipe.training.evaluation import fit_temperature, metrics, row_statistics
 
@@ -215,4 +215,5 @@ def draw(args: argparse.Namespace, found: dict[str, dict[str, Any]], path: Path)
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()
