@@ -313,7 +313,7 @@ def main() -> None:
     args = parser.parse_args()
     args.ks = KS
     if args.quick:
-        args.images, args.sets, args.draws, args.updates, args.pairs, args.ks = 400, 8, 2, 4, 3, (1, 2, 5)
+        args.images, args.sets, args.draws, args.updates, args.pairs, args.size, args.ks = 400, 8, 2, 4, 3, 8, (1, 2, 5)
     if min(args.pairs, args.sets, args.draws) < 2 or args.updates < 2 or args.images < 10 or args.size < 8:
         parser.error("--pairs, --sets, --draws and --updates must be at least 2, --images 10, --size 8")
 
