@@ -45,8 +45,6 @@ def main() -> int:
         "decode": ["--rounds", 2 if quick else 9, *images],
         "mix_stage": rounds,
         "methods": [*rounds, *images],
-        "overhead": ["--steps", 5 if quick else 40, *shards],
-        "reader": [*rounds, "--steps", 5 if quick else 20, *shards],
         "index": [*rounds, *(["--opened", 20] if quick else [])],
         "many_cores": [*rounds, "--seconds", 0.3 if quick else 3],
         "host_side": [*rounds, *(["--samples", 512, "--tars", 8, "--seconds", 0.3] if quick else [])],

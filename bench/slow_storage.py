@@ -1,11 +1,12 @@
-"""Does reading hide the waits of slow storage? Samples per second read ahead, and an index built, while each read waits.
+"""Does reading hide the waits of slow storage? Samples per second read ahead and loaded, and an index built, if each read waits.
 
-    python bench/slow_storage.py [--milliseconds 0 1 20]
+    python bench/slow_storage.py [--shards FOLDER] [--milliseconds 0 1 20]
 
 Each read and each opening of a file is delayed by that time, as on a disk or a network share (`SlowStorage`). The loader's
 prefetcher reads the samples of 110 KB in the order of an epoch, for a consumer that does nothing, and for one that runs Python
 for --busy milliseconds a step and meanwhile holds the interpreter's lock most of the time. Indexing: 600 samples in 5 shards, in
-this process; bytes read are those of /proc/self/io.
+this process; bytes read are those of /proc/self/io. Loading: both backends on photos, B = 64, K = 5, decoded and mixed, for a
+consumer that does nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from data import open_backend, padded_shards
-from harness import parser, report, seconds
+from data import chosen_shards, open_backend, padded_shards, repeated
+from harness import forever, parser, rate, report, seconds
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.context import LoaderContext
 from multimix_pipe.runtime.prefetcher import Prefetcher
@@ -93,12 +94,17 @@ def bytes_read() -> int:
 
 
 def main() -> None:
-    arguments = parser(__doc__, batch_size=256, samples=2048, tars=8, seconds=2.0, busy=5.0)
+    arguments = parser(__doc__, shards=True, batch_size=256, samples=2048, tars=8, seconds=2.0, busy=5.0)
     arguments.add_argument("--milliseconds", type=float, nargs="+", default=[0, 1, 20], help="default: 0 1 20")
     args = arguments.parse_args()
     few = padded_shards(600, 5)
     options: dict[str, Any] = {"shards": str(padded_shards(args.samples, args.tars)), "batch_size": args.batch_size}
     context = open_backend("torch", **options).context
+    folder, num_classes = chosen_shards(args.shards)
+    photos: dict[str, Any] = {"shards": repeated(folder, 8), "num_classes": num_classes, "batch_size": 64}
+    loading = {
+        f"loading, {name}": rate(forever(open_backend(name, **photos)), 64, steps=20) for name in ("dali", "torch")
+    }
     consumers = {"idle": 0.0, f"{args.busy:g} ms of Python a step": args.busy}
     results: dict[str, dict[str, Any]] = {}
     print(f"B = {args.batch_size}")
@@ -107,11 +113,12 @@ def main() -> None:
         for turn in range(args.rounds + 1):
             with slow_reads(wait):
                 figures = {name: reading(context, busy, args.seconds) for name, busy in consumers.items()}
+                figures |= {name: measure() for name, measure in loading.items()}
                 figures["indexing, s"], figures["indexing, MB"] = indexing(few)
             for name, value in figures.items() if turn else ():
                 found[name].append(value)
-        for name in consumers:
-            values, target = found[name], f"  target: {RATES[wait]:,}" if wait in RATES else ""
+        for name in (*consumers, *loading):
+            values, target = found[name], f"  target: {RATES[wait]:,}" if wait in RATES and name in consumers else ""
             spread = f"({min(values):,.0f} .. {max(values):,.0f})"
             print(
                 f"{wait:3g} ms, {name:25} {statistics.median(values):8,.0f} samples/s {spread:20}{target}", flush=True

@@ -42,7 +42,8 @@ class Batch:
     (B,) or (B, K), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
     chunk_weight: float
     """The share of this chunk in the batch that `chunks` has split; 1.0 for a whole batch. Multiply the mean loss of a chunk by
-    it before `backward`: the gradients then add up to that of the batch's mean loss, also for chunks of unequal sizes."""
+    it before `backward`: the gradients then add up to that of the batch's mean loss, also for chunks of unequal sizes (not if the
+    loss has class weights: a chunk's mean then depends on its classes)."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ the same batches without DALI. Here you keep your own reader and augmentations.
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 from nvidia.dali import fn, pipeline_def, types
@@ -78,4 +79,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RuntimeError as error:
+        if "decoders" not in str(error):
+            raise
+        sys.exit("an image cannot be decoded, and DALI does not say which one: `multimix-pipe verify SHARDS` lists it")

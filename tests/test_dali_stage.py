@@ -120,6 +120,17 @@ def test_every_method_mixes_in_the_graph(method: Any, layout: str, partners: str
     assert np.allclose(targets.flatten(0, 1).numpy(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint8])
+def test_a_label_without_a_class_gives_no_target_that_a_loss_would_accept(kind: type) -> None:
+    labels = np.arange(B).astype(kind)
+    labels[3] = B if kind is np.uint8 else -1
+    _, targets = next(stage_on(np.zeros((B, 3, 4, 4), np.uint8), labels, "CHW", num_classes=B, k=K))
+    partner = draw_mixing(MultiMix(k=K), 0, 0, 0, B).partner
+    wrong = np.isnan(targets.numpy())
+    assert wrong.all(axis=(1, 2)).tolist() == wrong.any(axis=(1, 2)).tolist()
+    assert np.flatnonzero(wrong.all(axis=(1, 2))).tolist() == sorted({3, *np.flatnonzero(partner == 3).tolist()})
+
+
 def test_a_method_with_boxes_must_be_told_the_images_size_and_layout() -> None:
     with Pipeline(batch_size=B), pytest.raises(ConfigError, match=r"size must be an int or a pair .*; found \(16,\)"):
         multi_mix(None, None, num_classes=2, method="cutmix", size=(16,), layout="CHW")  # type: ignore[arg-type]

@@ -43,6 +43,32 @@ def test_a_mean_of_pixels_up_to_255_is_refused_with_what_to_pass(transform: type
         transform(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 
 
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ({"num_workers": 8}, "num_threads= sets the decoding threads"),
+        ({"drop_last": True}, 'use last_batch="drop"'),
+        ({"pin_memory": True}, 'use device="cuda"'),
+        ({"interpolation": "bicubic"}, "bilinearly"),
+        ({"prefetch_factor": 2}, "prefetch="),
+        ({"exclud": []}, r"did you mean exclude=\?"),
+        ({"zzz": 1}, "help"),
+        ({"shuffle": True}, r'shuffle must be "global" \(as shuffle=True\)'),
+        ({"dtype": torch.float64}, "dtype must be one of .*; found 'float64'"),
+    ],
+)
+def test_the_names_of_other_loaders_arguments_lead_to_those_here(
+    opened: Open, argument: dict[str, object], hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        opened(backend="torch", **argument)
+
+
+def test_dtypes_of_torch_are_taken(opened: Open) -> None:
+    loader = opened(backend="torch", transform=TINY, dtype=torch.bfloat16)
+    assert next(iter(loader)).images.dtype == torch.bfloat16
+
+
 def test_wrong_keys_are_named(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match="1 are not, the first: 'nobody'"):
         opened(backend="torch", samples=["420-000", "nobody"])
@@ -128,7 +154,7 @@ def test_rank_and_world_come_from_torchrun(opened: Open, monkeypatch: pytest.Mon
         ({"exif": "no"}, "exif must be True or False; found 'no'"),
         ({"channels_last": 1}, "channels_last must be True or False; found 1"),
         ({"label": 3}, 'label must be "cls", "txt", "folder", "json:KEY"'),
-        ({"weights": "abc"}, "weights must hold a finite number"),
+        ({"weights": "abc"}, 'weights must be "balanced" or hold a number'),
         ({"targets": "pairs", "expand": False}, 'targets="pairs" needs mix'),
         ({"batch_size": 2.5}, "batch_size must be an int >= 1; found 2.5"),
         ({"batch_size": True}, "batch_size must be an int >= 1; found True"),

@@ -18,6 +18,7 @@ from multimix_pipe import Batch, Loader, MultiMixError
 from multimix_pipe.config import LastBatch
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
+from multimix_pipe.runtime.stats import NOTHING_DONE, ExecutorStats
 
 LAST_BATCHES: tuple[LastBatch, ...] = ("wrap", "drop", "partial")
 STEPS = {"wrap": 4, "drop": 3, "partial": 4}
@@ -147,6 +148,9 @@ class PlansOnly:
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         for step in steps:
             yield ExecutedStep(step, torch.empty(len(step), 0), self._context.tensors(step))
+
+    def stats(self) -> ExecutorStats:
+        return NOTHING_DONE
 
     def close(self) -> None:
         """Do nothing."""

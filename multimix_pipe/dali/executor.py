@@ -31,6 +31,7 @@ from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
 from multimix_pipe.runtime.prefetcher import Prefetcher
 from multimix_pipe.runtime.rows import RowJob, RowWorkers
+from multimix_pipe.runtime.stats import ExecutorStats, ThreadTime
 from multimix_pipe.runtime.tensors import KeptUntilRead
 
 ROWS_ALONE = 2
@@ -95,6 +96,7 @@ class DaliExecutor:
         self._pipeline: Pipeline | None = None
         self._started = False  # whether the pipeline's first schedule_run has been called
         self._run = object()  # the current iteration
+        self._mix_time = ThreadTime()
         self._in_flight: deque[_Work | None] = deque()  # fed, and not taken; None: its result is not wanted
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
@@ -130,6 +132,10 @@ class DaliExecutor:
             reading.close()
             if self._run is run:  # not if a thread ends an iteration after the next one has begun
                 self._in_flight = deque([None] * len(self._in_flight))
+
+    def stats(self) -> ExecutorStats:
+        """See `Executor.stats`."""
+        return ExecutorStats(decode_s=None, mix_s=self._mix_time.seconds, queue=None)
 
     def close(self) -> None:
         """Free the pipeline and the threads."""
@@ -178,7 +184,8 @@ class DaliExecutor:
                 return self._hand_over(work.step, outputs)
             pixels = self._pixels(work.step, self._graph, [outputs])
         work.replacements.record()
-        return self._mix_stage.finish(work.step, pixels)
+        with self._mix_time:
+            return self._mix_stage.finish(work.step, pixels)
 
     def _run_alone(self, work: _Work) -> Tensor:
         """Return the pixels of one step, with the samples that DALI cannot decode replaced.
@@ -259,7 +266,8 @@ class DaliExecutor:
         self._resizers.add(job)
         self._resizers.start(job, enumerate(windows))
         job.wait()
-        return self._mix_stage.gather(images, step.flip)
+        with self._mix_time:
+            return self._mix_stage.gather(images, step.flip)
 
     def _drop_unwanted(self) -> None:
         """Discard the results that an earlier iteration left behind."""

@@ -163,7 +163,10 @@ def mix_targets(labels: DataNode, mix: MixNodes, lam: DataNode, num_classes: int
 
     labels: class ids, int scalars or (1,). lam: float32 (K,).
     """
-    one_hot = fn.one_hot(fn.reshape(labels, shape=[]), num_classes=num_classes, dtype=types.FLOAT)
+    labels = fn.reshape(labels, shape=[])
+    one_hot = fn.one_hot(labels, num_classes=num_classes, dtype=types.FLOAT)
+    # a graph cannot raise: rows of a label without a class become NaN, 0 / 0, where one_hot leaves zeros that a loss would accept
+    one_hot = one_hot / fn.cast((labels >= 0) & (labels < num_classes), dtype=types.FLOAT)
     return _blend(one_hot, mix, fn.reshape(_on(one_hot, lam), shape=[-1, 1]))
 
 
@@ -236,7 +239,8 @@ def multi_mix(
 
     Args:
         images: 3-dimensional samples (HWC or CHW, any numeric dtype), of one shape in the whole batch, on the CPU or the GPU.
-        labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`.
+        labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`. The target
+            rows of pairs with any other label are NaN, and so is their loss.
         k, alpha, method, sampling, lam_per, partners, pairing, prob: as in `MultiMix`.
         size, layout: (height, width) of the images, and "CHW" or "HWC"; required for every method except "mixup".
         seed, rank, world_size: the draws are keyed by (seed, the pipeline's epoch, iteration * world_size + rank).

@@ -28,6 +28,7 @@ from multimix_pipe.loader.position import Position, Tracker
 from multimix_pipe.loader.rank import Ranks, processes_here
 from multimix_pipe.plan import Schedule
 from multimix_pipe.runtime.context import ExecutedStep, Executor, LoaderContext
+from multimix_pipe.runtime.stats import NOTHING_DONE, IterationStats
 from multimix_pipe.shards.index import Index
 from multimix_pipe.shards.launcher import World
 from multimix_pipe.training.targets import mix_targets, pair_targets
@@ -77,6 +78,8 @@ class Loader:
         self._running: weakref.ref[Epoch] | None = None
         self._ranks = Ranks(config.rank, config.world_size)
         self._tracker = Tracker(config.batch_size)
+        self._stats = IterationStats()
+        self._executor_stats = NOTHING_DONE  # of the executor that was closed last
         close_at_exit(self)
         world = self.world
         if config.last_batch == "drop" and not len(self._schedule(world, 0)):
@@ -156,6 +159,30 @@ class Loader:
     def sampler(self) -> EpochSampler:
         """An object with `set_epoch`, for trainers that look for a distributed sampler."""
         return EpochSampler(self)
+
+    def stats(self) -> dict[str, float | int | None]:
+        """Return what the running iteration, or the last one, has measured since its first `next`.
+
+        "images": decoded images handed out; "seconds": until the last of them; "images_per_s": their ratio. "wait_s": seconds in
+        which the trainer waited for a batch, which is what a faster loader could save. "decode_s": seconds of decoding and
+        resizing, summed over the threads; None if DALI decodes. "mix_s": likewise of normalising and mixing on the host.
+        "queue": batches that are ready now; None if DALI holds them. "bad": bad samples replaced since the loader was opened.
+        """
+        self._check_process()
+        with self._lock:
+            now = self._executor_stats if self._executor is None else self._executor.stats()
+            return {**self._stats.report(now), "bad": len(self.bad_samples)}
+
+    def denormalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the pixels in [0, 1] of images (..., 3, H, W) of this loader, in float32: `image * std + mean`."""
+        if images.ndim < 3 or images.shape[-3] != 3:
+            raise ConfigError(f"images must be (..., 3, H, W); found {tuple(images.shape)}")
+        transform = self.context.config.transform
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None]
+            for values in (transform.mean, transform.std)
+        )
+        return (images.float() * std + mean).clamp_(0, 1)
 
     @property
     def steps_done(self) -> int:
@@ -246,6 +273,7 @@ class Loader:
         with self._lock:
             self._stop_running()
             if self._executor is not None:
+                self._executor_stats = self._executor.stats()
                 self._executor.close()
                 self.context.reader.close()
             self._executor = None
@@ -283,6 +311,7 @@ class Loader:
         return self._batches(world, entry, schedule)
 
     def _batches(self, world: World, entry: Position, schedule: Schedule) -> Generator[Batch, None, None]:
+        stats = self._stats = IterationStats(NOTHING_DONE if self._executor is None else self._executor.stats())
         plan = self.context.plan.ordered_for(entry.order_batch_size)
         before = world.rank * self.context.config.batch_size  # rows of the same step in the processes of lower rank
         steps = (plan.step(entry.epoch, first, stop, first - before) for first, stop in schedule)
@@ -294,7 +323,9 @@ class Loader:
                 for step in executed:
                     batch = self._batch(step)
                     self._tracker.count_batch()  # only now: a batch that failed above was not handed out
+                    stats.hand_out(len(step.step))
                     yield batch
+                    stats.ask()
         self._tracker.finish()
 
     def _batch(self, executed: ExecutedStep) -> Batch:

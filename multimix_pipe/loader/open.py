@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from multimix_pipe.config import (
 )
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.loader.backend import choose_backend
+from multimix_pipe.loader.hints import refuse_unknown
 from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
 from multimix_pipe.loader.rank import choose_device, find_world, processes_here
@@ -51,7 +52,7 @@ def open_loader(
     transform: Transform = TrainTransform(),
     backend: Backend = "auto",
     device: str | torch.device = "auto",
-    dtype: DType = "float32",
+    dtype: DType | torch.dtype = "float32",
     channels_last: bool = False,
     shuffle: Shuffle | Literal["auto"] = "auto",
     last_batch: LastBatch | Literal["auto"] = "auto",
@@ -70,8 +71,9 @@ def open_loader(
     expand: bool = True,
     exclude: Keys | None = None,
     samples: Keys | None = None,
-    weights: Sequence[float] | NDArray[np.floating] | None = None,
+    weights: Sequence[float] | NDArray[np.floating] | Literal["balanced"] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    **unknown: NoReturn,
 ) -> Loader:
     """Open WebDataset shards as a loader of mixed batches, a replacement for `torch.utils.data.DataLoader`.
 
@@ -95,7 +97,7 @@ def open_loader(
         backend: "dali", "torch", or "auto" for DALI if it can be imported and runs on `device`, else torch.
         device: the device of the batches: "cpu", "cuda", "cuda:1", "mps", or "auto". "cuda" is the device
             set by `torch.cuda.set_device`, else the one of the local rank.
-        dtype: type of the images: "float32", "float16" or "bfloat16". They are mixed in float32 and rounded once.
+        dtype: type of the images: "float32", "float16" or "bfloat16", or torch's. They are mixed in float32 and rounded once.
         channels_last: whether the images have the channels_last memory format.
         shuffle: "global" (a random permutation), "window" (sequential reads, shuffled within a few shards at a time; the shards
             must have been written in random order) or "none". Default: "global" to train, "none" to evaluate.
@@ -126,6 +128,8 @@ def open_loader(
         exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
         samples: keys of the samples to use, likewise. Default: all.
         weights: a number >= 0 for each sample used, in stored order. Samples are drawn with replacement, in proportion to it.
+            "balanced": 1 / the number of samples of the same class, so that each class is drawn equally often.
+        unknown: not accepted. An argument of DataLoader gets an error that names the equivalent.
         cache_dir: a folder for downloaded shards, and for indices of shards whose folder is read-only.
 
     Returns:
@@ -141,6 +145,7 @@ def open_loader(
     Iterating raises BadSampleError at the step of a bad sample, after all batches before it.
     """
     settings = dict(locals())
+    refuse_unknown(settings.pop("unknown"), settings)
     return Loader(open_context(settings.pop("shards"), **settings))
 
 
@@ -156,6 +161,7 @@ def open_context(
     shuffle: Shuffle | Literal["auto"] = "auto",
     last_batch: LastBatch | Literal["auto"] = "auto",
     device: str | torch.device = "auto",
+    dtype: DType | torch.dtype = "float32",
     rank: int | None = None,
     world_size: int | None = None,
     num_threads: int | None = None,
@@ -177,6 +183,7 @@ def open_context(
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
         last_batch=("wrap" if trains else "partial") if last_batch == "auto" else last_batch,
         device=str(device),
+        dtype=cast(DType, str(dtype).removeprefix("torch.")),
         rank=rank,
         world_size=world_size,
         num_threads=num_threads,

@@ -37,7 +37,7 @@ def choose_samples(index: Index, config: LoaderConfig) -> Samples:
     if config.exif:
         turned = index.orientation[sample_id] >= 5
         width, height = np.where(turned, height, width), np.where(turned, width, height)
-    return Samples(sample_id, index.shard[sample_id], width, height, _check_weights(config, len(sample_id)))
+    return Samples(sample_id, index.shard[sample_id], width, height, _weights(config, index.label[sample_id]))
 
 
 def _check_usable(index: Index, sample_id: NDArray[np.int64], config: LoaderConfig) -> None:
@@ -74,12 +74,21 @@ def _check_labels(index: Index, sample_id: NDArray[np.int64], num_classes: int) 
         )
 
 
-def _check_weights(config: LoaderConfig, count: int) -> NDArray[np.float64] | None:
+def _weights(config: LoaderConfig, labels: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """Return the weight of each sample, or None if all are shown equally often."""
     if config.weights is None:
         return None
+    count = len(labels)
     if config.shuffle != "global":
         raise ConfigError(f'weights= draws samples at random and needs shuffle="global"; found {config.shuffle!r}')
-    required = f"weights must hold a finite number >= 0 for each of the {count} samples used, and not all may be 0"
+    if isinstance(config.weights, str) and config.weights == "balanced":
+        if config.label is None:
+            raise ConfigError('weights="balanced" needs labels; found label=None')
+        frequency = np.bincount(labels[labels >= 0], minlength=1)
+        return np.where(labels >= 0, 1 / np.maximum(frequency[labels], 1), 0.0)
+    required = (
+        f'weights must be "balanced" or hold a number >= 0 for each of the {count} samples used, and not all may be 0'
+    )
     try:
         weights = np.asarray(config.weights, dtype=np.float64)
     except (TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ uploaded when the step is requested, and the device does the rest on the consume
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.mix_stage import MixStage, make_mix_stage
 from multimix_pipe.runtime.prefetcher import Prefetcher, ReadStep, Row, usable
 from multimix_pipe.runtime.rows import RowJob, RowWorkers
+from multimix_pipe.runtime.stats import ExecutorStats, ThreadTime
 
 _ROWS_PER_MIXER = 80
 """How many decoding threads, times rows per image, one mixing thread keeps up with: it writes rows about 80 times as fast as a
@@ -57,10 +59,14 @@ class NativeExecutor:
         rows_per_image = config.mix.k if config.mix is not None and config.expand and self._on_host else 1
         threads = 1 + context.num_threads * rows_per_image // _ROWS_PER_MIXER
         self._mixers = ThreadPoolExecutor(threads, thread_name_prefix="multimix-finish")
+        self._mix_time = ThreadTime()
+        # weak, because the steps of an iteration refer to their executor
+        self._pending: weakref.ref[deque[_Pending]] | None = None
 
     def run(self, steps: Iterable[StepPlan]) -> Generator[ExecutedStep, None, None]:
         """See `Executor.run`."""
         pending: deque[_Pending] = deque()
+        self._pending = weakref.ref(pending)
         reading = self._prefetcher.read(steps)
         try:
             while True:
@@ -71,13 +77,20 @@ class NativeExecutor:
                 result = pending[0].future.result()
                 replacements = pending.popleft().read.replacements
                 if isinstance(result, Tensor):  # finished here, because this thread uses the consumer's stream
-                    result = self._mix_stage.finish(replacements.step, result)
+                    with self._mix_time:
+                        result = self._mix_stage.finish(replacements.step, result)
                 replacements.record()
                 yield result
         finally:
             reading.close()
             for unused in pending:
                 self._drop(unused)
+
+    def stats(self) -> ExecutorStats:
+        """See `Executor.stats`."""
+        pending = self._pending() if self._pending is not None else None
+        ready = sum(step.future.done() for step in pending or ())
+        return ExecutorStats(self._decoders.time.seconds, self._mix_time.seconds, ready)
 
     def close(self) -> None:
         """Stop the threads once their current rows are done."""
@@ -133,5 +146,6 @@ class NativeExecutor:
     def _finish(self, replacements: Replacements, job: RowJob[Row], images: list[Pixels]) -> Tensor | ExecutedStep:
         job.wait()
         step = replacements.step
-        pixels = self._mix_stage.gather(images, step.flip)
-        return self._mix_stage.finish(step, pixels) if self._on_host else pixels
+        with self._mix_time:
+            pixels = self._mix_stage.gather(images, step.flip)
+            return self._mix_stage.finish(step, pixels) if self._on_host else pixels

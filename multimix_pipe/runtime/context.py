@@ -31,6 +31,7 @@ from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing import MixSchedule, MultiMix
 from multimix_pipe.plan import Plan, StepPlan
 from multimix_pipe.runtime.bad_samples import BadSamples, Replacements
+from multimix_pipe.runtime.stats import ExecutorStats
 from multimix_pipe.runtime.tensors import StepTensors
 from multimix_pipe.shards.cores import share_of_cores
 from multimix_pipe.shards.index import Index
@@ -77,6 +78,8 @@ class LoaderConfig:
             )
         if not isinstance(self.transform, (TrainTransform, EvalTransform)):
             raise ConfigError(f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}")
+        if isinstance(self.shuffle, bool):
+            raise ConfigError(f'shuffle must be "global" (as shuffle=True), "window" or "none"; found {self.shuffle}')
         check_choice("shuffle", self.shuffle, get_args(Shuffle))
         check_choice("last_batch", self.last_batch, get_args(LastBatch))
         check_int("seed", self.seed, 0, 2**64 - 1)
@@ -182,6 +185,10 @@ class Executor(Protocol):
         A step's error is raised when that step is due, after the batches before it. Closing the iterator discards the steps that
         were executed ahead.
         """
+        ...
+
+    def stats(self) -> ExecutorStats:
+        """Return what was done since the executor was made. Thread-safe."""
         ...
 
     def close(self) -> None:

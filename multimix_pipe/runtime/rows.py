@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
+from multimix_pipe.runtime.stats import ThreadTime
+
 Item = TypeVar("Item")
 
 
@@ -67,6 +69,7 @@ class RowWorkers:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._jobs: list[RowJob[Any]] = []  # replaced, never modified: threads iterate without a lock
         self._active = 0  # threads in `_work`
+        self.time = ThreadTime()
         self._lock = threading.Lock()
 
     def add(self, job: RowJob[Item]) -> None:
@@ -81,12 +84,14 @@ class RowWorkers:
         with self._lock:
             more = min(self._count - self._active, len(rows))
             self._active += more
+        self.time.change(more)
         for submitted in range(more):
             try:
                 self._threads.submit(self._work)
             except BaseException:
                 with self._lock:
                     self._active -= more - submitted
+                self.time.change(submitted - more)
                 raise
 
     def remove(self, job: RowJob[Item]) -> None:
@@ -108,6 +113,7 @@ class RowWorkers:
                     found = self._next()
                     if found is None:
                         self._active -= 1
+                        self.time.change(-1)
                         return
             job, row, item = found
             if job.do(row, item):

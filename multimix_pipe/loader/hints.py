@@ -1,0 +1,44 @@
+"""Says what the arguments of other loaders are called here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+from multimix_pipe.errors import ConfigError
+
+_EQUIVALENTS = {
+    "num_workers": "num_threads= sets the decoding threads; there are no worker processes",
+    "drop_last": 'use last_batch="drop", "wrap" or "partial"',
+    "pin_memory": 'use device="cuda": batches are on the GPU already',
+    "pin_memory_device": 'use device="cuda:1": batches are on that GPU already',
+    "prefetch_factor": "prefetch= is the number of batches prepared ahead",
+    "persistent_workers": "threads live until the loader is closed",
+    "multiprocessing_context": "there are no worker processes",
+    "worker_init_fn": "there are no worker processes; seed= determines all draws",
+    "timeout": "there are no worker processes to wait for",
+    "generator": "seed= determines all draws",
+    "sampler": "use weights=, samples= or exclude=; each process takes its share by rank= and world_size=",
+    "batch_sampler": "use batch_size=, shuffle=, weights= or samples=",
+    "collate_fn": "batches are tensors already; for other members of a sample, join them by batch.keys",
+    "dataset": "the first argument is the shards: a path, glob, brace pattern or folder",
+    "interpolation": "images are resized bilinearly, with or without TrainTransform(antialias=)",
+    "mixup_alpha": "use mix=MultiMix(alpha=)",
+    "mixup": "use mix=MultiMix(alpha=)",
+    "k": "use mix=MultiMix(k=)",
+    "alpha": "use mix=MultiMix(alpha=)",
+    "size": "use transform=TrainTransform(size=) or EvalTransform(size=)",
+    "image_size": "use transform=TrainTransform(size=) or EvalTransform(size=)",
+    "mean": "use transform=TrainTransform(mean=) or EvalTransform(mean=)",
+    "std": "use transform=TrainTransform(std=) or EvalTransform(std=)",
+}
+
+
+def refuse_unknown(unknown: Mapping[str, object], known: Iterable[str]) -> None:
+    """Raise ConfigError, which names the equivalent, if there are `unknown` arguments."""
+    for name in unknown:
+        near = get_close_matches(name, known, 1)
+        hint = _EQUIVALENTS.get(name) or (
+            f"did you mean {near[0]}=?" if near else "help(open_loader) lists those it has"
+        )
+        raise ConfigError(f"open_loader has no argument {name}=; {hint}")
