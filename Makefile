@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TRAINERS := .venv-trainers
 TRAINERS_STAMP := $(TRAINERS)/.installed
 
-.PHONY: help run test test-trainers trainers lint types docs bench format clean
+.PHONY: help run test test-trainers trainers lint types docs bench evidence format clean
 
 help:
 	@echo "make run     the demo: make data, pack, train with and without mixing, write multimix_demo/"
@@ -16,6 +16,7 @@ help:
 	@echo "make types   mypy"
 	@echo "make docs    the documentation, into build/docs"
 	@echo "make bench   the benchmarks of bench/"
+	@echo "make evidence  the studies of pipelines/evidence on a CPU, into build/evidence; SHARDS=FOLDER: on your images"
 	@echo "make format  let ruff repair what it can"
 	@echo "make clean   remove .venv, caches and the demo's output"
 	@echo "PYTHON=python3.12 make ... chooses the interpreter for .venv (3.10 or newer)"
@@ -44,6 +45,11 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
+
+evidence: $(STAMP)
+	$(BIN)/python pipelines/evidence/gradient_variance.py $(SHARDS) --out build/evidence
+	$(BIN)/python pipelines/evidence/two_moons.py --data moons --out build/evidence
+	$(BIN)/python pipelines/evidence/two_moons.py --data spirals --out build/evidence
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -58,7 +58,6 @@ def main() -> int:
         "bad_samples": [*rounds, *images],
         "training": [*rounds, "--batch-size", 16, *shards, *(["--steps", 3] if quick else [])],
         "at_the_model": ["--rounds", 1, "--batch-size", 2, "--size", 64] if quick else [*rounds, *shards],
-        "gradient_variance": ["--sets", 2, "--draws", 2, "--train-steps", 5] if quick else [],
     }
     if unknown := set(args.only or ()) - set(questions):
         arguments.error(f"--only: there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(questions)}")
