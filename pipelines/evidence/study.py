@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from study_report import mean, write_report
-from study_run import Arm, Data, Size, run
 
 from multimix_pipe import MultiMixError
+from study_report import mean, write_report
+from study_run import Arm, Data, Size, run
 
 K = 5
 SELECTION_SEED = 1000
