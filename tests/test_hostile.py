@@ -614,7 +614,7 @@ def found_in(source: str) -> set[str]:
             continue
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        owner = getattr(function.value, "id", "") if isinstance(function, ast.Attribute) else ""
+        owner = ast.unparse(function.value) if isinstance(function, ast.Attribute) else ""
         options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
         if name in FORBIDDEN_CALLS or (name in BUILT_IN and owner in ("", "builtins")):
             found.add(name)
