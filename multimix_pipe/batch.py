@@ -194,6 +194,8 @@ def mix_batch(
         raise ConfigError(f"mix must be a MultiMix; found {mix!r}")
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("step", step, 0)
+    if images.ndim < 1:
+        raise ConfigError("images must be (B, ...); found a single number")
     size = Layout.of(images.shape[1:], axes)
     plan = draw_mixing(mix, seed, step, 0, len(images), (size.height, size.width))
     return apply_mix(images, labels, plan, num_classes=num_classes, axes=axes)

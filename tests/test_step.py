@@ -249,7 +249,7 @@ GOLDEN = {
     "cutmix": "e96a789b3de654aa",
     "resizemix": "d09db0e2b4503c08",
     "smoothmix": "1ef56699d9934c07",
-    "independent boxes": "c1c6bd4ea35d372f",
+    "independent boxes": "a675d11d42dadb95",
     "switch": "8fb27f675d89e716",
     "centre window": "bc98a9d5a3881477",
 }

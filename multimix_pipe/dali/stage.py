@@ -165,8 +165,13 @@ def mix_targets(labels: DataNode, mix: MixNodes, lam: DataNode, num_classes: int
     """
     labels = fn.reshape(labels, shape=[])
     one_hot = fn.one_hot(labels, num_classes=num_classes, dtype=types.FLOAT)
-    # a graph cannot raise: rows of a label without a class become NaN, 0 / 0, where one_hot leaves zeros that a loss would accept
-    one_hot = one_hot / fn.cast((labels >= 0) & (labels < num_classes), dtype=types.FLOAT)
+    # for a label without a class, one_hot leaves zeros, which a loss would accept
+    if labels.device == "cpu":  # the slice is [1], or an error with the label as slice_anchor
+        ones = types.Constant(np.ones(num_classes, dtype=np.float32), device="cpu")
+        valid = fn.slice(ones, start=fn.cast(labels, dtype=types.INT32), shape=1, axes=[0])
+    else:  # nothing can raise on a GPU: 0 / 0 is NaN
+        valid = fn.cast((labels >= 0) & (labels < num_classes), dtype=types.FLOAT)
+    one_hot = one_hot / valid
     return _blend(one_hot, mix, fn.reshape(_on(one_hot, lam), shape=[-1, 1]))
 
 
@@ -239,8 +244,8 @@ def multi_mix(
 
     Args:
         images: 3-dimensional samples (HWC or CHW, any numeric dtype), of one shape in the whole batch, on the CPU or the GPU.
-        labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`. The target
-            rows of pairs with any other label are NaN, and so is their loss.
+        labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`. Any
+            other label is an error on a CPU; on a GPU the target rows of its pairs are NaN, and so is their loss.
         k, alpha, method, sampling, lam_per, partners, pairing, prob: as in `MultiMix`.
         size, layout: (height, width) of the images, and "CHW" or "HWC"; required for every method except "mixup".
         seed, rank, world_size: the draws are keyed by (seed, the pipeline's epoch, iteration * world_size + rank).
@@ -307,11 +312,11 @@ def multi_mix(
 
 def _draws(
     mix: MultiMix, names: list[str], seed: int, rank: int, world_size: int, rows: int, size: Size
-) -> Callable[[types.BatchInfo], list[list[NDArray[np.generic]]]]:
-    def draw(info: types.BatchInfo) -> list[list[NDArray[np.generic]]]:
+) -> Callable[[types.BatchInfo], list[NDArray[np.generic]]]:
+    def draw(info: types.BatchInfo) -> list[NDArray[np.generic]]:
         start = (info.iteration * world_size + rank) * rows
         arrays = input_arrays(draw_mixing(mix, seed, info.epoch_idx, start, rows, size), names, size, mix.k)
-        return [list(arrays[name]) for name in names]
+        return [arrays[name] for name in names]
 
     return draw
 

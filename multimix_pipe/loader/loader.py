@@ -167,11 +167,13 @@ class Loader:
         which the trainer waited for a batch, which is what a faster loader could save. "decode_s": seconds of decoding and
         resizing, summed over the threads; None if DALI decodes. "mix_s": likewise of normalising and mixing on the host.
         "queue": batches that are ready now; None if DALI holds them. "bad": bad samples replaced since the loader was opened.
+
+        Other threads may call it while a batch is waited for; "wait_s" does not include that wait yet.
         """
         self._check_process()
-        with self._lock:
-            now = self._executor_stats if self._executor is None else self._executor.stats()
-            return {**self._stats.report(now), "bad": len(self.bad_samples)}
+        executor = self._executor  # no lock: it is held while a batch is waited for
+        now = self._executor_stats if executor is None else executor.stats()
+        return {**self._stats.report(now), "bad": len(self.bad_samples)}
 
     def denormalize(self, images: torch.Tensor) -> torch.Tensor:
         """Return the pixels in [0, 1] of images (..., 3, H, W) of this loader, in float32: `image * std + mean`."""

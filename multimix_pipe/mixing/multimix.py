@@ -89,10 +89,12 @@ class MultiMix:
     def choices(self) -> tuple[Choice, ...]:
         """The methods that a pair may be mixed by, each with its alpha and probability. Not part of the public API.
 
-        They are sorted by name, so that mappings that are equal draw the same.
+        They are sorted by name and options, so that mappings that are equal draw the same.
         """
         switch = self.method.items() if isinstance(self.method, Mapping) else [(self.method, 1.0)]
-        methods = sorted([(*_named_method(method), prob) for method, prob in switch], key=lambda choice: choice[0])
+        methods = sorted(
+            [(*_named_method(method), prob) for method, prob in switch], key=lambda choice: (choice[0], repr(choice[1]))
+        )
         return tuple(
             Choice(name, method, getattr(method, "alpha", None) or self.alpha, prob) for name, method, prob in methods
         )

@@ -45,14 +45,16 @@ class MixPlan:
     """(B,) the kind of each pair's weight field, a number of `Field`. Follows from `method`."""
 
     def __post_init__(self) -> None:
-        pairs = len(self.partner)
+        if self.lam.ndim != 2:
+            raise ConfigError(f"a MixPlan needs lam (B, K); found shape {self.lam.shape}")
+        pairs, has_boxes = len(self.partner), self.box is not None
         method = np.full(pairs, "mixup") if self.method is None else np.asarray(self.method)
         object.__setattr__(self, "method", method)
         if self.box is None:
             object.__setattr__(self, "box", np.zeros((*self.lam.shape, 4), dtype=np.int32))
         shapes = self.partner.shape, self.lam.shape, self.method.shape, self.box.shape
         expected = (pairs, self.k), (pairs,), (pairs, self.k, 4)
-        if self.lam.ndim != 2 or shapes[0] not in ((pairs,), (pairs, self.k)) or shapes[1:] != expected:
+        if shapes[0] not in ((pairs,), (pairs, self.k)) or shapes[1:] != expected:
             raise ConfigError(
                 "a MixPlan needs partner (B,) or (B, K), lam (B, K), method (B,) and box (B, K, 4); found shapes "
                 + ", ".join(map(str, shapes))
@@ -62,6 +64,8 @@ class MixPlan:
         if unknown:
             raise ConfigError(f"method must be one of {', '.join(METHODS)}; found {', '.join(unknown)}")
         object.__setattr__(self, "field", np.array([METHODS[n].field for n in names.tolist()], dtype=np.uint8)[place])
+        if not has_boxes and np.isin(self.field, (Field.BOX, Field.RESIZED)).any():
+            raise ConfigError(f"a MixPlan with {', '.join(names)} needs box (B, K, 4); found None")
         smooth = bool((self.field == Field.SMOOTH).any())
         if smooth and (self.factors is None or self.factors.ndim != 3 or self.factors.shape[:2] != self.lam.shape):
             raise ConfigError(

@@ -25,7 +25,9 @@ CELLS = 512  # of the table of the bell curve, per standard deviation
 REACH = 8  # standard deviations; beyond them the curve is 0
 UNIT = 2.0**-24  # factors are multiples of this: exact in float32, and their sum is exact in float64
 
-_BELL = np.append(np.exp(-((np.arange(CELLS * REACH) / CELLS) ** 2) / 2), [0.0, 0.0]).astype(np.float32)
+_BELL = np.append(np.exp(-((np.arange(CELLS * REACH) / CELLS) ** 2) / 2), [0.0, 0.0]).astype(np.float32) / np.float32(
+    UNIT
+)
 _SLOPE = np.append(np.diff(_BELL), np.float32(0))
 
 
@@ -55,8 +57,14 @@ def _bell(
     # the bounds keep 0 / 0 out: a hole of no width has no pixel, wherever its centre is
     distance = np.maximum(np.abs(place - centre[:, None]), 1e-6).astype(np.float32)
     cells = (CELLS / np.maximum(sigma, 1e-12)).astype(np.float32)
-    position = np.minimum(distance[:, None] * cells[..., None], np.float32(CELLS * REACH))
-    cell = position.astype(np.intp)
-    curve = _BELL.take(cell) + (position - cell.astype(np.float32)) * _SLOPE.take(cell)
-    result: NDArray[np.float32] = np.rint(curve / np.float32(UNIT)) * np.float32(UNIT)
-    return result
+    curve: NDArray[np.float32] = (
+        distance[:, None] * cells[..., None]
+    )  # first the place in the table; in place, as it is large
+    np.minimum(curve, np.float32(CELLS * REACH), out=curve)
+    cell = curve.astype(np.intp)
+    curve -= cell.astype(np.float32)
+    curve *= _SLOPE.take(cell)
+    curve += _BELL.take(cell)
+    np.rint(curve, out=curve)
+    curve *= np.float32(UNIT)
+    return curve

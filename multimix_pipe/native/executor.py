@@ -89,7 +89,7 @@ class NativeExecutor:
     def stats(self) -> ExecutorStats:
         """See `Executor.stats`."""
         pending = self._pending() if self._pending is not None else None
-        ready = sum(step.future.done() for step in pending or ())
+        ready = sum(step.future.done() for step in list(pending or ()))
         return ExecutorStats(self._decoders.time.seconds, self._mix_time.seconds, ready)
 
     def close(self) -> None:

@@ -8,9 +8,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing import Alpha, Members, MixPlan, MultiMix, Pairing
+from multimix_pipe.mixing.method import Field
 from multimix_pipe.plan.beta import inverse_beta
-from multimix_pipe.plan.seeding import Stream, Words, draw_words, permutation, uniform
+from multimix_pipe.plan.seeding import WORDS_PER_BLOCK, Stream, Words, draw_words, permutation, uniform
 
 
 def draw_mixing(
@@ -56,8 +58,13 @@ def draw_members(
         if not chosen.any() and len(names) > 1:
             continue
         needed = method.uniforms + mix.k * getattr(method, "member_uniforms", 0)
-        u = uniform(more(stream=Stream.FIELD, count=count, per_position=needed))[chosen]
-        found.append((chosen, Members(*method.draw(u, ordered_weights(words[chosen], mix, choice.alpha), size))))
+        # methods that need another number of blocks have words of their own: a switch may hold several
+        blocks = max(needed - 1, 0) // WORDS_PER_BLOCK
+        u = uniform(more(stream=Stream.FIELD, count=count, per_position=needed, attempt=blocks))[chosen]
+        members = Members(*method.draw(u, ordered_weights(words[chosen], mix, choice.alpha), size))
+        if members.box is None and method.field in (Field.BOX, Field.RESIZED):
+            raise ConfigError(f"{method!r} must draw boxes, as its field is {method.field.name}; found None")
+        found.append((chosen, members))
     if len(found) == 1:
         return names[which], found[0][1]
     return names[which], Members(*(_merge(found, name) for name in Members._fields))  # type: ignore[arg-type]

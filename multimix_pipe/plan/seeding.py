@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Words = NDArray[np.uint64]
 
-_WORDS_PER_BLOCK = 4  # Philox4x64 gives four words per counter value
+WORDS_PER_BLOCK = 4  # Philox4x64 gives four words per counter value
 
 
 class Stream(IntEnum):
@@ -41,20 +41,20 @@ def draw_words(
     `attempt` selects an independent set of words for the same positions. A position's words stay the same as long as
     `per_position` needs the same number of blocks of four words.
     """
-    blocks = -(-per_position // _WORDS_PER_BLOCK)
+    blocks = -(-per_position // WORDS_PER_BLOCK)
     # explicit dtype: NumPy converts a list that holds an int >= 2**63 to float64, and distinct seeds would become equal
     key = np.array([seed, int(stream)], dtype=np.uint64)
     counter = np.array([start * blocks, attempt, epoch, 0], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=counter)
-    words = generator.random_raw(count * blocks * _WORDS_PER_BLOCK)
-    return words.reshape(count, blocks * _WORDS_PER_BLOCK)[:, :per_position]
+    words = generator.random_raw(count * blocks * WORDS_PER_BLOCK)
+    return words.reshape(count, blocks * WORDS_PER_BLOCK)[:, :per_position]
 
 
 def draw_sequence(seed: int, stream: Stream, epoch: int, count: int, *, start: int = 0) -> Words:
     """Draw one word for each of the items [start, start + count) of an epoch: uint64 (count,)."""
-    first, skipped = divmod(start, _WORDS_PER_BLOCK)
-    blocks = -(-(skipped + count) // _WORDS_PER_BLOCK)
-    return draw_words(seed, stream, epoch, first, blocks, _WORDS_PER_BLOCK).reshape(-1)[skipped : skipped + count]
+    first, skipped = divmod(start, WORDS_PER_BLOCK)
+    blocks = -(-(skipped + count) // WORDS_PER_BLOCK)
+    return draw_words(seed, stream, epoch, first, blocks, WORDS_PER_BLOCK).reshape(-1)[skipped : skipped + count]
 
 
 def uniform(words: Words) -> NDArray[np.float64]:

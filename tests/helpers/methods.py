@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from multimix_pipe.mixing import METHODS, Field
+from multimix_pipe.mixing import METHODS, Field, Method
 
 
 class VerticalSplit:
@@ -31,9 +31,9 @@ class VerticalSplit:
 
 
 @contextmanager
-def registered(name: str = "split") -> Iterator[str]:
-    """Register the method under `name` inside this context."""
-    METHODS[name] = VerticalSplit()
+def registered(name: str = "split", method: Method | None = None) -> Iterator[str]:
+    """Register a method, by default a `VerticalSplit`, under `name` inside this context."""
+    METHODS[name] = method or VerticalSplit()
     try:
         yield name
     finally:

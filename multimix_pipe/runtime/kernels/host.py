@@ -367,7 +367,7 @@ def _mix_pairs(
                 held = -1
                 # no slices and no functions with this body: counting references drains the streaming stores, 1.5 times as long
                 for k in range(k_members):
-                    if k == 0 or partner[b, k] != partner[b, k - 1]:
+                    if field[b] != RESIZED and (k == 0 or partner[b, k] != partner[b, k - 1]):
                         _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other)
                         if boxed:
                             _round(other, kind, work, n, other_result)

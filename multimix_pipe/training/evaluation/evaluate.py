@@ -275,7 +275,7 @@ def _check_whole(loader: Iterable[Any]) -> None:
 def _processes(loader: Iterable[Any]) -> tuple[int, int]:
     """Return this process's rank and their number: those that the loader divides the samples among."""
     active = dist.is_available() and dist.is_initialized()
-    own = getattr(loader, "world", None)  # of one of this package's loaders
+    own = getattr(loader, "world", None) if _config_of(loader) is not None else None
     world = own.size if own is not None else dist.get_world_size() if active else 1
     if world == 1:
         return 0, 1
