@@ -89,11 +89,11 @@ def _check_channels(name: str, value: object, *, positive: bool) -> None:
         raise ConfigError(f"{name} must hold three numbers, one per colour channel; found {value!r}")
     for number in value:
         check_number(name, number, 0.0 if positive else -math.inf, open_low=positive)
-    if not positive and max(value) > 1:
+    if (min if positive else max)(value) > 1:
         scaled = ", ".join(f"{number / 255:.3f}" for number in value)
         raise ConfigError(
             f"{name} must be that of pixels in [0, 1]; found {tuple(value)}. Divide mean and std of pixels in [0, 255] by 255: "
-            f"mean=({scaled})"
+            f"{name.rpartition('.')[2]}=({scaled})"
         )
 
 

@@ -41,6 +41,8 @@ def test_samples_and_exclude_choose_by_key_or_file(opened: Open, tmp_path: Path)
 def test_a_mean_of_pixels_up_to_255_is_refused_with_what_to_pass(transform: type[TrainTransform]) -> None:
     with pytest.raises(ConfigError, match=r"mean must be that of pixels in \[0, 1\].*mean=\(0\.485, 0\.456, 0\.406\)"):
         transform(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+    with pytest.raises(ConfigError, match=r"std must be that of pixels in \[0, 1\].*std=\(0\.229, 0\.224, 0\.225\)"):
+        transform(mean=(0.485, 0.456, 0.406), std=(58.395, 57.12, 57.375))
 
 
 @pytest.mark.parametrize(

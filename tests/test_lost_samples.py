@@ -153,6 +153,24 @@ def test_gnu_tars_own_archives_cost_nothing_but_what_they_cannot_hold(tmp_path: 
         assert not index.problem.any()
 
 
+@pytest.mark.parametrize("format", ["gnu", "posix"])
+def test_a_sparse_file_with_a_hole_longer_than_the_archive_costs_no_sample(tmp_path: Path, format: str) -> None:
+    if shutil.which("tar") is None or b"GNU" not in subprocess.run(["tar", "--version"], capture_output=True).stdout:
+        pytest.skip("no GNU tar")
+    for name, data in GOOD:
+        (tmp_path / name).write_bytes(data)
+    with open(tmp_path / "a.bin", "wb") as file:
+        file.truncate(2**22)
+        file.write(b"x")
+    names = ["a.bin", *(name for name, _ in GOOD)]
+    command = ["tar", "-cf", tmp_path / "x.tar", "--sparse", f"--format={format}", "-C", tmp_path, *names]
+    subprocess.run(command, check=True)
+    index = index_of(tmp_path / "x.tar")
+    assert sorted(index.label.tolist()) == [0, 1, 2, 3]
+    assert not index.problem.any()
+    assert not index.damage
+
+
 # pack that did not finish
 
 

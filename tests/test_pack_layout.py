@@ -56,6 +56,17 @@ def test_a_stray_image_beside_the_folder_around_everything_does_not_make_a_class
     assert {class_name for _, class_name, _ in places(source)} == {"cat", "dog"}
 
 
+def test_a_split_without_a_class_of_the_others_gets_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quiet_pack(tree(tmp_path / "in", "train/cat/a.jpg", "train/dog/b.jpg", "val/images/c.jpg"), tmp_path / "out")
+    assert "the split 'val' has the classes 'images', none of which another split has" in caplog.text
+
+
+def test_a_folder_around_the_classes_within_each_split_is_no_class(tmp_path: Path) -> None:
+    names = [f"{split}/images/{name}/a.jpg" for split in ("train", "val") for name in ("cat", "dog")]
+    source = tree(tmp_path / "in", *names)
+    assert places(source) == {(split, name, "a") for split in ("train", "val") for name in ("cat", "dog")}
+
+
 @pytest.mark.parametrize(
     ("names", "found"),
     [
@@ -63,7 +74,15 @@ def test_a_stray_image_beside_the_folder_around_everything_does_not_make_a_class
         (["train/cat/a.jpg", "val/b.jpg", "val/c.jpg"], r"found 2 images \(val/b.jpg, ...\) directly in val/"),
         (["train/cat/a.jpg", "val/cat/b.jpg", "extra/cat/c.jpg"], "'train', 'val' are splits, but beside them is 'extra'"),
         (["train/a.jpg", "car/b.jpg", "bus/b.jpg"], "'train' are splits, but beside them is 'bus', 'car'"),
-        (["a/cat/x.jpg", "a/dog/x.jpg", "b/cat/y.jpg"], "'a', 'b' could be splits or classes: each holds 'cat'"),
+        (["a/cat/x.jpg", "a/dog/x.jpg", "b/cat/y.jpg"], "'a', 'b' could be splits or classes: they share 'cat'"),
+        (
+            ["a17/cat/x.jpg", "a17/dog/x.jpg", "a17/stray.jpg", "b17/cat/y.jpg", "b17/dog/y.jpg"],
+            "'a17', 'b17' could be splits or classes: they share 'cat', 'dog'",
+        ),
+        (
+            ["a_set/cat/x.jpg", "b_set/cat/y.jpg", "misc/x/z.jpg"],
+            "'a_set', 'b_set' could be splits or classes: they share 'cat'",
+        ),
         (["a.jpg", "b.jpg", "thumbnails/c.jpg"], r"2 images \(a.jpg, ...\) in no folder at all"),
     ],
 )  # fmt: skip

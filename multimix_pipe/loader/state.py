@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, cast
 
-from multimix_pipe.errors import StateMismatchError
+from multimix_pipe.errors import StateMismatchError, counted
 from multimix_pipe.loader.position import Position
 from multimix_pipe.plan import LANES
 from multimix_pipe.runtime.context import LoaderContext
@@ -22,8 +22,8 @@ _ABSENT = {"partners": "same"}
 """Settings of mixing that states from before they existed lack, with what holds for those."""
 
 _COUNTS = {
-    "data": ("{samples} samples in {shards} shards", ", with other file names, images or labels"),
-    "subset": ("{samples} samples in use", ", other ones or with other weights"),
+    "data": ("{samples} in {shards}", ", with other file names, images or labels"),
+    "subset": ("{samples} in use", ", other ones or with other weights"),
 }
 """How to describe fields that hold digests: what they count, and what differs if the counts agree."""
 
@@ -102,4 +102,9 @@ def differences(mine: dict[str, Any], theirs: dict[str, Any], me: str, them: str
 
 
 def _counts(data: object, unit: str) -> str:
-    return unit.format(**data) if isinstance(data, dict) else repr(data)
+    if not isinstance(data, dict):
+        return repr(data)
+    found = {name: data.get(name) for name in ("samples", "shards")}
+    return unit.format(
+        **{name: counted(n, name[:-1]) if isinstance(n, int) else f"{n!r} {name}" for name, n in found.items()}
+    )

@@ -10,7 +10,7 @@ import re
 import tarfile
 import urllib.request
 from collections.abc import Sequence
-from http.client import HTTPException
+from http.client import HTTPException, responses
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
@@ -61,9 +61,12 @@ def _fetch(url: str, target: Path, bar: Progress, alone: bool) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_file():  # another process may have fetched it meanwhile
                 _download(url, target, bar, alone)
+    except HTTPError as error:
+        error.close()
+        # not the server's own words: some repeat the URL, and its signature
+        words = f"HTTP status {error.code} {responses.get(error.code, '')}".rstrip()
+        raise ShardError(f"{redacted(url)} cannot be downloaded to {target}: {words}") from None
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-        if isinstance(error, HTTPError):
-            error.close()
         raise ShardError(f"{redacted(url)} cannot be downloaded to {target}: {redacted(str(error))}") from error
 
 
@@ -106,6 +109,8 @@ def _check_tar(path: Path, *, whole: bool) -> None:
         try:
             file.seek(0)
             tarfile.TarFile(fileobj=HeaderFile(file)).close()  # type: ignore[arg-type]
+            if not beginning.strip(b"\0"):
+                raise ValueError("nothing but zeros")
         except TARFILE_ERRORS as error:
             raise ShardError(
                 f"the server sent no tar file but, perhaps, a login page or an error: it begins with {beginning!r}"

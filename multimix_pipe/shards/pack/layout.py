@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from multimix_pipe.errors import ConfigError, printable
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
 """Names of folders that are splits, in any case."""
@@ -83,24 +86,42 @@ def _without_splits(parts: dict[str, Parts], labels: Mapping[str, str]) -> Layou
 
 
 def _refuse_unknown_splits(parts: dict[str, Parts]) -> None:
-    """Raise ConfigError if several folders hold the same folders and no images of their own, as splits do."""
-    inner: dict[str, set[str]] = {}
+    """Raise ConfigError if several folders hold the same folders, and few images of their own, as splits do."""
+    inner: dict[str, Counter[str]] = {}
     for part in parts.values():
-        if len(part) == 2:
-            return
-        if len(part) > 2:
-            inner.setdefault(part[0], set()).add(part[1])
-    if len(inner) > 1 and (shared := set.intersection(*inner.values())):
+        if len(part) > 1:
+            inner.setdefault(part[0], Counter())[part[1] if len(part) > 2 else ""] += 1
+    deep = {top: set(found) - {""} for top, found in inner.items() if 2 * found[""] <= found.total()}
+    holders = Counter(name for names in deep.values() for name in names)
+    shared = {name for name, count in holders.items() if count > 1}
+    alike = [top for top, names in deep.items() if names & shared]
+    if alike:
         raise ConfigError(
-            f"the folders {_named(inner)} could be splits or classes: each holds {_named(shared)}; name all class folders "
+            f"the folders {_named(alike)} could be splits or classes: they share {_named(shared)}; name all class folders "
             f"with --classes FILE, or rename splits to train, val and test"
         )
+
+
+def _warn_of_foreign_split(layout: Layout) -> None:
+    """Warn of a split that has no class of any other split: its folders may be no classes."""
+    classes: dict[str, set[str]] = {}
+    for split, name, _ in layout.place.values():
+        classes.setdefault(split, set()).add(name)
+    for split, own in classes.items():
+        others = set().union(*(names for other, names in classes.items() if other != split))
+        if others and not own & others:
+            log.warning(
+                "the split %r has the classes %s, none of which another split has; if they are no classes, name the classes with "
+                "--classes FILE",
+                *(split, _named(own)),
+            )
 
 
 def _with_splits(parts: dict[str, Parts], labels: Mapping[str, str]) -> Layout:
     layout = Layout()
     for split in sorted({part[0] for part in parts.values() if len(part) > 1}):
         inner = {path: part[1:] for path, part in parts.items() if part[0] == split and len(part) > 1}
+        inner = _without_wrapper(inner, ())
         flat = {path: part for path, part in inner.items() if len(part) == 1 and part[0] not in labels}
         if 2 * len(flat) <= len(inner):
             for path, part in inner.items():
@@ -116,6 +137,7 @@ def _with_splits(parts: dict[str, Parts], labels: Mapping[str, str]) -> Layout:
     for path, part in parts.items():
         if len(part) == 1:
             _assign(layout, path, "", part, {})
+    _warn_of_foreign_split(layout)
     return layout
 
 

@@ -206,8 +206,9 @@ class _Walk:
         info.name = own_name(block, info.name)
         if len(info.name) > _MAX_NAME:
             raise self._damage(f"a name of {len(info.name):,} characters")
-        # they differ if pax records and header give different sizes
-        if (needed := max(following, info.offset_data + info.size if info.isreg() else 0)) > self._file_size:
+        # they differ if pax records and header give different sizes; that of a sparse file counts its holes
+        whole = info.isreg() and not info.issparse()
+        if (needed := max(following, info.offset_data + info.size if whole else 0)) > self._file_size:
             raise self._cut(info.name, needed)
         self._check_global_records()
         self._next = following
