@@ -84,13 +84,15 @@ def input_names(mix: MultiMix | MixSchedule) -> list[str]:
 
 def input_arrays(plan: MixPlan, names: Sequence[str], size: Size, k: int) -> dict[str, NDArray[np.generic]]:
     """Return a plan's values for the inputs `names`: arrays of B rows. `size` is that of the images, `k` the largest K."""
-    partner = plan.partner.astype(np.int32)
-    arrays: dict[str, NDArray[np.generic]] = {"partner": partner, "constant": plan.constant, "box": plan.box}
+    arrays: dict[str, NDArray[np.generic]] = {
+        "partner": plan.partner.astype(np.int32),
+        "constant": plan.constant,
+        "box": plan.box,
+    }
     arrays |= {"lam": plan.lam, "members": np.full(len(plan), plan.k, dtype=np.int32)}
     padding = ((0, 0), (0, k - plan.k))
     if "partners" in names:
-        each = partner if partner.ndim == 2 else np.repeat(partner[:, None], plan.k, axis=1)
-        arrays["partners"] = np.pad(each, padding, mode="edge")
+        arrays["partners"] = np.pad(plan.member_partner.astype(np.int32), padding, mode="edge")
     if "factors" in names:  # None in a batch in which no pair is smooth
         zeros = np.zeros((*plan.lam.shape, sum(size)), dtype=np.float32)
         arrays["factors"] = zeros if plan.factors is None else plan.factors

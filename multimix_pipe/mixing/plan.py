@@ -90,6 +90,11 @@ class MixPlan:
         return int(self.lam.shape[1])
 
     @property
+    def member_partner(self) -> NDArray[np.int64]:
+        """(B, K) int64 `partner` of each member, a read-only view if a pair's members share it."""
+        return self.partner if self.partner.ndim == 2 else np.broadcast_to(self.partner[:, None], self.lam.shape)
+
+    @property
     def constant(self) -> NDArray[np.float32]:
         """(B, K) float32 `lam` of the pairs whose field is constant, and 1 for the others.
 

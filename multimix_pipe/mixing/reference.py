@@ -34,7 +34,7 @@ def mix_images(images: Float, plan: MixPlan, z: Float | None = None) -> Float:
 
 def partners(images: NDArray[Any], plan: MixPlan) -> NDArray[Any]:
     """Return z_k, (B, K, ...): x', with x' resized to the box in the boxes of ResizeMix. uint8 images are rounded."""
-    partner = plan.partner if plan.partner.ndim == 2 else plan.partner[:, None].repeat(plan.k, axis=1)
+    partner = plan.member_partner
     z = images[partner]
     for b in np.flatnonzero(plan.field == Field.RESIZED):
         for k in range(plan.k):
@@ -59,8 +59,7 @@ def resize_rows(size: int, original: int) -> NDArray[np.float64]:
 def mix_targets(labels: NDArray[np.int64], plan: MixPlan, num_classes: int) -> Float:
     """Mix labels (B,) int64 into float32 target rows (B*K, num_classes), each of which sums to 1."""
     one_hot = np.eye(num_classes, dtype=np.float32)[labels]
-    partner = plan.partner if plan.partner.ndim == 2 else plan.partner[:, None]
-    return _mix(one_hot, plan.lam[..., None], one_hot[partner])
+    return _mix(one_hot, plan.lam[..., None], one_hot[plan.member_partner])
 
 
 def _mix(values: Float, weight: Float, z: Float) -> Float:

@@ -34,6 +34,11 @@ class MixTensors:
     """The plan itself if it resizes partners: the host needs its boxes, and reading them back from a GPU would wait for it."""
 
     @property
+    def member_partner(self) -> Tensor:
+        """(B, K) int64, a view: see `MixPlan.member_partner`."""
+        return per_member(self.partner, self.lam)
+
+    @property
     def constant(self) -> Tensor:
         """See `MixPlan.constant`."""
         return self.lam if self.field is None else self.lam.masked_fill((self.field != Field.CONSTANT)[:, None], 1)
@@ -90,6 +95,11 @@ class KeptUntilRead:
         """Wait until everything kept has been read, and release it."""
         while self._kept:
             self._kept.popleft()[0].synchronize()
+
+
+def per_member(values: Tensor, lam: Tensor) -> Tensor:
+    """Return values of pairs (B,) or of members (B, K) as a view (B, K), the shape of `lam`."""
+    return values if values.ndim == 2 else values[:, None].expand_as(lam)
 
 
 def mix_arrays(plan: MixPlan) -> list[NDArray[np.generic]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from multimix_pipe.config import check_choice, check_number
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.runtime.tensors import per_member
 from multimix_pipe.training.targets import MixedTargets, Pairs, target_form
 
 Reduction = Literal["mean", "sum", "none"]
@@ -99,7 +100,7 @@ def _pairs(weighted: Tensor, pairs: Pairs, weight: Tensor | None) -> tuple[Tenso
     own, other, lam = pairs
     lam = lam.to(weighted.dtype)
     at_own = weighted.gather(1, own.repeat_interleave(lam.shape[1])[:, None]).view_as(lam)
-    other = other if other.ndim == 2 else other[:, None].expand_as(lam)
+    other = per_member(other, lam)
     at_other = weighted.gather(1, other.reshape(-1, 1)).view_as(lam)
     loss = (lam * at_own + (1 - lam) * at_other).flatten()
     if weight is None:

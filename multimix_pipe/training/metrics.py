@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from multimix_pipe.runtime.tensors import per_member
 from multimix_pipe.training.targets import MixedTargets, target_form
 
 
@@ -71,9 +72,7 @@ def _hits(logits: Tensor, targets: MixedTargets) -> Tensor:
     if isinstance(targets, tuple):
         own, other, lam = targets
         predicted = predicted.view_as(lam)
-        hits = lam * (predicted == own[:, None]) + (1 - lam) * (
-            predicted == (other if other.ndim == 2 else other[:, None])
-        )
+        hits = lam * (predicted == own[:, None]) + (1 - lam) * (predicted == per_member(other, lam))
     elif form == "rows":
         hits = targets.gather(1, predicted[:, None])
     else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.runtime.tensors import per_member
 
 Pairs = tuple[Tensor, Tensor, Tensor]
 """labels (B,) int64, partner labels (B,) or (B, K) int64, lam (B, K) float32; lam is the weight of `labels`."""
@@ -40,8 +41,7 @@ def mix_targets(labels: Tensor, partner: Tensor, lam: Tensor, num_classes: int) 
     else:
         rows = torch.zeros(b, k, num_classes, dtype=torch.float32, device=labels.device)
     rows.scatter_add_(2, own[:, None, None].expand(b, k, 1), weight[..., None])
-    other = other if other.ndim == 2 else other[:, None].expand(b, k)
-    rows.scatter_add_(2, other[..., None], 1 - weight[..., None])
+    rows.scatter_add_(2, per_member(other, weight)[..., None], 1 - weight[..., None])
     return rows.view(b * k, num_classes)
 
 

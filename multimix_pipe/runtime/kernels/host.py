@@ -489,7 +489,6 @@ def blend(
 def _decisions(mix: MixTensors, layout: Layout) -> list[NDArray[np.generic]]:
     """Return partner, lam, field, box and factors for `_mix_pairs`; those that `mix` lacks are small and never read."""
     pairs, k = mix.lam.shape
-    partner = mix.partner if mix.partner.ndim == 2 else mix.partner[:, None].expand(pairs, k)
     cpu = torch.device("cpu")  # whatever the default device is
     field = torch.zeros(pairs, dtype=torch.uint8, device=cpu) if mix.field is None else mix.field
     box = torch.zeros(1, 1, 4, dtype=torch.int32, device=cpu).expand(pairs, k, 4) if mix.box is None else mix.box
@@ -498,7 +497,7 @@ def _decisions(mix: MixTensors, layout: Layout) -> list[NDArray[np.generic]]:
     if mix.factors is not None and layout.inner > 1:
         height, width = mix.factors[..., : layout.height], mix.factors[..., layout.height :]
         factors = torch.cat([height, width.repeat_interleave(layout.inner, dim=2)], dim=2)
-    return [part.contiguous().numpy() for part in (partner, mix.lam, field, box, factors)]
+    return [part.contiguous().numpy() for part in (mix.member_partner, mix.lam, field, box, factors)]
 
 
 def _in_parts(rows: int, work: Callable[[int, int], None], threads: ThreadPoolExecutor | None) -> None:

@@ -33,7 +33,7 @@ def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches
     if plan is None:
         return None
     sides = (plan.box[..., 2:] - plan.box[..., :2]).tolist()
-    partner = plan.partner if plan.partner.ndim == 2 else plan.partner[:, None].repeat(plan.k, axis=1)
+    partner, rounds = plan.member_partner, not images.is_floating_point()
     start = np.zeros(plan.lam.shape, dtype=np.int64)
     total, held, patches = 0, -1, list[Tensor]()
     for b in np.flatnonzero(plan.field == Field.RESIZED).tolist():
@@ -42,7 +42,9 @@ def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches
                 if partner[b, k] != held:
                     held = int(partner[b, k])
                     image = _channels_last(images[held].reshape(layout))
-                patches.append(_resize(image, height, width, layout))
+                    if rounds and image.device.type != "cpu":  # torch has no kernel for it
+                        image = image.float()
+                patches.append(_resize(image, height, width, layout, rounds))
                 start[b, k], total = total, total + patches[-1].numel()
     if not patches:
         return Patches(images.new_empty(0), start)
@@ -63,11 +65,8 @@ def _contiguous(image: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.numpy())) if image.device.type == "cpu" else image.contiguous()
 
 
-def _resize(image: Tensor, height: int, width: int, layout: Layout) -> Tensor:
-    """Return (planes * height * width * inner,): an image of `_channels_last` resized."""
-    rounds = not image.is_floating_point()
-    if rounds and image.device.type != "cpu":  # torch has no kernel for it
-        image = image.float()
+def _resize(image: Tensor, height: int, width: int, layout: Layout, rounds: bool) -> Tensor:
+    """Return (planes * height * width * inner,): an image of `_channels_last` resized, and `rounds` to uint8."""
     if min(height, width) > 1:
         patch = torch.nn.functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
     else:  # torch 2.13 gives wrong values for a width of 1, and fails for uint8
@@ -85,8 +84,7 @@ def with_patches(images: Tensor, mix: MixTensors, patches: Patches, part: slice,
     images: (B, *layout).
     """
     assert mix.resized is not None
-    partner = mix.partner if mix.partner.ndim == 2 else mix.partner[:, None].expand_as(mix.lam)
-    other = images[partner[part]]
+    other = images[mix.member_partner[part]]
     boxes, resized = mix.resized.box[part].tolist(), (mix.resized.field[part] == Field.RESIZED).tolist()
     for b, pair in enumerate(boxes):
         for k, (y0, x0, y1, x1) in enumerate(pair if resized[b] else ()):
