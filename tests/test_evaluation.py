@@ -171,7 +171,7 @@ def test_other_loaders_tensors_are_evaluated_too() -> None:
 
 
 def test_uneven_processes_give_everybody_the_figures_of_all_samples(shards: Path, opened: Open) -> None:
-    printed = torchrun(3, "evaluation", str(shards))
+    printed = torchrun(3, "-m", "programs.evaluation", shards).stdout
     reports = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     alone = evaluate(net(), opened(**PLAIN), calibration=opened(**PLAIN), corruptions=["shot_noise"], severities=[3])
     assert len(reports) == 3

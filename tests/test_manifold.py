@@ -286,6 +286,6 @@ def test_a_method_that_needs_the_model_says_what_to_use_instead(name: str, inste
 
 def test_two_processes_train_as_one_on_both_batches(shards: Path) -> None:
     """The program compares layers and gradients under DistributedDataParallel; also those of PuzzleMix."""
-    printed = torchrun(2, "model_mixing", str(shards))
+    printed = torchrun(2, "-m", "programs.model_mixing", shards).stdout
     assert printed.count("manifold: same layers and gradients") == 2
     assert printed.count("puzzle: same gradients") == 2

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helpers.backends import needs_dali
 from helpers.images import plain_image
-from helpers.processes import ROOT, environment
+from helpers.processes import ROOT, environment, torchrun
 from helpers.tars import write_tar
 from multimix_pipe import MultiMix, MultiMixLoss, TrainTransform, open_loader
 from multimix_pipe.shards.pack import pack
@@ -345,11 +345,8 @@ def test_two_processes_stop_together_and_one_goes_on(
     options = ["--model", "programs.nets:plain", "--val", shards, "--k", 0]
     assert train(tmp_path / "whole", *options, "--batch-size", 8) == 0
     out = tmp_path / "parts"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, RECIPES / "train_classifier.py"]
-    command = [sys.executable, *launcher, shards, *SETTINGS, *options, "--accumulate", 3, "--out", out]
-    variables = environment(OMP_NUM_THREADS="1", STOP="train 22 SIGTERM")  # in the first chunk of step 8 of 12
-    done = subprocess.run(map(str, command), capture_output=True, text=True, env=variables, timeout=240, check=False)
-    assert done.returncode != 0
+    command = [RECIPES / "train_classifier.py", shards, *SETTINGS, *options, "--accumulate", 3, "--out", out]
+    done = torchrun(2, *command, fails=True, STOP="train 22 SIGTERM")  # in the first chunk of step 8 of 12
     for said in (
         "2, on cpu",
         "8 pairs make 8 rows (no mixing, in 3 chunks",
@@ -364,8 +361,7 @@ def test_two_processes_stop_together_and_one_goes_on(
 
 
 def test_torchrun_trains_on_two_processes(shards: Path, tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, RECIPES / "train_classifier.py"]
-    printed = run(*launcher, shards, *SETTINGS, "--val", shards, "--out", tmp_path)
+    printed = torchrun(2, RECIPES / "train_classifier.py", shards, *SETTINGS, "--val", shards, "--out", tmp_path).stdout
     assert printed.count("epoch 2/2  validation: top-1") == 1
     assert checkpoint(tmp_path)["run"]["step"] == 12
 

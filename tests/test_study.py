@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -19,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from helpers.processes import ROOT, environment
 from multimix_pipe import MultiMix, MultiMixLoss, mix_batch
 from multimix_pipe.shards.pack import pack
 
-ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "pipelines" / "evidence" / "study.py"
 TWO_ARMS = "no mixing;K=5 stratified"
 
@@ -61,11 +60,15 @@ def command(*options: object) -> list[str]:
     return [sys.executable, "-W", "error", str(STUDY), "--size", "quick", *map(str, options)]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 def start(*options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*options), capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
+    return subprocess.run(
+        command(*options),
+        capture_output=True,
+        text=True,
+        env=environment(OMP_NUM_THREADS="1"),
+        timeout=240,
+        check=False,
+    )
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -86,7 +89,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_killed_study_ends_with_the_lines_of_an_uninterrupted_one(whole: Path, data: Path, tmp_path: Path) -> None:
     options = ("--data", data, "--out", tmp_path, "--arms", TWO_ARMS)
-    with subprocess.Popen(command(*options), stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as running:
+    with subprocess.Popen(
+        command(*options), stdout=subprocess.PIPE, text=True, env=environment(OMP_NUM_THREADS="1")
+    ) as running:
         assert running.stdout is not None
         for _ in range(3):
             assert running.stdout.readline().startswith("run ")

@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> Path:
 
 def run(processes: int, mode: str, folder: Path) -> list[Any]:
     """What each process has found."""
-    torchrun(processes, "torchrun", mode, str(folder), timeout=ALARM + 50)
+    torchrun(processes, "-m", "programs.torchrun", mode, folder, timeout=ALARM + 50)
     return [json.loads((folder / f"{mode}-{rank}.json").read_text()) for rank in range(processes)]
 
 

@@ -23,13 +23,24 @@ def program(name: str, *arguments: str) -> list[str]:
     return [sys.executable, "-W", "error", "-m", f"programs.{name}", *arguments]
 
 
-def torchrun(processes: int, name: str, *arguments: str, timeout: float = 200) -> str:
-    """Run `programs.name` in processes started by torchrun; return what they printed, once all have succeeded."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command, variables = [*launcher, "-m", f"programs.{name}", *arguments], environment(OMP_NUM_THREADS="1")
-    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def torchrun(
+    processes: int, *command: object, timeout: float = 240, fails: bool = False, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script, or `-m` and a module, in processes started by torchrun; all must succeed, unless it `fails`.
+
+    `variables` are added to the environment.
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    done = subprocess.run(
+        [*map(str, launcher), *map(str, command)],
+        env=environment(OMP_NUM_THREADS="1", **variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen[str]:

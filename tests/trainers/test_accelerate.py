@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,19 +12,17 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, IterableDataset
 from train_classifier import make_model
 
-from helpers.processes import ROOT, environment
+from helpers.processes import ROOT, torchrun
 from multimix_pipe import Batch, EvalTransform, Loader, TrainTransform, open_loader
 
 
 def run(data: Path, out: Path, *options: str) -> tuple[str, dict[str, torch.Tensor]]:
     """Return what the recipe prints on two processes, and the weights of its checkpoint."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     recipe = [str(ROOT / "pipelines" / "accelerate_classifier.py"), str(data / "train"), "--val", str(data / "val")]
-    command = [*launcher, *recipe, "--num-classes", "3", "--cpu", "--batch-size", "4", "--out", str(out), *options]
-    variables = environment(OMP_NUM_THREADS="1")
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, load_file(out / "checkpoint" / "model.safetensors")
+    settings = ["--num-classes", "3", "--cpu", "--batch-size", "4", "--out", out]
+    return torchrun(2, *recipe, *settings, *options, timeout=120).stdout, load_file(
+        out / "checkpoint" / "model.safetensors"
+    )
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:

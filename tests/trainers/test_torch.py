@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.nn.parallel import DistributedDataParallel
 
 from helpers.batches import fingerprint, same_batch
-from helpers.processes import environment
+from helpers.processes import torchrun
 from multimix_pipe import Loader, MultiMix, MultiMixLoss, TrainTransform, open_loader
 
 
@@ -40,11 +38,7 @@ def test_a_distributed_checkpoint_keeps_the_position(steps: int, data: Path, tmp
 
 
 def test_a_distributed_checkpoint_of_two_processes_takes_the_loader_itself(data: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "trainers.dcp_two", str(data), str(tmp_path)]
-    variables = environment(OMP_NUM_THREADS="1")
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    torchrun(2, "-m", "trainers.dcp_two", data, tmp_path, timeout=120)
     for rank in range(2):
         with open_train(data, batch_size=4, rank=rank, world_size=2) as loader:
             model = torch.nn.Linear(2, 2).state_dict()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
 from transformers_classifier import LoaderTrainer
 
-from helpers.processes import ROOT, environment
+from helpers.processes import ROOT, torchrun
 from multimix_pipe import EvalTransform, MultiMix, MultiMixLoss, TrainTransform, open_loader
 
 STEPS, EPOCHS = 5, 3
@@ -109,16 +107,12 @@ def test_accumulated_gradients_are_those_of_the_mean_loss(data: Path, tmp_path: 
 
 
 def test_the_recipe_resumes_and_evaluates_on_two_processes(data: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     recipe = [str(ROOT / "pipelines" / "transformers_classifier.py"), "--num_classes", "3", "--use_cpu"]
     folders = ["--train_shards", str(data / "train"), "--val_shards", str(data / "val")]
     options = ["--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--save_steps", "3"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     for out, more in ((whole, []), (resumed, ["--resume_from_checkpoint", str(whole / "checkpoint-3")])):
-        command = [*launcher, *recipe, *folders, *options, "--output_dir", str(out), *more]
-        variables = environment(OMP_NUM_THREADS="1")
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = torchrun(2, *recipe, *folders, *options, "--output_dir", out, *more, timeout=120)
     assert json.loads((whole / "checkpoint-3" / "multimix_pipe.json").read_text())["samples"] == 24
     weights = [load_file(folder / "checkpoint-10" / "model.safetensors") for folder in (whole, resumed)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
