@@ -90,6 +90,11 @@ class MixPlan:
         return int(self.lam.shape[1])
 
     @property
+    def is_identity(self) -> bool:
+        """Whether each row comes out once and unmixed, as in an epoch without mixing."""
+        return self.k == 1 and bool((self.lam == 1).all())
+
+    @property
     def member_partner(self) -> NDArray[np.int64]:
         """(B, K) int64 `partner` of each member, a read-only view if a pair's members share it."""
         return self.partner if self.partner.ndim == 2 else np.broadcast_to(self.partner[:, None], self.lam.shape)

@@ -62,10 +62,11 @@ class HostMixStage:
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
         """See `MixStage.finish`."""
         tensors = self._context.tensors(step)
-        members = () if tensors.mix is None else (step.mix.k,)
+        mix = None if step.mix.is_identity else tensors.mix
+        members = () if mix is None else (step.mix.k,)
         out = self._memory((len(step), *members, *pixels.shape[1:]), self._context.dtype)
         layout = self._normalize.layout(pixels.shape)
-        self._kernel.blend(pixels, tensors.mix, out, layout, self._normalize, self._threads)
+        self._kernel.blend(pixels, mix, out, layout, self._normalize, self._threads)
         images = out.flatten(0, 1) if members else out
         return ExecutedStep(step, self._normalize.channels_first(images), tensors)
 
@@ -111,7 +112,7 @@ class DeviceMixStage:
         tensors = context.tensors(step)
         on_device = pixels.to(context.device, non_blocking=pixels.is_pinned())
         images = self._normalized(on_device)
-        if tensors.mix is not None:
+        if tensors.mix is not None and not step.mix.is_identity:
             out = torch.empty((*step.lam.shape, *images.shape[1:]), dtype=context.dtype, device=context.device)
             device.blend(images, tensors.mix, out, self._normalize.layout(images.shape), on_device, self._normalized)
             images = out.flatten(0, 1)
