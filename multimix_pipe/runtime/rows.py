@@ -68,8 +68,7 @@ class RowWorkers:
         self._count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._jobs: list[RowJob[Any]] = []  # replaced, never modified: threads iterate without a lock
-        self._active = 0  # threads in `_work`
-        self.time = ThreadTime()
+        self.time = ThreadTime()  # of the threads in `_work`
         self._lock = threading.Lock()
 
     def add(self, job: RowJob[Item]) -> None:
@@ -82,16 +81,14 @@ class RowWorkers:
         rows = list(items)
         job.todo.extend(rows)
         with self._lock:
-            more = min(self._count - self._active, len(rows))
-            self._active += more
-        self.time.change(more)
+            more = min(self._count - self.time.active, len(rows))
+            self.time.change(more)
         for submitted in range(more):
             try:
                 self._threads.submit(self._work)
             except BaseException:
                 with self._lock:
-                    self._active -= more - submitted
-                self.time.change(submitted - more)
+                    self.time.change(submitted - more)
                 raise
 
     def remove(self, job: RowJob[Item]) -> None:
@@ -112,7 +109,6 @@ class RowWorkers:
                 with self._lock:  # rows that are started from here on get a new thread
                     found = self._next()
                     if found is None:
-                        self._active -= 1
                         self.time.change(-1)
                         return
             job, row, item = found

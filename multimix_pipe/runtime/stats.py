@@ -12,7 +12,9 @@ class ThreadTime:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seconds, self._active, self._since = 0.0, 0, 0.0
+        self._seconds, self._since = 0.0, 0.0
+        self.active = 0
+        """Threads at work."""
 
     @property
     def seconds(self) -> float:
@@ -23,8 +25,8 @@ class ThreadTime:
         """Note that `threads` more threads work, or fewer if it is negative. Returns the seconds so far."""
         with self._lock:
             now = time.perf_counter()
-            self._seconds += self._active * (now - self._since)
-            self._active, self._since = self._active + threads, now
+            self._seconds += self.active * (now - self._since)
+            self.active, self._since = self.active + threads, now
             return self._seconds
 
     def __enter__(self) -> None:
