@@ -31,7 +31,7 @@ from multimix_pipe.loader.loader import Loader
 from multimix_pipe.loader.memory import check_batch_fits
 from multimix_pipe.loader.rank import choose_device, find_world, processes_here
 from multimix_pipe.loader.samples import choose_samples
-from multimix_pipe.mixing import MultiMix, by_epoch
+from multimix_pipe.mixing import MixSchedule, MultiMix
 from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
@@ -177,9 +177,7 @@ def open_context(
         num_classes=1 if num_classes is None else num_classes,
         label=label,
         transform=transform,
-        mix=(MultiMix() if trains and label is not None else None)
-        if isinstance(mix, str) and mix == "auto"
-        else by_epoch(mix),
+        mix=_resolved_mix(mix, mixes=trains and label is not None),
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
         last_batch=("wrap" if trains else "partial") if last_batch == "auto" else last_batch,
         device=str(device),
@@ -215,6 +213,15 @@ def open_context(
         local_world_size=local_world_size,
         classes=index.classes,
     )
+
+
+def _resolved_mix(
+    mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None, *, mixes: bool
+) -> MultiMix | MixSchedule | None:
+    """Return settings, or a schedule of a mapping by epoch; "auto" is the default settings if the loader `mixes`."""
+    if isinstance(mix, str) and mix == "auto":
+        return MultiMix() if mixes else None
+    return MixSchedule.of(mix) if isinstance(mix, Mapping) else mix
 
 
 def _number_of_classes(number: int | None, given: Classes | None, names: tuple[str, ...] | None) -> int:

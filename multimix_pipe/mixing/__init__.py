@@ -7,7 +7,7 @@ from multimix_pipe.mixing.mixup import Mixup
 from multimix_pipe.mixing.multimix import Alpha, LamPer, MultiMix, Pairing, Partners, Sampling
 from multimix_pipe.mixing.plan import MixPlan
 from multimix_pipe.mixing.resizemix import ResizeMix
-from multimix_pipe.mixing.schedule import MixSchedule, by_epoch
+from multimix_pipe.mixing.schedule import MixSchedule
 from multimix_pipe.mixing.smoothmix import SmoothMix
 
 __all__ = [
@@ -27,5 +27,4 @@ __all__ = [
     "ResizeMix",
     "Sampling",
     "SmoothMix",
-    "by_epoch",
 ]

@@ -53,8 +53,3 @@ class MixSchedule:
     def settings(self) -> dict[str, Any]:
         """Return all settings as a JSON-serialisable dict, for states."""
         return {str(epoch): None if mix is None else mix.settings() for epoch, mix in self.changes}
-
-
-def by_epoch(mix: MultiMix | Mapping[int, MultiMix | None] | None) -> MultiMix | MixSchedule | None:
-    """Return a mapping of epochs to settings as a `MixSchedule`, and anything else as it is."""
-    return MixSchedule.of(mix) if isinstance(mix, Mapping) else mix
