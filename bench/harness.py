@@ -131,12 +131,15 @@ def in_turn(contenders: Mapping[str, Callable[[], float]], *, unit: str, peer: s
     figures = Figures(unit, peer, {name: [] for name in contenders}, {name: [] for name in contenders})
     for turn in range(rounds + 1):
         for name, measure in contenders.items():
-            before = os.times()
+            start, before = time.perf_counter(), os.times()
             value = measure()
-            after = os.times()
+            after, elapsed = (
+                os.times(),
+                time.perf_counter() - start,
+            )  # os.times counts wall time in hundredths of a second
             if turn:
                 figures.values[name].append(value)
-                figures.cores[name].append((sum(after[:4]) - sum(before[:4])) / max(after[4] - before[4], 0.01))
+                figures.cores[name].append((sum(after[:4]) - sum(before[:4])) / max(elapsed, 0.01))
     return figures
 
 
