@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import threading
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from scipy import stats
 
 from multimix_pipe.augment.crop import TRIES, UNIFORMS_PER_CROP, centre_windows, random_flips, random_windows
-from multimix_pipe.augment.host import crop_whole, resize
+from multimix_pipe.augment.host import apply_orientation, crop_whole, resize
 from multimix_pipe.config import EvalTransform, TrainTransform
 from multimix_pipe.plan.seeding import Stream, draw_words, uniform
 
@@ -142,3 +145,23 @@ def test_an_evaluation_window_never_leaves_the_image() -> None:
     assert np.all(x >= 0)
     assert np.all(y + window_height <= height * (1 + 1e-6))
     assert np.all(x + window_width <= width * (1 + 1e-6))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="no list of threads")
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="torch uses one thread")
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("antialias", [True, False])
+def test_resizing_starts_no_threads(antialias: bool, orientation: int) -> None:
+    """torch would give each thread that resizes a window a team of OpenMP threads."""
+    image, found = np.zeros((400, 500, 3), dtype=np.uint8), set[str]()
+    window = apply_orientation(image, orientation)[20:350, 30:380]
+
+    def resize_window() -> None:
+        before = set(os.listdir("/proc/self/task"))
+        resize(window, 64, 64, antialias)
+        found.update(set(os.listdir("/proc/self/task")) - before)
+
+    thread = threading.Thread(target=resize_window)
+    thread.start()
+    thread.join()
+    assert not found

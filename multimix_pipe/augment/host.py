@@ -62,8 +62,8 @@ def resize(image: Pixels, height: int, width: int, antialias: bool) -> Pixels:
     """Resize bilinearly to uint8 (height, width, 3). With `antialias` the filter is Pillow's."""
     if image.shape[:2] == (height, width):
         return image
-    if image.strides[0] < 0 or image.strides[1:] != (3, 1):  # mirrored or transposed; torch refuses negative strides
-        image = image.copy()
+    # torch would copy a window, too, with a team of OpenMP threads for each thread that calls it: 256 of them on 16 cores
+    image = np.ascontiguousarray(image)
     # NumPy makes the views, as each of torch's would release the GIL and have to wait for it again. With image[None] the batch
     # axis would have the stride 0; torch would then write planes, not pixels.
     batch = torch.from_numpy(image.reshape(1, *image.shape).transpose(0, 3, 1, 2))
