@@ -202,23 +202,29 @@ def _paste(own: Any, other: Any, box: Any, b: int, k: int, held: int, place: Any
 @jit
 def _paste_patch(
     own: Any, patch: Any, at: int, mean: Any, scale: Any, box: Any, b: int, k: int, place: Any, inner: int, result: Any
-) -> None:
-    """Write `own` to `result`, but a normalised patch in the box y0, x0, y1, x1 in box[b, k].
+) -> Any:
+    """Write `own` to `result`, but a normalised patch in the box y0, x0, y1, x1 in box[b, k]; return whether it reaches the tile.
+
+    If not, nothing is written.
 
     patch: flat; the part of this plane starts at element `at`. mean, scale: (TILE,). place: the tile's first line and the one
     after its last, its start in the plane, and the lengths of the tile and of a line, in elements.
     """
     first_line, stop_line, start, n, line = place
+    y0, x0, y1, x1 = box[b, k, 0], box[b, k, 1], box[b, k, 2], box[b, k, 3]
+    top, bottom = max(y0, first_line), min(y1, stop_line)
+    if top >= bottom or x0 >= x1:
+        return False
     for i in range(n):
         result[i] = own[i]
-    y0, x0, y1, x1 = box[b, k, 0], box[b, k, 1], box[b, k, 2], box[b, k, 3]
-    for y in range(max(y0, first_line), min(y1, stop_line)):
+    for y in range(top, bottom):
         left, width = y * line + x0 * inner - start, (x1 - x0) * inner
         first, stop = max(left, 0), min(left + width, n)
         source = np.uint64(at + (y - y0) * width + first - left)
         to = np.uint64(first)
         for i in range(np.uint64(max(stop - first, 0))):
             result[to + i] = (np.float32(patch[source + i]) - mean[to + i]) * scale[to + i]
+    return True
 
 
 @jit
@@ -359,7 +365,9 @@ def _mix_pairs(
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
                 _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
-                if boxed:  # pixels are only copied, so they are rounded once for all members
+                if (
+                    boxed or field[b] == RESIZED
+                ):  # pixels of x are only copied, so they are rounded once for all members
                     _round(own, kind, work, n, own_result)
                 # out of the inner loop: a division takes as long as a line
                 lines = (start // line, (start + n - 1) // line + 1)
@@ -384,7 +392,9 @@ def _mix_pairs(
                         size_of_plane = (box[b, k, 2] - box[b, k, 0]) * (box[b, k, 3] - box[b, k, 1]) * inner
                         at = patch_start[b, k] + plane * size_of_plane
                         where = (*lines, start, n, line)
-                        _paste_patch(own, patch, at, mean[plane], scale[plane], box, b, k, where, inner, mixed)
+                        if not _paste_patch(own, patch, at, mean[plane], scale[plane], box, b, k, where, inner, mixed):
+                            _write(target, own_at, n * size, streams)
+                            continue
                     elif field[b] == CONSTANT:
                         _weigh(own, other, lam[b, k], n, mixed)
                     else:

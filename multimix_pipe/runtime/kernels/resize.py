@@ -32,50 +32,46 @@ def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches
     plan = mix.resized
     if plan is None:
         return None
-    sides = (plan.box[..., 2:] - plan.box[..., :2]).tolist()
-    partner, rounds = plan.member_partner, not images.is_floating_point()
-    start = np.zeros(plan.lam.shape, dtype=np.int64)
-    total, held, patches = 0, -1, list[Tensor]()
-    for b in np.flatnonzero(plan.field == Field.RESIZED).tolist():
-        for k, (height, width) in enumerate(sides[b]):
-            if height and width:
-                if partner[b, k] != held:
-                    held = int(partner[b, k])
-                    image = _channels_last(images[held].reshape(layout))
-                    if rounds and image.device.type != "cpu":  # torch has no kernel for it
-                        image = image.float()
-                patches.append(_resize(image, height, width, layout, rounds))
-                start[b, k], total = total, total + patches[-1].numel()
-    if not patches:
-        return Patches(images.new_empty(0), start)
-    if images.device.type == "cpu":  # torch would start threads for it
-        return Patches(torch.from_numpy(np.concatenate([patch.numpy() for patch in patches])), start)
-    return Patches(torch.cat(patches), start)
+    sides = np.where((plan.field == Field.RESIZED)[:, None, None], plan.box[..., 2:] - plan.box[..., :2], 0)
+    sizes = sides.prod(axis=-1, dtype=np.int64) * (layout.planes * layout.inner)
+    stop = np.cumsum(sizes).reshape(sizes.shape)
+    values, start = images.new_empty(int(sizes.sum())), stop - sizes
+    partner, rounds, held = plan.member_partner, not images.is_floating_point(), -1
+    for b, k in np.argwhere(sizes).tolist():
+        height, width = sides[b, k].tolist()
+        if partner[b, k] != held:
+            held = int(partner[b, k])
+            image = _channels_last(images[held].reshape(layout))
+            if rounds and image.device.type != "cpu":  # torch has no kernel for it
+                image = image.float()
+        patch = _resize(image, height, width, layout, rounds)
+        target = values[start[b, k] : stop[b, k]].view(layout.planes, height, width, layout.inner)
+        patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
+        if values.device.type == "cpu":  # torch would start threads for it
+            np.copyto(target.numpy(), patch.numpy(), casting="unsafe")
+        else:
+            target.copy_(patch)
+    return Patches(values, start)
 
 
 def _channels_last(image: Tensor) -> Tensor:
     """Return an image (planes, H, W, inner) as (1, channels, H, W) whose channels are adjacent, which torch resizes fastest."""
-    planes, height, width, inner = image.shape
-    pixels = _contiguous(image.permute(1, 2, 0, 3)).view(1, height, width, planes * inner)
-    return pixels.permute(0, 3, 1, 2)
-
-
-def _contiguous(image: Tensor) -> Tensor:
-    """Return a contiguous copy. On a CPU this starts no threads, unlike torch's: it runs in a thread of its own already."""
-    return torch.from_numpy(np.ascontiguousarray(image.numpy())) if image.device.type == "cpu" else image.contiguous()
+    if image.device.type == "cpu":  # torch would start threads for it
+        pixels = torch.from_numpy(np.stack(tuple(image.numpy()), axis=2))
+    else:
+        pixels = image.permute(1, 2, 0, 3).contiguous()
+    return pixels.view(1, image.shape[1], image.shape[2], -1).permute(0, 3, 1, 2)
 
 
 def _resize(image: Tensor, height: int, width: int, layout: Layout, rounds: bool) -> Tensor:
-    """Return (planes * height * width * inner,): an image of `_channels_last` resized, and `rounds` to uint8."""
+    """Return (1, channels, height, width): an image of `_channels_last` resized, and `rounds` to whole numbers."""
     if min(height, width) > 1:
         patch = torch.nn.functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
     else:  # torch 2.13 gives wrong values for a width of 1, and fails for uint8
         sides = (height, layout.height), (width, layout.width)
         lines, columns = upload([resize_rows(*side).astype(np.float32) for side in sides], image.device)
         patch = lines @ image.float() @ columns.T
-    patch = patch.round() if rounds and patch.is_floating_point() else patch
-    patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
-    return _contiguous(patch.to(torch.uint8 if rounds else image.dtype)).view(-1)
+    return patch.round() if rounds and patch.is_floating_point() else patch
 
 
 def with_patches(images: Tensor, mix: MixTensors, patches: Patches, part: slice, layout: Layout) -> Tensor:
