@@ -355,20 +355,22 @@ def _mix_pairs(
     mixed, rounded = mixed_bytes.view(np.float32), rounded_bytes.view(np.uint16)
     result = mixed_bytes if kind == FLOAT32 else rounded_bytes
     own_result, other_result = _buffer(4 * TILE, out.ctypes.data), _buffer(4 * TILE, out.ctypes.data + _PAGE // 2)
+    own_values, other_values = own_result.view(np.float32), other_result.view(np.float32)
     own_at, other_at = own_result.ctypes.data, other_result.ctypes.data
     result_at, out_at = result.ctypes.data, out.ctypes.data
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     line = width * inner
     for b in range(first, stop):
-        boxed = field[b] == BOX
+        boxed, copied = field[b] == BOX, field[b] in (BOX, RESIZED)
         for plane in range(planes):
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
-                _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
-                if (
-                    boxed or field[b] == RESIZED
-                ):  # pixels of x are only copied, so they are rounded once for all members
-                    _round(own, kind, work, n, own_result)
+                if boxed and kind == FLOAT32:
+                    _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own_values)
+                else:
+                    _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
+                    if copied:  # pixels of x are only copied, so they are rounded once for all members
+                        _round(own, kind, work, n, own_result)
                 # out of the inner loop: a division takes as long as a line
                 lines = (start // line, (start + n - 1) // line + 1)
                 place = (*lines, start * size, n * size, line * size, inner * size)
@@ -376,9 +378,12 @@ def _mix_pairs(
                 # no slices and no functions with this body: counting references drains the streaming stores, 1.5 times as long
                 for k in range(k_members):
                     if field[b] != RESIZED and (k == 0 or partner[b, k] != partner[b, k - 1]):
-                        _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other)
-                        if boxed:
-                            _round(other, kind, work, n, other_result)
+                        if boxed and kind == FLOAT32:
+                            _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other_values)
+                        else:
+                            _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other)
+                            if boxed:
+                                _round(other, kind, work, n, other_result)
                     row = (b * k_members + k) * planes + plane
                     target = out_at + (row * elements + start) * size
                     if boxed:
