@@ -23,6 +23,9 @@ from torch import nn
 from data import chosen_shards, open_backend, repeated
 from harness import forever, in_turn, parser, report, seconds
 from multimix_pipe import MultiMixLoss, TrainTransform
+from multimix_pipe.shards.cores import usable_cores
+from race.contenders import dali_reader
+from race.setting import Setting
 
 RESIDENT = "tensors that lie ready"
 AHEAD = 5
@@ -87,6 +90,8 @@ def main() -> None:
     options |= {"transform": TrainTransform(size=args.size), "channels_last": on_gpu}
     options |= {"dtype": "bfloat16" if on_gpu else "float32"}
     loaders = {backend: open_backend(backend, k=args.k or None, **options) for backend in ("dali", "torch")}
+    if on_gpu:
+        loaders["dali, decode=exact"] = open_backend("dali", k=args.k or None, decode="exact", **options)
     first: Any = [next(iter(loader)) for loader in loaders.values()][-1]
     # not before: torchvision would load an older nvJPEG than DALI's
     network: Any = make_network(args.network, num_classes, args.width).to(device)
@@ -95,6 +100,12 @@ def main() -> None:
     del first
     contenders = {RESIDENT: pace(repeat(resident))}
     contenders |= {f"multimix_pipe {backend}": pace(loader) for backend, loader in loaders.items()}
+    if on_gpu:
+        setting = Setting(
+            tuple(shards), num_classes, args.batch_size, k=args.k or None, threads=usable_cores(), size=args.size,
+            device=str(device), dtype="float32",
+        )  # fmt: skip
+        contenders["DALI's classification pipeline"] = pace(dali_reader.batches(setting))
     figures = in_turn(contenders, unit="steps/s", peer=RESIDENT, rounds=args.rounds)
     rows = len(resident[0])
     rows_a_second = rows * statistics.median(figures.values[RESIDENT])

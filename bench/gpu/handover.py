@@ -3,7 +3,7 @@
     python bench/gpu/handover.py --device cuda
 
 The consumer's stream sleeps for about two seconds. Meanwhile --take batches are taken; after each of them the time is noted, and
-whether the stream still sleeps: by backend, by type, on the default stream and on another one. A dry run on a CPU has no stream.
+whether the stream still sleeps: by backend, `decode=`, type, and stream. A dry run on a CPU has no stream.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ def main() -> None:
     folder, num_classes = chosen_shards(args.shards)
     device, shards = torch.device(args.device), repeated(folder, args.repeat)
     results = {}
-    for backend in ("dali", "torch"):
+    for backend, decode in (("dali", "fast"), ("dali", "exact"), ("torch", "fast")):
         for dtype in ("float32", "bfloat16"):
             for side in (False, True) if device.type == "cuda" else (False,):
                 options = {"shards": shards, "num_classes": num_classes, "batch_size": args.batch_size}
-                options |= {"device": args.device, "dtype": dtype, "last_batch": "wrap"}
+                options |= {"device": args.device, "dtype": dtype, "last_batch": "wrap", "decode": decode}
                 stream = torch.cuda.stream(torch.cuda.Stream(device)) if side else nullcontext()  # type: ignore[no-untyped-call]
                 with open_backend(backend, **options) as loader, stream:
                     found = times(forever(loader), args.take, device)
-                name = f"{backend}, {dtype}{', side stream' if side else ''}"
+                name = f"{backend}, {decode}, {dtype}{', side stream' if side else ''}"
                 steps = ", ".join(f"{ms:.0f}" for ms in found["ms"])
-                print(f"{name:30} taken after {steps} ms; waited: {found['stream_awake'][-1]}", flush=True)
+                print(f"{name:40} taken after {steps} ms; waited: {found['stream_awake'][-1]}", flush=True)
                 results[name] = found
     report(__doc__, {"handover": results, "device": str(device)}, args.json)
 

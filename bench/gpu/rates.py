@@ -5,7 +5,7 @@
 "stage behind the graph" decodes and resizes in DALI and mixes with torch's operations; "DALI's classification pipeline" is the
 one of the race (`readers.webdataset`, a random window, resize, mirror, normalise), without mixing. Each is measured at every
 --prefetch, and compared at its best. The targets: 0.95 of DALI's pipeline without mixing, and 0.75 of that with K = 5. A round is
---steps batches; --repeat is how often an epoch reads the shards; --threads 0 are all cores.
+--steps batches; --repeat is how often an epoch reads the shards; --threads 0 is the loader's default, and all cores for the peer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     shards, device, threads = repeated(folder, args.repeat), torch.device(args.device), args.threads or usable_cores()
     options = {"shards": shards, "batch_size": args.batch_size, "num_classes": num_classes, "device": args.device}
     options |= {"transform": TrainTransform(size=args.size), "dtype": args.dtype, "last_batch": "wrap"}
-    options |= {"num_threads": threads}
+    options |= {"num_threads": args.threads or None}
     setting = Setting(
         tuple(shards), num_classes, args.batch_size, k=None, threads=threads, size=args.size, device=str(device),
         dtype="float32" if args.dtype == "bfloat16" else args.dtype,

@@ -113,7 +113,8 @@ def open_loader(
             replaced. With "replace", a damaged or vanished shard costs only the samples that can no longer be read.
         max_bad: with "replace", the largest number of different bad samples: an int, or a float in [0, 1] for a fraction of the
             samples used. One more is an error, on opening if indexing finds it, else at its step. Default: no limit.
-        num_threads: decoding threads. Default: the usable cores, divided by the processes on this machine.
+        num_threads: decoding threads. Default: the usable cores, divided by the processes on this machine; with DALI on a GPU
+            three quarters of that.
         prefetch: batches prepared ahead, 1 .. 64.
         decode: for DALI on a GPU, without effect elsewhere. "fast" shares each batch between two JPEG decoders: the same batch
             gives the same pixels, but an image may differ by up to 3 of 255 in a batch of other samples. "exact" uses one
