@@ -54,7 +54,6 @@ def main() -> int:
         "plan": rounds,
         "pixels": shards,
         "shuffle": rounds,
-        "judgement": [],
         "bad_samples": [*rounds, *images],
         "training": [*rounds, "--batch-size", 16, *shards, *(["--steps", 3] if quick else [])],
         "at_the_model": ["--rounds", 1, "--batch-size", 2, "--size", 64] if quick else [*rounds, *shards],

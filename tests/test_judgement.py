@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import pytest
 
 from helpers.backends import dali_missing, needs_dali
 from helpers.batches import Open, same_batch
+from helpers.judgement import Outcome, check_images
+from helpers.odd_images import odd_images
 from helpers.samples import folder_from_environment
 from helpers.tars import write_tar
 from multimix_pipe import BadSampleError, TrainTransform
@@ -75,30 +76,18 @@ WHOLE = TrainTransform(size=8, scale=(1.0, 1.0), ratio=(0.2, 5.0))
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Any]:
-    """The module bench/judgement.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).resolve().parents[1] / "bench")
-        import judgement
-
-        yield judgement
+def images() -> dict[str, bytes]:
+    return odd_images()
 
 
 @pytest.fixture(scope="module")
-def images(bench: Any) -> dict[str, bytes]:
-    generated: dict[str, bytes] = bench.odd_images()
-    return generated
-
-
-@pytest.fixture(scope="module")
-def judged(bench: Any, images: dict[str, bytes]) -> list[Any]:
+def judged(images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
     if reason := dali_missing():
         pytest.skip(reason)
-    rows: list[Any] = bench.check_images(images)
-    return rows
+    return check_images(images, tmp_path_factory.mktemp("judged"))
 
 
-def differing(rows: list[Any]) -> dict[str, dict[str, str]]:
+def differing(rows: list[Outcome]) -> dict[str, dict[str, str]]:
     return {
         row.name: {backend: " ".join(told.values()) for backend, told in row.backends.items()}
         for row in rows
@@ -110,36 +99,38 @@ def refused(backend: str) -> set[str]:
     return REFUSED_BY_INDEX | REFUSED_BY_BOTH | (REFUSED_BY_TORCH if backend == "torch" else set())
 
 
-def test_the_same_images_are_generated_every_time(bench: Any, images: dict[str, bytes]) -> None:
-    assert bench.odd_images() == images
+def test_the_same_images_are_generated_every_time(images: dict[str, bytes]) -> None:
+    assert odd_images() == images
 
 
-def test_backends_judge_the_same_but_for_what_is_listed(judged: list[Any]) -> None:
+def test_backends_judge_the_same_but_for_what_is_listed(judged: list[Outcome]) -> None:
     assert differing(judged) == DIFFERING
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_what_is_refused_is_what_is_listed(judged: list[Any], backend: str) -> None:
+def test_what_is_refused_is_what_is_listed(judged: list[Outcome], backend: str) -> None:
     said = {row.name: row.backends[backend]["whole"] for row in judged}
     assert {name for name, told in said.items() if told == "index"} == REFUSED_BY_INDEX
     assert {name for name, told in said.items() if told != "ok"} == refused(backend)
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_verify_finds_what_a_backend_refuses_of_whole_images_and_nothing_else(judged: list[Any], backend: str) -> None:
+def test_verify_finds_what_a_backend_refuses_of_whole_images_and_nothing_else(
+    judged: list[Outcome], backend: str
+) -> None:
     assert {row.name: row.verify[backend] for row in judged} == {
         row.name: row.backends[backend]["whole"] for row in judged
     }
 
 
 @pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_what_decodes_as_a_whole_decodes_in_every_window(judged: list[Any], backend: str) -> None:
+def test_what_decodes_as_a_whole_decodes_in_every_window(judged: list[Outcome], backend: str) -> None:
     for row in judged:
         if row.backends[backend]["whole"] == "ok":
             assert set(row.backends[backend].values()) == {"ok"}, row.name
 
 
-def test_what_both_take_has_the_same_pixels(judged: list[Any]) -> None:
+def test_what_both_take_has_the_same_pixels(judged: list[Outcome]) -> None:
     apart = {row.name: row.difference for row in judged if row.difference is not None}
     assert len(apart) > 30
     assert {name for name, difference in apart.items() if difference > 0.005} == APART.keys()
@@ -147,9 +138,10 @@ def test_what_both_take_has_the_same_pixels(judged: list[Any]) -> None:
 
 
 @needs_dali
-def test_backends_judge_a_zoo_of_real_files_the_same_but_for_two(bench: Any) -> None:
+def test_backends_judge_a_zoo_of_real_files_the_same_but_for_two(tmp_path: Path) -> None:
     zoo = folder_from_environment("MULTIMIX_ODD", "a folder of odd and broken images")
-    rows = bench.check_images({path.name: path.read_bytes() for path in sorted(zoo.iterdir()) if path.suffix != ".tsv"})
+    images = {path.name: path.read_bytes() for path in sorted(zoo.iterdir()) if path.suffix != ".tsv"}
+    rows = check_images(images, tmp_path)
     assert differing(rows) == DIFFERING_OF_ODD
 
 

@@ -1,31 +1,26 @@
 """Which images do indexing, verify and the two backends accept? And how far apart are the pixels that both backends decode?
 
-    python bench/judgement.py [--odd FOLDER]
-
-Each image, whether generated or a file of FOLDER, is one sample of a shard, usually with the extension .jpg as in real data. A
-backend decodes the whole image, then a small window at the top left and one at the bottom right. "index": rejected when the shard
-is indexed, for both backends. "bad": rejected when decoded. Rows where the backends differ are marked with *.
+A backend decodes the whole image, then a small window at the top left and one at the bottom right. "index": rejected when the
+shard is indexed, for both backends. "bad": rejected when decoded.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from data import open_backend, scratch_folder, write_tar
-from harness import parser, report
-from multimix_pipe import BadSampleError, TrainTransform
+from helpers.tars import write_tar
+from multimix_pipe import BadSampleError, TrainTransform, open_loader
 from multimix_pipe.config import IMAGENET_STD, Backend
 from multimix_pipe.loader import Loader
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.shards import Index, open_index
 from multimix_pipe.verify import verify
-from odd_images import odd_images
 
 BACKENDS: tuple[Backend, ...] = ("torch", "dali")
 WINDOWS = ("whole", "top", "bottom")
@@ -51,25 +46,18 @@ class Outcome:
         """Whether the backends' results differ for some window."""
         return self.backends["torch"] != self.backends["dali"]
 
-    def line(self) -> str:
-        """Format a row of the table."""
-        results = [f"{self.verify[backend]:6}" for backend in BACKENDS]
-        results += [f"{' '.join(self.backends[backend].values()):18}" for backend in BACKENDS]
-        apart = "" if self.difference is None else f"{self.difference:.2f}"
-        return f"{'*' if self.differs else ' '} {self.name[:56]:56} {'  '.join(results)} {apart}".rstrip()
 
-
-def check_images(images: Mapping[str, bytes]) -> list[Outcome]:
-    """Write images, given by file name, to a shard, and check which of them each part accepts."""
-    shard = _write_shard(images)
+def check_images(images: Mapping[str, bytes], folder: Path) -> list[Outcome]:
+    """Write images, given by file name, to a shard in `folder`, and check which of them each part accepts."""
+    shard = _write_shard(images, folder)
     index = open_index(shard, progress=False)
     bad = {backend: {found.key for found in verify(shard, backend=backend, progress=False).bad} for backend in BACKENDS}
     pixels: dict[str, dict[int, torch.Tensor]] = {backend: {} for backend in BACKENDS}
     results: dict[str, dict[int, dict[str, str]]] = {backend: {} for backend in BACKENDS}
     transform = TrainTransform(size=SIZE, flip=0.0)
     for backend in BACKENDS:
-        options = {"batch_size": 1, "num_classes": 1, "transform": transform, "num_threads": 1, "prefetch": 1}
-        with open_backend(backend, k=None, shards=shard, **options) as loader:
+        options: dict[str, Any] = {"num_classes": 1, "transform": transform, "num_threads": 1, "prefetch": 1}
+        with open_loader(shard, backend=backend, batch_size=1, mix=None, device="cpu", **options) as loader:
             for sample in range(len(index)):
                 results[backend][sample] = _decode_windows(loader, sample, pixels[backend])
     scale = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
@@ -82,12 +70,12 @@ def check_images(images: Mapping[str, bytes]) -> list[Outcome]:
     return outcomes
 
 
-def _write_shard(images: Mapping[str, bytes]) -> Path:
+def _write_shard(images: Mapping[str, bytes], folder: Path) -> Path:
     members = []
     for number, (name, data) in enumerate(images.items()):
         extension = Path(name).suffix if Path(name).suffix in OWN_EXTENSIONS else ".jpg"
         members += [(f"{number:04}{extension}", data), (f"{number:04}.cls", b"0")]
-    return write_tar(scratch_folder() / "odd.tar", members)
+    return write_tar(folder / "judged.tar", members)
 
 
 def _verified(index: Index, sample: int, bad: set[str]) -> str:
@@ -118,32 +106,3 @@ def _decode_windows(loader: Loader, sample: int, pixels: dict[int, torch.Tensor]
         finally:
             executor.close()
     return results
-
-
-def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--odd", type=Path, help="folder of further images to check")
-    args = arguments.parse_args()
-    logging.disable(logging.WARNING)
-    images = odd_images()
-    if args.odd:
-        images |= {path.name: path.read_bytes() for path in sorted(args.odd.iterdir()) if path.suffix != ".tsv"}
-    outcomes = check_images(images)
-    print(f"  {'':56} verify:         {'backend torch':18}  {'backend dali':18} pixels")
-    print(f"  {'':56} torch   dali    {' '.join(WINDOWS):18}  {' '.join(WINDOWS):18} differ by")
-    for row in outcomes:
-        print(row.line())
-    print(f"the backends differ on {sum(row.differs for row in outcomes)} of {len(outcomes)} images")
-    unfound = [
-        f"{row.name} ({backend})"
-        for row in outcomes
-        for backend in BACKENDS
-        if row.verify[backend] == "ok" and set(row.backends[backend].values()) != {"ok"}
-    ]
-    print(f"rejected by a backend but accepted by verify with its decoder: {', '.join(unfound) or 'none'}")
-    rows = [asdict(row) | {"differs": row.differs} for row in outcomes]
-    report(__doc__, {"judged": rows, "not_found_by_verify": unfound}, args.json)
-
-
-if __name__ == "__main__":
-    main()
