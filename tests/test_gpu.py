@@ -252,7 +252,7 @@ def test_device_memory_stops_growing(opened: Open, backend: str) -> None:
         torch.cuda.synchronize()
         free, total = torch.cuda.mem_get_info()
         used.append(total - free)
-    assert used[-1] <= used[1] + (8 << 20)
+    assert used[-1] <= used[1] + (8 << 20), used
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
