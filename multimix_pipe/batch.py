@@ -31,10 +31,11 @@ class Batch:
     __slots__ = ("__weakref__", "_keys", "chunk_weight", "images", "labels", "plan", "targets")
 
     images: Tensor
-    """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed."""
+    """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed. With expand=False and crops="each" they are (B*K, C, H, W),
+    too: row b*K + k is crop k of image b."""
     targets: Tensor | PairTargets
     """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,), or
-    (B, K) with partners="each", and lam (B, K). If nothing is mixed, (B,) int64 class ids."""
+    (B, K) with partners="each", and lam (B, K). If nothing is mixed, int64 class ids, one per image."""
     labels: Tensor
     """(B,) int64 class ids of the samples."""
     plan: StepPlan | MixPlan
@@ -192,6 +193,11 @@ def mix_batch(
     """
     if not isinstance(mix, MultiMix):
         raise ConfigError(f"mix must be a MultiMix; found {mix!r}")
+    if mix.crops != "same":
+        raise ConfigError(
+            f'mix_batch gets images that are cropped already and needs crops="same"; found crops={mix.crops!r}. '
+            "Pass it to open_loader, or mix several crops of each image with apply_mix and MixPlan.of_crops"
+        )
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("step", step, 0)
     if images.ndim < 1:
@@ -259,4 +265,8 @@ def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_clas
         )
     rows = len(images)
     if len(plan) != rows or (rows and not 0 <= plan.partner.min() <= plan.partner.max() < rows):
-        raise ConfigError(f"plan must hold {rows} pairs, one per image, with partners in [0, {rows}); found {plan!r}")
+        hint = '. If these are K crops of each image (crops="each"), pass plan.of_crops()'
+        raise ConfigError(
+            f"plan must hold {rows} pairs, one per image, with partners in [0, {rows}); found {plan!r}"
+            f"{hint if len(plan) * plan.k == rows else ''}"
+        )

@@ -188,9 +188,9 @@ def test_settings_that_draw_the_same_are_saved_as_the_same() -> None:
         assert all(np.array_equal(plan.method, plans[0].method) for plan in plans)
 
 
-def test_a_state_from_before_there_were_partners_is_resumed_or_refused_by_its_fields(opened: Open) -> None:
+def test_a_state_from_before_there_were_partners_and_crops_is_resumed_or_refused_by_its_fields(opened: Open) -> None:
     state = opened(mix=MultiMix(k=3, alpha=0.4)).state_dict()
-    assert state["mix"].pop("partners") == "same"
+    assert (state["mix"].pop("partners"), state["mix"].pop("crops")) == ("same", "same")
     fields = {"k": 3, "alpha": 0.4, "method": "mixup", "sampling": "iid", "lam_per": "pair"}
     assert state["mix"] == {**fields, "pairing": "derangement", "prob": 1.0}
     loader = opened(mix=MultiMix(k=3, alpha=0.4))
@@ -206,6 +206,12 @@ def test_a_state_from_before_there_were_partners_is_resumed_or_refused_by_its_fi
     with pytest.raises(StateMismatchError, match=r"mix: this loader has \{'0': .*, '2': None\}, the state has \{"):
         by_epoch.load_state_dict(state)
     assert "mix={0: MultiMix(k=3" in repr(by_epoch)
+    state = by_epoch.state_dict()
+    del state["mix"]["0"]["partners"], state["mix"]["0"]["crops"]
+    by_epoch.load_state_dict(state)
+    state["mix"]["0"]["crops"] = "each"
+    with pytest.raises(StateMismatchError, match=r"^mix\.0\.crops: this loader has 'same', the state has 'each'"):
+        by_epoch.load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", ["deit", "timm", "torchvision", "openmixup-cifar"])
@@ -320,9 +326,10 @@ SCHEDULES: list[dict[int, MultiMix | None]] = [
     {0: MultiMix(k=3, method="cutmix"), 1: None, 3: MultiMix(k=2, partners="each")},
     {0: None, 1: MultiMix(k=2, method={"resizemix": 0.5, "smoothmix": 0.5}), 3: MultiMix(k=4)},
 ]
+CROPS = {0: MultiMix(k=3, crops="each"), 1: None, 2: MultiMix(k=2), 3: MultiMix(k=2, method="resizemix", crops="each")}
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [*SCHEDULES, CROPS])
 @pytest.mark.parametrize("targets", ["rows", "pairs"])
 def test_settings_by_epoch_hold_from_their_epoch_on_and_in_a_resumed_run(
     opened: Open, backend: str, targets: str, schedule: dict[int, MultiMix | None]

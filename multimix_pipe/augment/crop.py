@@ -79,6 +79,13 @@ def centre_windows(width: NDArray[np.integer], height: NDArray[np.integer], tran
     return np.stack([y, x, window_height, window_width], axis=1).astype(np.float32)
 
 
+def enclosing_windows(windows: Windows) -> Windows:
+    """Return the smallest window that encloses all K windows of each image: float32 (n, 4) for windows (n, K, 4)."""
+    corner = windows[..., :2].min(axis=1)
+    stop = (windows[..., :2] + windows[..., 2:]).max(axis=1)
+    return np.concatenate([corner, stop - corner], axis=1)
+
+
 def _integers(u: Uniform, stop: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.floor(u * stop).astype(np.int64)
 

@@ -5,8 +5,8 @@ DALI never enter it.
 
 On a GPU the graph ends with the mixed batch. On a CPU it ends with decoded windows, and the host resizes and mixes: there DALI's
 resize takes three to four times as long as torch's (bench/decode.py), and its arithmetic needs several passes over memory, the
-mix stage only one (bench/mix_stage.py). The mix stage also serves `expand=False`, and steps in which DALI failed to decode a row:
-these are decoded a few rows at a time, but must be mixed as a whole.
+mix stage only one (bench/mix_stage.py). The mix stage also serves `expand=False`, crops="each", and steps in which DALI failed to
+decode a row: these are decoded a few rows at a time, but must be mixed as a whole.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from nvidia.dali import Pipeline
 from nvidia.dali.tensors import TensorListCPU, TensorListGPU
 from torch import Tensor
 
+from multimix_pipe.augment.crop import enclosing_windows
 from multimix_pipe.augment.host import Pixels, crop_and_resize
 from multimix_pipe.dali.decode_check import HeaderCheck, decodes_regions, undecodable_row
 from multimix_pipe.dali.graph import Ends, Graph
@@ -74,7 +77,7 @@ class DaliExecutor:
         queue = config.prefetch + 1  # the requested step, and those ahead of it
         self._context = context
         self._mix_stage = mix_stage or make_mix_stage(context, parallel=True)
-        self._graph = Graph(
+        self._graph = self._graph_of_one = Graph(
             batch_size=config.batch_size,
             device_id=context.device.index if on_gpu else None,
             num_threads=context.num_threads,
@@ -147,6 +150,10 @@ class DaliExecutor:
 
     def _feed(self, work: _Work) -> None:
         """Feed a step to DALI, which starts to work on it."""
+        crops = 1 if self._graph.ends == "window" else work.step.crops
+        if crops != self._graph.crops:  # the first step of an epoch with other settings, so nothing is in flight
+            self._discard_pipeline()
+            self._graph = self._graph_for(crops)
         if self._pipeline is None:
             self._pipeline, self._started = self._graph.build(), False
         self._feed_inputs(self._pipeline, self._graph, work.step, work.encoded)
@@ -156,6 +163,14 @@ class DaliExecutor:
         elif len(self._in_flight) == self._graph.prefetch:
             self._pipeline.schedule_run()  # the first call runs as many steps as the queue is deep
             self._started = True
+
+    def _graph_for(self, crops: int) -> Graph:
+        """Return the graph for steps with that many crops of each image. Several crops are mixed behind the graph."""
+        if crops == 1:
+            return self._graph_of_one
+        return replace(
+            self._graph_of_one, crops=crops, ends="pixels", mix=None, prefetch=self._context.config.prefetch + 1
+        )
 
     def _feed_inputs(self, pipeline: Pipeline, graph: Graph, step: StepPlan, encoded: list[Encoded]) -> None:
         pipeline.feed_input("encoded", encoded)
@@ -232,8 +247,10 @@ class DaliExecutor:
         if graph.ends == "window":
             return self._resized(step, decoded)
         if self._stream is None and len(decoded) == 1:  # the mix stage reads it while DALI's memory is valid
-            return torch.from_numpy(np.asarray(decoded[0].as_tensor()))
-        return self._copied(decoded, torch.uint8)
+            pixels = torch.from_numpy(np.asarray(decoded[0].as_tensor()))
+        else:
+            pixels = self._copied(decoded, torch.uint8)
+        return pixels if graph.crops == 1 else pixels.flatten(0, 1)
 
     def _copied(self, decoded: list[TensorList], dtype: torch.dtype) -> Tensor:
         """Return DALI's outputs as one batch in torch's memory.
@@ -255,17 +272,28 @@ class DaliExecutor:
 
     def _resized(self, step: StepPlan, decoded: list[TensorList]) -> Tensor:
         windows = [np.asarray(part[row]) for part in decoded for row in range(len(part))]
-        images: list[Pixels] = [window[:0] for window in windows]
+        images: list[Any] = [None] * len(windows)  # Pixels, or lists of K crops
+        transform = self._context.config.transform
 
         def resize(row: int, window: Pixels) -> None:
             orientation = self._context.orientation(int(step.sample[row]))
-            transform = self._context.config.transform
             images[row] = crop_and_resize(window, transform, window=None, orientation=orientation)
 
-        job = RowJob[Pixels](len(windows), resize)
+        def resize_crops(row: int, window: Pixels) -> None:
+            orientation = self._context.orientation(int(step.sample[row]))
+            images[row] = [
+                crop_and_resize(window, transform, window=crop, orientation=orientation) for crop in crops[row]
+            ]
+
+        if step.crops_each:
+            crops = step.window.copy()
+            crops[..., :2] -= enclosing_windows(step.window)[:, None, :2]  # inside what was decoded
+        job = RowJob[Pixels](len(windows), resize_crops if step.crops_each else resize)
         self._resizers.add(job)
         self._resizers.start(job, enumerate(windows))
         job.wait()
+        if step.crops_each:
+            images = list(chain.from_iterable(images))
         with self._mix_time:
             return self._mix_stage.gather(images, step.flip)
 

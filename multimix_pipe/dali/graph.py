@@ -5,6 +5,9 @@ All random values come in through the inputs. `Graph.ends` says how far the grap
     batch    decode -> crop -> resize -> flip -> normalise -> multi_mix -> cast       the images of the batch
     pixels   decode -> crop -> resize -> flip                                         uint8, for the mix stage
     window   decode -> crop                                                           uint8, as stored: the host resizes too
+
+With crops="each" the decoder gives the part of an image that encloses its K crops. "pixels" then has K branches behind it, and
+"batch" is not available.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
+from multimix_pipe.augment.crop import enclosing_windows
 from multimix_pipe.config import Transform
 from multimix_pipe.dali.orientation import stored_sizes, stored_windows, turns
 from multimix_pipe.dali.stage import TYPES, input_arrays, input_names, mix_images, mix_nodes, resized_partners
@@ -45,7 +49,10 @@ class Graph:
     exif: bool
     channels_last: bool
     ends: Ends
-    """The outputs: float (B, K, ...) or (B, ...); uint8 (B, C, H, W) or (B, H, W, C); or uint8 windows of any size."""
+    """The outputs: float (B, K, ...) or (B, ...); uint8 (B, C, H, W) or (B, H, W, C), or (B, crops, ...) with several crops; or
+    uint8 windows of any size."""
+    crops: int = 1
+    """Crops of each decoded image: K with crops="each"."""
     mix: MultiMix | MixSchedule | None = None
     """The mixing of a graph that ends with the batch, or None."""
     hw_decoder_load: float = 0.65
@@ -70,15 +77,21 @@ class Graph:
 
     def inputs(self, step: StepPlan, index: Index) -> Inputs:
         """Return a step's values for all inputs except "encoded": arrays of B rows."""
-        window, arrays = step.window, Inputs()
+        window, arrays = step.window.reshape(-1, 4), Inputs()
         if self.exif:
             orientation, size = index.orientation[step.sample], self.transform.height_width
-            window = stored_windows(window, orientation, index.height[step.sample], index.width[step.sample])
             arrays |= {"size": stored_sizes(orientation, *size), "turn": turns(orientation, *size)}
+            sample = np.repeat(step.sample, step.crops)
+            window = stored_windows(window, index.orientation[sample], index.height[sample], index.width[sample])
+        if step.crops > 1:
+            crops = window.reshape(-1, step.crops, 4)
+            window = enclosing_windows(crops)
+            arrays["corners"] = (crops[..., :2] - window[:, None, :2]).astype(np.int32)
+            arrays["extents"] = crops[..., 2:].astype(np.int32)
         corner, extent = window[:, :2], window[:, 2:]
         if self.transform.random:
             arrays |= {"corner": corner.astype(np.int32), "extent": extent.astype(np.int32)}
-            arrays["flip"] = step.flip.astype(np.int32)
+            arrays["flip"] = (step.flip if step.crops > 1 else step.flip.reshape(-1)).astype(np.int32)
         else:
             arrays |= {"corner": np.ascontiguousarray(corner), "end": corner + extent}
         if self.mix is not None:
@@ -92,6 +105,7 @@ class Graph:
         if self.ends != "window":
             names += ["size", "turn"] if self.exif else []
             names += ["flip"] if self.transform.random else []
+            names += ["corners", "extents"] if self.crops > 1 else []
         if self.ends == "batch" and self.mix is not None:
             names += input_names(self.mix)
         return names
@@ -124,17 +138,33 @@ def loader_graph(graph: Graph) -> DataNode:
         return images
 
     size = _input("size", types.FLOAT, 1) if graph.exif else [float(height), float(width)]
-    images = fn.resize(
-        images, size=size, interp_type=types.INTERP_LINEAR, antialias=graph.transform.antialias, **region
-    )
-    if graph.exif:  # flips and transpositions map pixels to pixels, so nearest-neighbour is exact
-        turn = _input("turn", types.FLOAT, 2)
-        images = fn.warp_affine(
+    turn = _input("turn", types.FLOAT, 2) if graph.exif else None
+    mirror: Any = _input("flip", types.INT32, int(graph.crops > 1)) if training else 0
+    to_pixels: dict[str, Any] = {"output_layout": layout, "dtype": types.UINT8}
+
+    def resize(images: DataNode) -> DataNode:
+        images = fn.resize(
+            images, size=size, interp_type=types.INTERP_LINEAR, antialias=graph.transform.antialias, **region
+        )
+        if turn is None:
+            return images
+        # flips and transpositions map pixels to pixels, so nearest-neighbour is exact
+        return fn.warp_affine(
             images, turn, size=[float(height), float(width)], inverse_map=True, interp_type=types.INTERP_NN
         )
-    mirror = _input("flip", types.INT32, 0) if training else 0
+
+    if graph.crops > 1:
+        assert graph.ends == "pixels", "crops of several members are mixed behind the graph"
+        corners, extents = _input("corners", types.INT32, 2), _input("extents", types.INT32, 2)
+        members = [
+            resize(fn.slice(images, start=corners[k], shape=extents[k], axes=[0, 1])) for k in range(graph.crops)
+        ]
+        return fn.stack(
+            *(fn.crop_mirror_normalize(member, mirror=mirror[k], **to_pixels) for k, member in enumerate(members))
+        )
+    images = resize(images)
     if graph.ends == "pixels":
-        return fn.crop_mirror_normalize(images, mirror=mirror, output_layout=layout, dtype=types.UINT8)
+        return fn.crop_mirror_normalize(images, mirror=mirror, **to_pixels)
 
     plan = None
     if graph.mix is not None:

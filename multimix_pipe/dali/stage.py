@@ -19,6 +19,7 @@ from multimix_pipe.config import check_choice, check_height_width, check_int
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing import (
     Alpha,
+    Crops,
     Field,
     LamPer,
     Method,
@@ -234,6 +235,7 @@ def multi_mix(
     sampling: Sampling = "iid",
     lam_per: LamPer = "pair",
     partners: Partners = "same",
+    crops: Crops = "same",
     pairing: Pairing = "derangement",
     prob: float = 1.0,
     size: Size | None = None,
@@ -249,6 +251,7 @@ def multi_mix(
         labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`. Any
             other label is an error on a CPU; on a GPU the target rows of its pairs are NaN, and so is their loss.
         k, alpha, method, sampling, lam_per, partners, pairing, prob: as in `MultiMix`.
+        crops: only "same", because the images are cropped already.
         size, layout: (height, width) of the images, and "CHW" or "HWC"; required for every method except "mixup".
         seed, rank, world_size: the draws are keyed by (seed, the pipeline's epoch, iteration * world_size + rank).
 
@@ -273,9 +276,15 @@ def multi_mix(
         sampling=sampling,
         lam_per=lam_per,
         partners=partners,
+        crops=crops,
         pairing=pairing,
         prob=prob,
     )
+    if mix.crops != "same":
+        raise ConfigError(
+            f'multi_mix gets images that are cropped already and needs crops="same"; found crops={crops!r}. Use '
+            'open_loader(backend="dali"), which decodes each image once for K crops'
+        )
     check_int("num_classes", num_classes, 1)
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("world_size", world_size, 1)

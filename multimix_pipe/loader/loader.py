@@ -338,6 +338,8 @@ class Loader:
             targets = pair_targets(labels, mix.partner, mix.lam)
         elif mix is not None:
             targets = mix_targets(labels, mix.partner, mix.lam, config.num_classes)
+        elif step.crops_each:
+            targets = labels[:, None].expand(-1, step.crops).reshape(-1)
         return Batch(executed.images, targets, labels, step, PackedKeys.of(index, step.sample))
 
     def _stop_running(self) -> None:

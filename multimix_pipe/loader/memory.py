@@ -36,13 +36,14 @@ def explain_out_of_memory(config: LoaderConfig, device: torch.device) -> Iterato
         if not _is_out_of_memory(error):
             raise
         height, width = config.transform.height_width
-        batch, pixels = _batch_bytes(config), config.batch_size * 3 * height * width
+        batch, crops = _batch_bytes(config), config.batch_size * _crops(config)
+        decoded = crops * 3 * height * width
         ahead = config.prefetch + 1  # the DALI backend keeps them on the device, the torch backend on the host
         raise ConfigError(
             f"making a batch on {device} needs more memory than is free: {type(error).__name__}: {' '.join(str(error).split())}. "
             f"{_batch_in_words(config)} take {batch / 1e9:.3g} GB, and the previous batch takes as much again while you hold "
-            f"it; prefetch={config.prefetch} keeps {ahead} batches of {config.batch_size} decoded images, "
-            f"{ahead * pixels / 1e9:.3g} GB. Lower batch_size, k or prefetch, use a 16-bit dtype, or free memory elsewhere"
+            f"it; prefetch={config.prefetch} keeps {ahead} batches of {crops} decoded images, "
+            f"{ahead * decoded / 1e9:.3g} GB. Lower batch_size, k or prefetch, use a 16-bit dtype, or free memory elsewhere"
         ) from error
 
 
@@ -67,4 +68,9 @@ def _batch_in_words(config: LoaderConfig) -> str:
 
 def _rows(config: LoaderConfig) -> int:
     """Return K, the images handed out per decoded image."""
-    return config.mix.k if config.mix is not None and config.expand else 1
+    return config.mix.k if config.mix is not None and config.expand else _crops(config)
+
+
+def _crops(config: LoaderConfig) -> int:
+    """Return how many crops are made of each decoded image, in the epochs with the most."""
+    return max((mix.k for mix in config.mix.mixes if mix.crops == "each"), default=1) if config.mix is not None else 1

@@ -18,7 +18,7 @@ logger = logging.getLogger("multimix_pipe")
 STATE_VERSION = 2
 """Version 1 had another order of samples and another state at an epoch's end."""
 
-_ABSENT = {"partners": "same"}
+_ABSENT = {"partners": "same", "crops": "same"}
 """Settings of mixing that states from before they existed lack, with what holds for those."""
 
 _COUNTS = {
@@ -46,9 +46,8 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
             f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}, of which epochs have "
             "another order. Use the multimix_pipe that saved it, or begin an epoch with set_epoch"
         )
-    mine, theirs = identity(context), state.get("mix")
-    if isinstance(theirs, dict) and "k" in theirs:
-        state = {**state, "mix": {**_ABSENT, **theirs}}
+    mine, theirs = identity(context), _with_absent(state.get("mix"))
+    state = {**state, "mix": theirs}
     if mine["mix"] is None and theirs is None:
         del mine["batch_size"]  # batches of another size show the same samples in the same crops
     differing = list(differences(mine, state, "this loader", "the state"))
@@ -63,6 +62,13 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
     if differing:
         logger.warning("loaded a state that differs from this loader. %s", "; ".join(differing))
     return Position(*cast("list[int]", numbers))
+
+
+def _with_absent(mix: object) -> object:
+    """Return the settings of mixing in a state, or those of each epoch, with the settings that it lacks."""
+    if not isinstance(mix, dict):
+        return mix
+    return {**_ABSENT, **mix} if "k" in mix else {epoch: _with_absent(settings) for epoch, settings in mix.items()}
 
 
 def identity(context: LoaderContext) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from multimix_pipe.mixing.cutmix import CutMix
 from multimix_pipe.mixing.method import Field, Members, Method
 from multimix_pipe.mixing.methods import METHODS
 from multimix_pipe.mixing.mixup import Mixup
-from multimix_pipe.mixing.multimix import Alpha, LamPer, MultiMix, Pairing, Partners, Sampling
+from multimix_pipe.mixing.multimix import Alpha, Crops, LamPer, MultiMix, Pairing, Partners, Sampling
 from multimix_pipe.mixing.plan import MixPlan
 from multimix_pipe.mixing.resizemix import ResizeMix
 from multimix_pipe.mixing.schedule import MixSchedule
@@ -13,6 +13,7 @@ from multimix_pipe.mixing.smoothmix import SmoothMix
 __all__ = [
     "METHODS",
     "Alpha",
+    "Crops",
     "CutMix",
     "Field",
     "LamPer",

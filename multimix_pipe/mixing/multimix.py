@@ -15,6 +15,7 @@ from multimix_pipe.mixing.methods import METHODS, check_needs_no_model
 Sampling = Literal["iid", "stratified"]
 LamPer = Literal["pair", "batch"]
 Partners = Literal["same", "each"]
+Crops = Literal["same", "each"]
 Pairing = Literal["derangement", "roll", "flip"]
 Alpha = float | tuple[float, float]
 
@@ -61,6 +62,9 @@ class MultiMix:
     partners: Partners = "same"
     """"same": a pair has one partner. "each": each member has another partner from the batch, until all were used; the paper
     does not do this. It needs pairing="derangement"."""
+    crops: Crops = "same"
+    """"same": all members of a pair show one crop of each image. "each": each member is made of its own crop and flip of both
+    images, which are decoded once; the paper does not do this. With prob=0 that is batch augmentation without mixing."""
     pairing: Pairing = "derangement"
     """How partners are chosen. "derangement": a random cycle through the batch; "roll": the previous row; "flip": the batch in
     reverse. No sample is its own partner unless it is alone in its batch."""
@@ -73,6 +77,7 @@ class MultiMix:
         check_choice("MultiMix.sampling", self.sampling, get_args(Sampling))
         check_choice("MultiMix.lam_per", self.lam_per, get_args(LamPer))
         check_choice("MultiMix.partners", self.partners, get_args(Partners))
+        check_choice("MultiMix.crops", self.crops, get_args(Crops))
         check_choice("MultiMix.pairing", self.pairing, get_args(Pairing))
         check_number("MultiMix.prob", self.prob, 0.0, 1.0)
         if self.partners == "each" and self.pairing != "derangement":

@@ -147,6 +147,19 @@ class MixPlan:
         factors = None if self.factors is None else self.factors[rows]
         return MixPlan(self.partner[rows], self.lam[rows], self.method[rows], self.box[rows], factors)
 
+    def of_crops(self) -> MixPlan:
+        """Return this plan for B*K images, of which each member of a pair has its own, as with `MultiMix(crops="each")`.
+
+        It holds B*K pairs with one member each: image b*K + k is mixed with image partner*K + k.
+
+        >>> MixPlan(partner=np.array([1, 0]), lam=np.array([[1.0, 0.25], [0.5, 0.5]], dtype=np.float32)).of_crops().partner
+        array([2, 3, 0, 1])
+        """
+        partner = self.member_partner * self.k + np.arange(self.k)
+        factors = None if self.factors is None else self.factors.reshape(-1, 1, self.factors.shape[2])
+        method, box = np.repeat(self.method, self.k), self.box.reshape(-1, 1, 4)
+        return MixPlan(partner.reshape(-1), self.lam.reshape(-1, 1), method, box, factors)
+
     def __len__(self) -> int:
         return len(self.partner)
 

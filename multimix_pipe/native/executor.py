@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
+from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from multimix_pipe.augment.host import Pixels, crop_and_resize
@@ -101,10 +102,11 @@ class NativeExecutor:
 
     def _start(self, read: ReadStep) -> _Pending:
         replacements = read.replacements
-        images: list[Pixels] = [np.empty(0, dtype=np.uint8)] * len(replacements.step)
+        images: list[Any] = [None] * len(replacements.step)  # Pixels, or lists of K crops
+        decode_row: Callable[..., Any] = self._decode_crops if replacements.step.crops_each else self._decode
 
-        def decode(row: int, encoded: Encoded) -> Pixels | Unusable:
-            return self._decode(replacements.step, row, encoded)
+        def decode(row: int, encoded: Encoded) -> Any:
+            return decode_row(replacements.step, row, encoded)
 
         def work(row: int, encoded: Row) -> None:
             images[row] = replacements.use(row, usable(encoded), decode)
@@ -143,9 +145,22 @@ class NativeExecutor:
             return Unusable(str(error))
         return crop_and_resize(image, transform, window=window, orientation=orientation)
 
-    def _finish(self, replacements: Replacements, job: RowJob[Row], images: list[Pixels]) -> Tensor | ExecutedStep:
+    def _decode_crops(self, step: StepPlan, row: int, encoded: Encoded) -> list[Pixels] | Unusable:
+        """Return the K crops of a row's image, which is decoded once."""
+        transform, sample_id, windows = self._context.config.transform, int(step.sample[row]), step.window[row]
+        orientation = self._context.orientation(sample_id)
+        stop = int((windows[:, 0] + windows[:, 2]).max()) if orientation == 1 else None
+        try:
+            image = self._decoder.decode(sample_id, encoded, stop)
+        except UndecodableError as error:
+            return Unusable(str(error))
+        return [crop_and_resize(image, transform, window=window, orientation=orientation) for window in windows]
+
+    def _finish(self, replacements: Replacements, job: RowJob[Row], images: list[Any]) -> Tensor | ExecutedStep:
         job.wait()
         step = replacements.step
+        if step.crops_each:
+            images = list(chain.from_iterable(images))
         with self._mix_time:
             pixels = self._mix_stage.gather(images, step.flip)
             return self._mix_stage.finish(step, pixels) if self._on_host else pixels

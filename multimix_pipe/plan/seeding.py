@@ -34,17 +34,25 @@ class Stream(IntEnum):
 
 
 def draw_words(
-    seed: int, stream: Stream, epoch: int, start: int, count: int, per_position: int, *, attempt: int = 0
+    seed: int,
+    stream: Stream,
+    epoch: int,
+    start: int,
+    count: int,
+    per_position: int,
+    *,
+    attempt: int = 0,
+    member: int = 0,
 ) -> Words:
     """Draw `per_position` words for each of the positions [start, start + count): uint64 (count, per_position).
 
-    `attempt` selects an independent set of words for the same positions. A position's words stay the same as long as
+    `attempt` and `member` select independent sets of words for the same positions. A position's words stay the same as long as
     `per_position` needs the same number of blocks of four words.
     """
     blocks = -(-per_position // WORDS_PER_BLOCK)
     # explicit dtype: NumPy converts a list that holds an int >= 2**63 to float64, and distinct seeds would become equal
     key = np.array([seed, int(stream)], dtype=np.uint64)
-    counter = np.array([start * blocks, attempt, epoch, 0], dtype=np.uint64)
+    counter = np.array([start * blocks, attempt, epoch, member], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=counter)
     words = generator.random_raw(count * blocks * WORDS_PER_BLOCK)
     return words.reshape(count, blocks * WORDS_PER_BLOCK)[:, :per_position]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,9 +36,9 @@ class StepPlan:
     """(B,) `sample_id` of each row: the position of its sample in the shards' `Index`."""
     window: NDArray[np.float32]
     """(B, 4) y, x, height, width of the crop in pixels of the image, after its EXIF orientation is applied if `exif=True`;
-    whole numbers for training."""
+    whole numbers for training. With crops="each" (B, K, 4), a crop for each member."""
     flip: NDArray[np.bool_]
-    """(B,) whether the row is mirrored left to right."""
+    """(B,) whether the crop is mirrored left to right; (B, K) with crops="each"."""
     attempt: NDArray[np.int32]
     """(B,) how often the row's sample was replaced because it was bad; 0 for the sample that the order chose."""
     mix: MixPlan
@@ -65,6 +65,16 @@ class StepPlan:
     def box(self) -> NDArray[np.int32]:
         """(B, K, 4) int32 y0, x0, y1, x1, half-open: the region that each member takes from the partner; zeros if none."""
         return self.mix.box
+
+    @property
+    def crops_each(self) -> bool:
+        """Whether each member has its own crop of both images. Not part of the public API."""
+        return self.window.ndim == 3
+
+    @property
+    def crops(self) -> int:
+        """Number of crops of each image: K with crops="each", else 1. Not part of the public API."""
+        return self.window.shape[1] if self.crops_each else 1
 
     def __len__(self) -> int:
         return len(self.sample)
@@ -162,8 +172,9 @@ class Plan:
         `step_start` is the first position of all processes' rows in this step. Default: `start`.
         """
         place = self.order(epoch)(np.arange(start, stop) % len(self.samples))
-        window, flip = self._crops(place, epoch, start)
         settings = None if self.mix is None else self.mix.at(epoch)
+        members = settings.k if settings is not None and settings.crops == "each" else None
+        window, flip = self._crops(place, epoch, start, members=members)
         mix = mixing.draw_mixing(settings, self.seed, epoch, start, len(place), self.transform.height_width)
         attempt = np.zeros(len(place), dtype=np.int32)
         step_start = start if step_start is None else step_start
@@ -177,7 +188,7 @@ class Plan:
             place = integers(word, len(self.samples))
         else:
             place = order.by_weight(uniform(word), self.samples.cumulative)
-        window, flip = self._crops(place, step.epoch, position, attempt)
+        window, flip = self._crops(place, step.epoch, position, attempt, step.crops if step.crops_each else None)
         return replace(
             step,
             sample=_with_row(step.sample, row, self.samples.sample_id[place[0]]),
@@ -187,16 +198,24 @@ class Plan:
         )
 
     def _crops(
-        self, place: NDArray[np.int64], epoch: int, start: int, attempt: int = 0
+        self, place: NDArray[np.int64], epoch: int, start: int, attempt: int = 0, members: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return windows (B, 4) and flips (B,), or (B, K, 4) and (B, K) for K members; member 0 has those of the former."""
         # a sample with an unreadable header has size 0: it never reaches a decoder, but its row still needs a valid window
         width = np.maximum(self.samples.width[place], 1).astype(np.int64)
         height = np.maximum(self.samples.height[place], 1).astype(np.int64)
         if isinstance(self.transform, EvalTransform):
             return crop.centre_windows(width, height, self.transform), np.zeros(len(place), dtype=np.bool_)
-        words = draw_words(self.seed, Stream.CROP, epoch, start, len(place), crop.UNIFORMS_PER_CROP, attempt=attempt)
-        u = uniform(words)
-        return crop.random_windows(u, width, height, self.transform), crop.random_flips(u, self.transform.flip)
+        draw = partial(
+            draw_words, self.seed, Stream.CROP, epoch, start, len(place), crop.UNIFORMS_PER_CROP, attempt=attempt
+        )
+        if members is None:
+            u = uniform(draw())
+        else:
+            u = uniform(np.stack([draw(member=k) for k in range(members)], axis=1).reshape(-1, crop.UNIFORMS_PER_CROP))
+            width, height = np.repeat(width, members), np.repeat(height, members)
+        window, flip = crop.random_windows(u, width, height, self.transform), crop.random_flips(u, self.transform.flip)
+        return (window, flip) if members is None else (window.reshape(-1, members, 4), flip.reshape(-1, members))
 
 
 def _with_row(column: NDArray[Scalar], row: int, value: Any) -> NDArray[Scalar]:

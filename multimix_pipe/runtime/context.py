@@ -111,6 +111,11 @@ class LoaderConfig:
             raise ConfigError(
                 "expand=False returns plain images and their mixing plan; it needs mix=MultiMix(...), found None"
             )
+        if not self.transform.random and self.mix is not None and any(mix.crops == "each" for mix in self.mix.mixes):
+            raise ConfigError(
+                f'crops="each" draws another crop for each member and needs a TrainTransform; found {self.transform!r}. '
+                'Use crops="same"'
+            )
         if self.targets == "pairs" and (self.mix is None or not self.expand):
             raise ConfigError(
                 f'targets="pairs" needs mix=MultiMix(...) and expand=True; found mix={self.mix}, expand={self.expand}'
@@ -176,7 +181,7 @@ class ExecutedStep:
     step: StepPlan
     """The plan that was executed, with bad samples replaced."""
     images: torch.Tensor
-    """(B*K, C, H, W) mixed rows, or (B, C, H, W) without mixing."""
+    """(B*K, C, H, W) mixed rows, or (B, C, H, W) without mixing; (B*K, C, H, W) if there are crops for each member."""
     tensors: StepTensors
     """Labels and mixing plan on the images' device."""
 

@@ -17,15 +17,16 @@ from multimix_pipe.runtime.buffers import BufferPool
 from multimix_pipe.runtime.context import ExecutedStep, LoaderContext
 from multimix_pipe.runtime.kernels import device, host_kernel
 from multimix_pipe.runtime.kernels.normalize import Normalize
+from multimix_pipe.runtime.tensors import MixTensors, StepTensors
 
 
 class MixStage(Protocol):
     """Normalises and mixes a batch of pixels, and rounds it to the loader's dtype."""
 
     def gather(self, images: Sequence[Pixels], flip: NDArray[np.bool_]) -> Tensor:
-        """Copy B images, mirrored where `flip` is set, into one batch on the host.
+        """Copy B images, or the B*K crops of crops="each", mirrored where `flip` is set, into one batch on the host.
 
-        images: contiguous uint8 (H, W, 3). flip: (B,). Returns uint8 (B, C, H, W), or (B, H, W, C) if channels_last.
+        images: contiguous uint8 (H, W, 3). flip: (B,) or (B, K). Returns uint8 (B, C, H, W), or (B, H, W, C) if channels_last.
         """
         ...
 
@@ -56,18 +57,18 @@ class HostMixStage:
         """See `MixStage.gather`."""
         shape = self._normalize.shape(len(images), *self._context.config.transform.height_width)
         pixels = self._memory(shape, torch.uint8)
-        self._kernel.copy_rows(images, flip, pixels, self._normalize.channels_last, self._threads)
+        self._kernel.copy_rows(images, flip.reshape(-1), pixels, self._normalize.channels_last, self._threads)
         return pixels
 
     def finish(self, step: StepPlan, pixels: Tensor) -> ExecutedStep:
         """See `MixStage.finish`."""
         tensors = self._context.tensors(step)
-        mix = None if step.mix.is_identity else tensors.mix
-        members = () if mix is None else (step.mix.k,)
-        out = self._memory((len(step), *members, *pixels.shape[1:]), self._context.dtype)
+        mix = _mix_of_pixels(step, tensors)
+        shape = pixels.shape[:1] if mix is None else mix.lam.shape
+        out = self._memory((*shape, *pixels.shape[1:]), self._context.dtype)
         layout = self._normalize.layout(pixels.shape)
         self._kernel.blend(pixels, mix, out, layout, self._normalize, self._threads)
-        images = out.flatten(0, 1) if members else out
+        images = out if mix is None else out.flatten(0, 1)
         return ExecutedStep(step, self._normalize.channels_first(images), tensors)
 
     def close(self) -> None:
@@ -98,6 +99,7 @@ class DeviceMixStage:
         pinned = self._context.device.type == "cuda"
         pixels = torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=pinned)
         channels_last, kernel = self._normalize.channels_last, host_kernel()
+        flip = flip.reshape(-1)
         if kernel is not None:
             kernel.copy_rows(images, flip, pixels, channels_last)
             return pixels
@@ -112,9 +114,10 @@ class DeviceMixStage:
         tensors = context.tensors(step)
         on_device = pixels.to(context.device, non_blocking=pixels.is_pinned())
         images = self._normalized(on_device)
-        if tensors.mix is not None and not step.mix.is_identity:
-            out = torch.empty((*step.lam.shape, *images.shape[1:]), dtype=context.dtype, device=context.device)
-            device.blend(images, tensors.mix, out, self._normalize.layout(images.shape), on_device, self._normalized)
+        mix = _mix_of_pixels(step, tensors)
+        if mix is not None:
+            out = torch.empty((*mix.lam.shape, *images.shape[1:]), dtype=context.dtype, device=context.device)
+            device.blend(images, mix, out, self._normalize.layout(images.shape), on_device, self._normalized)
             images = out.flatten(0, 1)
         return ExecutedStep(step, self._normalize.channels_first(images.to(context.dtype)), tensors)
 
@@ -123,6 +126,15 @@ class DeviceMixStage:
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def _mix_of_pixels(step: StepPlan, tensors: StepTensors) -> MixTensors | None:
+    """Return how a step's pixels are mixed: B images, or the B*K crops of crops="each". None: they are handed out as they are."""
+    if tensors.mix is None or step.mix.is_identity:
+        return None
+    if not step.crops_each:
+        return tensors.mix
+    return None if (step.lam == 1).all() else tensors.mix.of_crops()  # None: batch augmentation without mixing
 
 
 def make_mix_stage(context: LoaderContext, parallel: bool = False) -> MixStage:

@@ -43,6 +43,15 @@ class MixTensors:
         """See `MixPlan.constant`."""
         return self.lam if self.field is None else self.lam.masked_fill((self.field != Field.CONSTANT)[:, None], 1)
 
+    def of_crops(self) -> MixTensors:
+        """Return the tensors of `MixPlan.of_crops`, made on their device."""
+        k = self.lam.shape[1]
+        partner = self.member_partner * k + torch.arange(k, device=self.lam.device)
+        field = None if self.field is None else self.field[:, None].expand_as(self.lam).reshape(-1)
+        box, factors = (None if part is None else part.flatten(0, 1)[:, None] for part in (self.box, self.factors))
+        resized = None if self.resized is None else self.resized.of_crops()
+        return MixTensors(partner.view(-1), self.lam.view(-1, 1), field, box, factors, resized)
+
     @classmethod
     def of(cls, plan: MixPlan, device: torch.device) -> MixTensors:
         """Return the tensors of `plan` on `device`."""

@@ -48,6 +48,10 @@ def check_plain(batch: PlainBatch, name: str) -> StepPlan:
         raise ConfigError(f"{name} takes a Batch of open_loader(..., expand=False); found {type(batch).__name__}")
     plan = batch.plan
     plain = isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point()
+    if isinstance(plan, StepPlan) and plan.crops_each:
+        raise ConfigError(
+            f'{name} mixes one crop of each image, crops="same"; found crops="each", which open_loader mixes without expand=False'
+        )
     if not isinstance(plan, StepPlan) or len(batch.images) != len(plan) or not plain:
         raise ConfigError(
             f"{name} takes a batch before its mixing, with one image for each pair of the plan; found {len(batch.images)} "
