@@ -185,6 +185,26 @@ def test_preview_shows_the_rows_of_the_loader_from_x_to_its_partner(shards: Path
         assert to_own == sorted(to_own)
 
 
+def test_preview_shows_a_crop_of_each_member(shards: Path, tmp_path: Path) -> None:
+    argv = ["preview", str(shards), "-o", str(tmp_path / "grid.png"), "--pairs", "2", "--k", "3", "--crops", "each"]
+    assert main([*argv, "--size", "48", "--backend", "torch"]) == 0
+    picture = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB")).astype(int)
+    transform, mix = TrainTransform(size=48), MultiMix(k=3, crops="each")
+    settings: dict[str, Any] = {"num_classes": len(OUTLINES), "backend": "torch", "batch_size": 6, "mix": mix}
+    loaders = [open_loader(shards, transform=transform, expand=expand, **settings) for expand in (True, False)]
+    mixed, plain = (next(iter(loader)) for loader in loaders)
+    tiles, crops = (
+        to_pixels(batch.images.numpy(), transform).reshape(6, 3, 48, 48, 3).astype(int) for batch in (mixed, plain)
+    )
+    chosen = distinct_pairs(mixed.plan.partner, mixed.plan.sample, 2)
+    ys, x0, step = locate(picture, tiles[chosen])
+    for b, y in zip(chosen, ys, strict=True):
+        shown = [tiles[b, 0], tiles[b, 1], tiles[b, 2], crops[b, 0], crops[mixed.plan.partner[b], 2]]
+        at = [x0, x0 + step, x0 + 2 * step, x0 - step - 10, x0 + 3 * step + 10]  # the ends are set apart
+        for tile, x in zip(shown, at, strict=True):
+            assert np.array_equal(picture[y : y + 48, x : x + 48], tile)
+
+
 def test_preview_of_all_methods_draws_a_pair_by_each_and_outlines_the_partner(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

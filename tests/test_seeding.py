@@ -1,4 +1,4 @@
-"""Words are a function of (seed, stream, epoch, position, attempt), uniform, and never shared between coordinates."""
+"""Words are a function of (seed, stream, epoch, position, attempt, member), uniform, and never shared between coordinates."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def test_every_coordinate_selects_other_words() -> None:
     coordinates += [(5, epoch) for epoch in (0, 1, top - 1, top, 2**64 - 1)]
     sets = [draw_words(seed, stream, epoch, 9, 8, 4) for seed, epoch in coordinates for stream in Stream]
     sets += [draw_words(5, Stream.CROP, 0, 9, 8, 4, attempt=attempt) for attempt in (1, 2)]
+    sets += [draw_words(5, Stream.CROP, 0, 9, 8, 4, attempt=attempt, member=1) for attempt in (0, 1)]
     words = np.concatenate([words.reshape(-1) for words in sets])
     assert len(np.unique(words)) == len(words)
 

@@ -229,6 +229,8 @@ def golden_digests() -> dict[str, str]:
         found = plan(mix=mix).step(1, 512, 576).mix
         factors = [] if found.factors is None else [found.factors]
         result[name] = digest(found.partner, found.lam, found.field, found.box, *factors)
+    each = [plan(mix=MultiMix(k=3, crops="each")).step(1, start, start + 64) for start in (0, 64)]
+    result |= {f"{name} of each member": digest(*(getattr(step, name) for step in each)) for name in ("window", "flip")}
     centred = Plan(samples(), EvalTransform(), None, "none", 0, 8).step(0, 0, 1000)
     return result | {"centre window": digest(centred.window)}
 
@@ -251,6 +253,8 @@ GOLDEN = {
     "smoothmix": "1ef56699d9934c07",
     "independent boxes": "a675d11d42dadb95",
     "switch": "8fb27f675d89e716",
+    "window of each member": "09814ce00197ba08",
+    "flip of each member": "a5442057444b619e",
     "centre window": "bc98a9d5a3881477",
 }
 

@@ -183,6 +183,14 @@ def test_arms_of_equal_updates_make_equal_updates(study: Any) -> None:
         assert size.train % (size.batch_size * study.K) == 0
 
 
+@pytest.mark.parametrize("name", ["K=5 crops each", "no mixing, 5 crops"])
+def test_an_arm_with_five_crops_decodes_each_image_once(study: Any, data: Path, name: str) -> None:
+    size, arm = study.SIZES["quick"], study.ARMS[name]
+    alpha = 1.0 if arm.has_alpha else None
+    _, count = sys.modules["study_run"].train(size, arm, study.members(arm), alpha, 0, study.Data(data, size))
+    assert count == {"updates": 5, "rows": 100, "decoded": 20}
+
+
 def small_study(folder: Path) -> list[dict[str, Any]]:
     """Write runs.jsonl of two arms whose seeds differ by much more than the arms do: mixup is 2 points better at each seed."""
     scores = [0.50, 0.61, 0.43, 0.70, 0.55, 0.39]

@@ -119,6 +119,12 @@ def test_the_number_of_processes_may_change_after_every_step(
         check_promise(last_batch, run_stages(opened, [(before, steps), (after, None)], **options), alone)
 
 
+def test_crops_of_each_member_go_on_with_other_processes(opened: Open) -> None:
+    options = {"mix": MultiMix(k=2, crops="each"), "last_batch": "partial"}
+    alone = list(opened(**SMALL | options))
+    check_promise("partial", run_stages(opened, CHAINS["2, 4, 1, 3"], **options), alone)
+
+
 def test_the_other_backend_takes_over_on_other_processes(opened: Open, backend: str) -> None:
     alone = list(opened(**SMALL | {"backend": backend, "last_batch": "partial"}))
     check_promise("partial", run_stages(opened, CHAINS["2, 4, 1, 3"], backend=backend, last_batch="partial"), alone)

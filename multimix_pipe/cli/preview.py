@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from multimix_pipe.cli.arguments import add_backend, add_k, add_quiet, add_shards, data_options
 from multimix_pipe.config import Backend, TrainTransform
 from multimix_pipe.errors import counted
-from multimix_pipe.mixing import Field, MultiMix, Sampling
+from multimix_pipe.mixing import Crops, Field, MultiMix, Sampling
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +47,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--sampling", choices=get_args(Sampling), default="iid", help="how weights are drawn; default: %(default)s"
     )
+    parser.add_argument(
+        "--crops",
+        choices=get_args(Crops),
+        default="same",
+        help="each: every interpolation shows crops of its own; default: %(default)s",
+    )
     parser.add_argument("--size", type=int, default=160, metavar="PIXELS", help="image size; default: %(default)s")
     parser.add_argument(
         "--scale",
@@ -65,7 +71,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Draw the first pairs of epoch 0."""
     methods = MultiMix.methods() if args.method == "all" else (args.method,)
-    mixes = [MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling, method=method) for method in methods]
+    options = {"k": args.k, "alpha": args.alpha, "sampling": args.sampling, "crops": args.crops}
+    mixes = [MultiMix(**options, method=method) for method in methods]
     pairs = args.pairs if args.pairs is not None else 6 if len(mixes) == 1 else 1
     write_preview(
         args.source,
@@ -136,18 +143,22 @@ def draw_pairs(
 def _rows(
     batch: Batch, plain: NDArray[np.uint8], pairs: int, names: Sequence[str], transform: TrainTransform, *, named: bool
 ) -> list[Row]:
-    """Return the lines of a batch's first pairs. plain: (B, H, W, 3). named: whether each line tells its method."""
+    """Return the lines of a batch's first pairs: the first crop of x, the members, the last crop of x'.
+
+    plain: (B, H, W, 3), or (B*K, H, W, 3) with a crop for each member. named: whether each line tells its method.
+    """
     from multimix_pipe.cli.picture import Row, to_pixels
     from multimix_pipe.plan import StepPlan
 
     assert isinstance(batch.plan, StepPlan)
     plan = batch.plan.mix
-    mixed = to_pixels(batch.images.numpy(), transform).reshape(len(plain), plan.k, *plain.shape[1:])
+    plain = plain.reshape(len(plan), -1, *plain.shape[1:])
+    mixed = to_pixels(batch.images.numpy(), transform).reshape(len(plan), plan.k, *plain.shape[2:])
     own, fields = [names[label] for label in batch.labels.tolist()], plan.weights(transform.height_width)
     rows = []
     for b in distinct_pairs(plan.partner, batch.plan.sample, pairs):
         other = int(plan.partner[b])
-        tiles = np.concatenate([plain[b : b + 1], mixed[b], plain[other : other + 1]])
+        tiles = np.concatenate([plain[b, :1], mixed[b], plain[other, -1:]])
         outlined = None if plan.field[b] == Field.CONSTANT else fields[b]
         rows.append(Row(tiles, plan.lam[b], own[b], own[other], outlined, str(plan.method[b]) if named else ""))
     return rows

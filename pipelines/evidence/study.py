@@ -266,14 +266,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def chosen_arms(names: str | None) -> dict[str, Arm]:
-    """Return the arms that can run, and print why others cannot."""
+    """Return the arms of those names, or all."""
     wanted = list(ARMS) if names is None else [name.strip() for name in names.split(";")]
     for name in wanted:
         if name not in ARMS:
             raise SystemExit(f"study.py: --arms must be among {'; '.join(ARMS)}; found {name!r}")
-        if missing := ARMS[name].unavailable():
-            print(f"not available yet: {name}, as this version's MultiMix has no {missing}=", flush=True)
-    return {name: ARMS[name] for name in wanted if not ARMS[name].unavailable()}
+    return {name: ARMS[name] for name in wanted}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,6 @@ class Arm:
     members: str = ""
     """Members that MultiMix has no spelling for, with K = 1: "identical" (five times the same weight), or "clean" (the plain
     image and the mixed one)."""
-
-    def unavailable(self) -> str:
-        """Return the arguments that this version's MultiMix does not have."""
-        return ", ".join(sorted(set(self.mix or ()) - {item.name for item in fields(MultiMix)}))
 
     @property
     def has_alpha(self) -> bool:
