@@ -91,6 +91,8 @@ def test_a_gpu_batch_is_the_cpus(opened: Open, backend: str, dtype: str, channel
 @pytest.mark.parametrize("exif", [False, True])
 def test_two_runs_on_a_gpu_are_the_same(opened: Open, backend: str, transform: TrainTransform, exif: bool) -> None:
     settings: dict[str, object] = {"backend": backend, "device": "cuda", "transform": transform, "exif": exif}
+    if transform.random and exif:
+        settings["mix"] = CROPS["switch"]
     first, second = opened(**settings), opened(**settings)
     assert all(map(same_batch, first, second))
 
@@ -102,6 +104,45 @@ def test_a_gpu_loaders_rows_are_the_oracle_of_its_plain_batch(opened: Open, back
     assert plain.images.is_cuda
     oracle = torch.from_numpy(reference.mix_images(plain.images.cpu().numpy(), mixed.plan.mix))
     assert torch.allclose(mixed.images.cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
+
+
+CROPS: dict[str, MultiMix] = {
+    "mixup": MultiMix(k=3, crops="each"),
+    "switch": MultiMix(k=3, method=SWITCH, partners="each", crops="each"),
+    "no mixing": MultiMix(k=3, prob=0.0, crops="each"),
+}
+
+
+@pytest.mark.parametrize("exif", [False, True])
+@pytest.mark.parametrize("name", CROPS)
+def test_the_crops_of_each_member_are_mixed_as_the_oracle_does_and_shown_as_on_the_cpu(
+    opened: Open, backend: str, name: str, exif: bool
+) -> None:
+    settings: dict[str, object] = {"backend": backend, "mix": CROPS[name], "exif": exif, "decode": "exact"}
+    plain, mixed = (next(iter(opened(device="cuda", expand=expand, **settings))) for expand in (False, True))
+    assert plain.images.is_cuda
+    assert plain.images.shape == mixed.images.shape == (24, 3, 24, 24)
+    oracle = torch.from_numpy(reference.mix_images(plain.images.cpu().numpy(), mixed.plan.mix.of_crops()))
+    assert torch.allclose(mixed.images.cpu(), oracle, rtol=0, atol=BLEND_TOLERANCE)
+    on_cpu = next(iter(opened(device="cpu", expand=False, **settings)))
+    assert np.array_equal(on_cpu.plan.window, plain.plan.window)
+    # nvJPEG is not libjpeg-turbo: a value of 0..255 may differ by one or two
+    assert (plain.images.cpu() - on_cpu.images).abs().mean() < 0.03
+    same = next(iter(opened(device="cuda", **{**settings, "mix": None})))
+    # a decoder may treat the edges of a region otherwise: chroma there is made of pixels outside
+    assert (plain.images[::3] - same.images).abs().mean() < 0.01
+
+
+def test_settings_with_other_crops_from_an_epoch_on_follow_on_a_gpu(opened: Open, backend: str) -> None:
+    parts = [MultiMix(k=3, crops="each"), MultiMix(k=2), MultiMix(k=2, method="resizemix", crops="each"), None]
+    settings: dict[str, object] = {"backend": backend, "device": "cuda", "batch_size": 25, "decode": "exact"}
+    loader = opened(mix=dict(enumerate(parts)), **settings)
+    for epoch, mix in enumerate(parts):
+        alone = opened(mix=mix, **settings)
+        alone.set_epoch(epoch)
+        for batch, expected in zip(loader, alone, strict=True):
+            assert np.array_equal(batch.plan.window, expected.plan.window)
+            assert torch.allclose(batch.images, expected.images, rtol=0, atol=BLEND_TOLERANCE)
 
 
 @needs_dali
@@ -141,7 +182,9 @@ def reference_sums(opened: Open, **settings: object) -> list[Tensor]:
     return sums
 
 
-@pytest.mark.parametrize("mix", [None, MultiMix(k=2)], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    "mix", [None, MultiMix(k=2), MultiMix(k=2, crops="each")], ids=["plain", "mixed", "crops each"]
+)
 def test_a_batch_dropped_while_a_kernel_is_pending_is_not_overwritten(
     opened: Open, backend: str, mix: MultiMix | None
 ) -> None:
@@ -175,7 +218,9 @@ def test_a_loop_inside_another_stream_works(opened: Open, backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("mix", [None, MultiMix(k=2)], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    "mix", [None, MultiMix(k=2), MultiMix(k=2, crops="each")], ids=["plain", "mixed", "crops each"]
+)
 def test_a_stream_that_lags_behind_sees_whole_batches(
     opened: Open, backend: str, mix: MultiMix | None, dtype: str
 ) -> None:
@@ -191,16 +236,25 @@ def test_a_stream_that_lags_behind_sees_whole_batches(
 
 @pytest.mark.parametrize("targets", ["rows", "pairs"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("method", ["mixup", {"resizemix": 0.5, "cutmix": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "mixup"},
+        {"method": {"resizemix": 0.5, "cutmix": 0.5}},
+        {"method": {"resizemix": 0.5, "smoothmix": 0.5}, "crops": "each"},
+        {"prob": 0.0, "crops": "each"},
+    ],
+    ids=str,
+)
 def test_handing_a_batch_over_waits_for_nothing_on_the_stream(
-    opened: Open, backend: str, method: Any, dtype: str, targets: str
+    opened: Open, backend: str, options: dict[str, Any], dtype: str, targets: str
 ) -> None:
     """The steps of a training run ahead of the device; a wait at each hand-over would leave it idle between them.
 
     DALI with decode="fast" does wait, as docs/guides/performance.md says.
     """
     settings: dict[str, object] = {"backend": backend, "device": "cuda", "dtype": dtype, "decode": "exact"}
-    loader = opened(targets=targets, mix=MultiMix(k=2, method=method), prefetch=2, **settings)
+    loader = opened(targets=targets, mix=MultiMix(k=2, **options), prefetch=2, **settings)
     batches = iter(loader)
     for _ in range(4):  # compiled, allocated, and in full run
         next(batches)
@@ -271,9 +325,11 @@ def test_a_kept_batch_never_changes(opened: Open, backend: str) -> None:
     assert all(map(same_batch, kept, opened(backend=backend, device="cuda", prefetch=4)))
 
 
-def test_bad_samples_are_replaced_on_the_gpu_too(opened: Open, backend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mix", [MultiMix(), MultiMix(k=3, crops="each")], ids=["mixed", "crops each"])
+def test_bad_samples_are_replaced_on_the_gpu_too(opened: Open, backend: str, tmp_path: Path, mix: MultiMix) -> None:
     folder = shards_with(tmp_path, {1: "cut at 70%", 9: "no scan data", 10: "cut at 70%", 12: "zero bytes"})
     settings: dict[str, object] = {"backend": backend, "device": "cuda", "on_bad_sample": "replace", "transform": WHOLE}
+    settings["mix"] = mix
     first, second = opened(folder, **settings), opened(folder, **settings)
     assert all(map(same_batch, first, second))
     assert len(first.bad_samples) >= 1
