@@ -2,8 +2,9 @@
 
     python bench/methods.py [--shards FOLDER] [--device cuda]
 
-"switch" draws mixup or CutMix for each pair; "partners each" is mixup with another partner for each member. Measurements start
-with the second epoch, when each image has been decoded once. --images is the number of images decoded per measurement.
+"switch" draws mixup or CutMix for each pair; "partners each" is mixup with another partner for each member, and "crops each" with
+another crop. Measurements start with the second epoch, when each image has been decoded once. --images is the number of images
+decoded per measurement, --only takes some of the settings.
 """
 
 from __future__ import annotations
@@ -21,23 +22,27 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{name: {"method": name} for name in MultiMix.methods()},
     "switch": {"method": {"mixup": 0.5, "cutmix": 0.5}},
     "partners each": {"partners": "each"},
+    "crops each": {"crops": "each"},
+    "crops each, no mixing": {"crops": "each", "prob": 0.0},
 }
 
 
 def main() -> None:
     arguments = parser(__doc__, shards=True, device="cpu", batch_size=64, k=5, size=224, images=1280)
     arguments.add_argument("--backends", nargs="+", choices=("dali", "torch"), default=["dali", "torch"])
+    arguments.add_argument("--only", nargs="+", choices=SETTINGS, help="measure these and mixup; default: all")
     args = arguments.parse_args()
+    settings = {name: SETTINGS[name] for name in ("mixup", *(args.only or SETTINGS))}
     folder, num_classes = chosen_shards(args.shards)
     contenders = {}
     for backend in args.backends:
-        for name, settings in SETTINGS.items():
+        for name, options in settings.items():
             loader = open_loader(
                 backend=backend,
                 device=args.device,
                 batch_size=args.batch_size,
                 num_classes=max(num_classes, 1000),
-                mix=MultiMix(k=args.k, **settings),
+                mix=MultiMix(k=args.k, **options),
                 transform=TrainTransform(size=args.size),
                 **an_epoch(folder, max(640, args.images)),
             )
@@ -51,12 +56,12 @@ def main() -> None:
     to_mixup = {
         f"{backend}, {name}": figures.ratio(f"{backend}, {name}", f"{backend}, mixup")
         for backend in args.backends
-        for name in SETTINGS
+        for name in settings
     }
     for name, ratio in to_mixup.items():
         print(f"{name}: {ratio:.3f} of mixup's rate")
-    settings = {"batch_size": args.batch_size, "k": args.k, "size": args.size, "device": args.device}
-    report(__doc__, {**settings, "rate": figures.summary(), "to_mixup": to_mixup}, args.json)
+    size = {"batch_size": args.batch_size, "k": args.k, "size": args.size, "device": args.device}
+    report(__doc__, {**size, "rate": figures.summary(), "to_mixup": to_mixup}, args.json)
 
 
 if __name__ == "__main__":

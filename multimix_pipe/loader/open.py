@@ -125,7 +125,8 @@ def open_loader(
             `mix` must be None, and labels and targets are -1.
         label_offset: subtracted from labels that are numbers: 1 for labels 1..1000.
         exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
-        expand: if False, nothing is mixed: images are (B, C, H, W), targets are class ids, and `batch.plan` says how to mix.
+        expand: if False, nothing is mixed: images are (B, C, H, W), or (B*K, C, H, W) with crops="each"; targets are class
+            ids, and `batch.plan` says how to mix.
         exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
         samples: keys of the samples to use, likewise. Default: all.
         weights: a number >= 0 for each sample used, in stored order. Samples are drawn with replacement, in proportion to it.
