@@ -25,7 +25,7 @@ run: $(STAMP)
 	$(BIN)/multimix-pipe demo --out multimix_demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q --durations=10
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --durations=10
 
 test-trainers: trainers
 	OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest -c tests/trainers/pytest.ini -q --durations=5 tests/trainers
