@@ -29,6 +29,7 @@ from multimix_pipe.mixing import (
     Pairing,
     Partners,
     Sampling,
+    fields_of,
 )
 from multimix_pipe.plan import draw_mixing
 
@@ -74,7 +75,7 @@ TYPES = {
 
 def input_names(mix: MultiMix | MixSchedule) -> list[str]:
     """Return the names (keys of TYPES) of the inputs that plans of `mix` need."""
-    fields = {choice.method.field for settings in mix.mixes for choice in settings.choices}
+    fields = fields_of(mix)
     each = Field.RESIZED in fields or any(settings.partners == "each" for settings in mix.mixes)
     names = ["partners" if each else "partner", "constant"]
     names += ["box"] if fields & {Field.BOX, Field.RESIZED} else []

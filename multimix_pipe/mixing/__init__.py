@@ -7,7 +7,7 @@ from multimix_pipe.mixing.mixup import Mixup
 from multimix_pipe.mixing.multimix import Alpha, Crops, LamPer, MultiMix, Pairing, Partners, Sampling
 from multimix_pipe.mixing.plan import MixPlan
 from multimix_pipe.mixing.resizemix import ResizeMix
-from multimix_pipe.mixing.schedule import MixSchedule
+from multimix_pipe.mixing.schedule import MixSchedule, fields_of
 from multimix_pipe.mixing.smoothmix import SmoothMix
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "ResizeMix",
     "Sampling",
     "SmoothMix",
+    "fields_of",
 ]

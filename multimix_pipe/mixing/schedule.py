@@ -9,6 +9,7 @@ from typing import Any
 
 from multimix_pipe.config import check_int
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.mixing.method import Field
 from multimix_pipe.mixing.multimix import MultiMix
 
 
@@ -53,3 +54,8 @@ class MixSchedule:
     def settings(self) -> dict[str, Any]:
         """Return all settings as a JSON-serialisable dict, for states."""
         return {str(epoch): None if mix is None else mix.settings() for epoch, mix in self.changes}
+
+
+def fields_of(mix: MultiMix | MixSchedule) -> set[Field]:
+    """Return the kinds of weight fields that plans of `mix` may have."""
+    return {choice.method.field for settings in mix.mixes for choice in settings.choices}

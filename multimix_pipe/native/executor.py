@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from multimix_pipe.augment.host import Pixels, crop_and_resize
+from multimix_pipe.mixing import Field, fields_of
 from multimix_pipe.native.decode import Decoder, UndecodableError
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.bad_samples import Encoded, Replacements, Unusable
@@ -28,9 +29,10 @@ from multimix_pipe.runtime.prefetcher import Prefetcher, ReadStep, Row, usable
 from multimix_pipe.runtime.rows import RowJob, RowWorkers
 from multimix_pipe.runtime.stats import ExecutorStats, ThreadTime
 
-_ROWS_PER_MIXER = 80
+_ROWS_PER_MIXER, _RESIZED_ROWS_PER_MIXER = 80, 12
 """How many decoding threads, times rows per image, one mixing thread keeps up with: it writes rows about 80 times as fast as a
-thread decodes them. Several threads on one batch would wait for the GIL, so each mixes a whole batch."""
+thread decodes them, but resizes partners hardly ten times as fast. Several threads on one batch would wait for the GIL, so each
+mixes a whole batch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,8 @@ class NativeExecutor:
         self._decoders = RowWorkers(context.num_threads, "multimix-decode")
         config = context.config
         rows_per_image = config.mix.k if config.mix is not None and config.expand and self._on_host else 1
-        threads = 1 + context.num_threads * rows_per_image // _ROWS_PER_MIXER
+        resizes = config.mix is not None and Field.RESIZED in fields_of(config.mix)
+        threads = 1 + context.num_threads * rows_per_image // (_RESIZED_ROWS_PER_MIXER if resizes else _ROWS_PER_MIXER)
         self._mixers = ThreadPoolExecutor(threads, thread_name_prefix="multimix-finish")
         self._mix_time = ThreadTime()
         # weak, because the steps of an iteration refer to their executor

@@ -489,7 +489,7 @@ def blend(
             _normalise_rows(source, mean, scale, kind, target, first, stop)
     else:
         target = out.view(rows, mix.lam.shape[1], layout.planes, -1).view(torch.uint8).numpy()
-        patches = resized_partners(images, mix, layout)
+        patches = resized_partners(images, mix, layout, lambda count, resize: _in_parts(count, resize, threads))
         values, starts = (
             (source.reshape(-1)[:0], _NOWHERE) if patches is None else (patches.values.numpy(), patches.start)
         )
@@ -517,7 +517,7 @@ def _decisions(mix: MixTensors, layout: Layout) -> list[NDArray[np.generic]]:
 
 def _in_parts(rows: int, work: Callable[[int, int], None], threads: ThreadPoolExecutor | None) -> None:
     """Call `work(first, stop)` for all rows, in the calling thread and, if given, the threads of a pool."""
-    step = rows if threads is None else max(1, -(-rows // MIXERS))
+    step = max(1, rows if threads is None else -(-rows // MIXERS))
     parts = [
         threads.submit(work, first, min(first + step, rows)) for first in range(step, rows, step) if threads is not None
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from multimix_pipe.mixing.reference import resize_rows
 from multimix_pipe.runtime.kernels.layout import Layout
 from multimix_pipe.runtime.tensors import MixTensors, upload
 
+InParts = Callable[[int, Callable[[int, int], None]], None]
+
 
 class Patches(NamedTuple):
     """The resized partners of a batch, one behind the other; each is (planes, height, width, inner) of its box."""
@@ -24,10 +27,13 @@ class Patches(NamedTuple):
     """(B, K) place of each member's patch in `values`; read only where the field is RESIZED and the box is not empty."""
 
 
-def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches | None:
+def resized_partners(
+    images: Tensor, mix: MixTensors, layout: Layout, in_parts: InParts | None = None
+) -> Patches | None:
     """Return the patches of all pairs whose field is RESIZED, or None if there are none.
 
     images: (B, ...) on any device. The filter is Pillow's antialiased bilinear one; uint8 pixels are rounded to uint8.
+    in_parts(n, work): calls `work(first, stop)` for all of n patches, in several threads.
     """
     plan = mix.resized
     if plan is None:
@@ -36,21 +42,29 @@ def resized_partners(images: Tensor, mix: MixTensors, layout: Layout) -> Patches
     sizes = sides.prod(axis=-1, dtype=np.int64) * (layout.planes * layout.inner)
     stop = np.cumsum(sizes).reshape(sizes.shape)
     values, start = images.new_empty(int(sizes.sum())), stop - sizes
-    partner, rounds, held = plan.member_partner, not images.is_floating_point(), -1
-    for b, k in np.argwhere(sizes).tolist():
-        height, width = sides[b, k].tolist()
-        if partner[b, k] != held:
-            held = int(partner[b, k])
-            image = _channels_last(images[held].reshape(layout))
-            if rounds and image.device.type != "cpu":  # torch has no kernel for it
-                image = image.float()
-        patch = _resize(image, height, width, layout, rounds)
-        target = values[start[b, k] : stop[b, k]].view(layout.planes, height, width, layout.inner)
-        patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
-        if values.device.type == "cpu":  # torch would start threads for it
-            np.copyto(target.numpy(), patch.numpy(), casting="unsafe")
-        else:
-            target.copy_(patch)
+    partner, rounds, members = plan.member_partner, not images.is_floating_point(), np.argwhere(sizes)
+
+    def work(first: int, end: int) -> None:
+        held = -1
+        for b, k in members[first:end].tolist():
+            height, width = sides[b, k].tolist()
+            if partner[b, k] != held:
+                held = int(partner[b, k])
+                image = _channels_last(images[held].reshape(layout))
+                if rounds and image.device.type != "cpu":  # torch has no kernel for it
+                    image = image.float()
+            patch = _resize(image, height, width, layout, rounds)
+            target = values[start[b, k] : stop[b, k]].view(layout.planes, height, width, layout.inner)
+            patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
+            if values.device.type == "cpu":  # torch would start threads for it
+                np.copyto(target.numpy(), patch.numpy(), casting="unsafe")
+            else:
+                target.copy_(patch)
+
+    if in_parts is None:
+        work(0, len(members))
+    else:
+        in_parts(len(members), work)
     return Patches(values, start)
 
 
