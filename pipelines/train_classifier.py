@@ -179,6 +179,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--k", type=int, default=5, help="interpolations per pair; 0 trains without mixing")
     add("--alpha", type=float, default=1.0)
     add("--sampling", default="iid", choices=["iid", "stratified"])
+    add("--method", default="mixup", choices=mmp.MultiMix.methods())
+    add("--crops", default="same", choices=["same", "each"], help="each: K crops of each image, decoded once")
     add("--size", type=int, default=224, help="of training crops; evaluation resizes to 8/7 of it and crops the centre")
     add("--lr", type=float, default=0.1, help="peak learning rate for the rows of all processes")
     add("--weight-decay", type=float, default=5e-5, help="not of norms and biases")
@@ -204,7 +206,8 @@ class Training:
         self.args, self.interrupt, self.leads = args, Interrupt(), not dist.is_initialized() or dist.get_rank() == 0
         names = ("backend", "device", "seed", "on_bad_sample")
         common: dict[str, Any] = {name: getattr(args, name) for name in names} | {"channels_last": on_gpu}
-        mix = mmp.MultiMix(k=args.k, alpha=args.alpha, sampling=args.sampling) if args.k else None
+        names = ("k", "alpha", "sampling", "method", "crops")
+        mix = mmp.MultiMix(**{name: getattr(args, name) for name in names}) if args.k else None
         kind = {"mix": mix, "transform": mmp.TrainTransform(size=args.size), "num_classes": args.num_classes}
         self.data = mmp.open_loader(args.train, batch_size=args.batch_size, **kind, **common)
         kind = {"transform": mmp.EvalTransform(size=args.size), "classes": self.data.classes}
@@ -288,7 +291,8 @@ class Training:
         args, data, val, rows = self.args, self.data, self.val, self.pairs * max(self.args.k, 1)
         gpu = f"{torch.cuda.get_device_name(self.device)}, bfloat16" if self.device.type == "cuda" else ""
         beta = f"Beta({args.alpha:g}, {args.alpha:g})"
-        mix = f"K={args.k}, {args.sampling} weights from {beta}" if args.k else "no mixing"
+        mix = f"{args.method}, K={args.k}, {args.sampling} weights from {beta}" if args.k else "no mixing"
+        mix += ", a crop for each" if args.k and args.crops == "each" else ""
         mix += f", in {args.accumulate} chunks per process" if args.accumulate > 1 else ""
         print(f"""\
 processes    {self.pairs // args.batch_size}, on {gpu or self.device}, with the backend {data.backend}
