@@ -148,7 +148,12 @@ def test_header_and_lines_say_where_training_is_also_after_a_resume(
 ) -> None:
     train(tmp_path, "--val", shards, "--print-every", 5, "--max-steps", 14, "--checkpoint-every", 6)
     header = capsys.readouterr().out
-    for said in ("1, on cpu", "48 samples of 3 classes", "12 per epoch, 24 in all", "4 pairs make 8 rows (mixup, K=2, iid"):
+    for said in (
+        "1, on cpu",
+        "48 samples of 3 classes",
+        "12 per epoch, 24 in all",
+        "4 pairs make 8 rows (mixup, K=2, iid",
+    ):
         assert said in header
     assert re.findall(r"step (\S+)  ", header) == ["5/14", "6/14", "10/14", "12/14", "14/14"]
     assert len(re.findall(r"loss \d.*lr 0\.0.*images/s .*rows/s .*waited for data \d+%  ETA 0:\d\d:\d\d", header)) == 5
