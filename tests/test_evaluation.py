@@ -42,15 +42,14 @@ def test_metrics_are_their_definitions() -> None:
     y = labels.numpy()
     rows = np.arange(len(y))
     confidence, correct = p.max(1), p.argmax(1) == y
-    found = metrics(row_statistics(logits, labels))
+    statistics = row_statistics(logits, labels)
     rank = (p > p[rows, y][:, None]).sum(1)
-    expected = {
-        "top1": np.mean(rank == 0),
-        "top5": np.mean(rank < 5),
-        "nll": np.mean(-np.log(p[rows, y])),
-        "brier": np.mean(((p - np.eye(10)[y]) ** 2).sum(1)),
-        "signed_gap": confidence.mean() - correct.mean(),
-    }
+    brier = ((p - np.eye(10)[y]) ** 2).sum(1)
+    by_row = np.stack([rank == 0, rank < 5, -np.log(p[rows, y]), brier, confidence], axis=1)
+    np.testing.assert_allclose(statistics.numpy(), by_row, rtol=1e-5, atol=1e-6)
+    found = metrics(statistics)
+    expected = dict(zip(("top1", "top5", "nll", "brier"), by_row.mean(axis=0), strict=False))
+    expected["signed_gap"] = confidence.mean() - correct.mean()
     ece = 0.0
     for low, high in itertools.pairwise(np.linspace(0, 1, 16)):
         inside = (confidence > low) & (confidence <= high)
