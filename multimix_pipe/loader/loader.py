@@ -252,7 +252,7 @@ class Loader:
             self._tracker.restore(position)
 
     def check_ranks(self) -> None:
-        """Check that all processes of torch.distributed have the same data, settings and position. Call it in all of them.
+        """Check that all processes of torch.distributed have the same data, settings, position and class names. Call it in all.
 
         This is the only method that communicates. Without torch.distributed there is nothing to compare, and a loader that is one
         of several processes raises ConfigError.

@@ -276,20 +276,25 @@ class _Walk:
 
         Anything else that follows is ignored, as GNU tar does: a mark is two blocks of zeros.
         """
-        first, left = True, self._file_size - self._next
+        first, zeros, damaged, left = True, True, False, self._file_size - self._next
         # what is padded beyond the usual ends with a whole record, a large power of two; a file that was allocated need not
-        damaged = left > _LONG_PADDING and self._file_size % (1 << (left - 1).bit_length()) != 0
+        long = left > _LONG_PADDING and self._file_size % (1 << (left - 1).bit_length()) != 0
         self._file.seek(self._next)
         while left > 0 and not damaged and (data := self._file.read(min(_CHUNK, left))):
             left -= len(data)
             if data.count(0) < len(data):
+                zeros = False
                 blocks = np.frombuffer(data[: len(data) // BLOCK * BLOCK], np.uint8).reshape(-1, BLOCK)
                 used = np.flatnonzero(blocks.any(axis=1))
                 damaged = (first and len(used) > 0 and used[0] < 2) or bool(are_valid(blocks[used]).any())
             first = False
-        if damaged:
+        if damaged or long:
             left = self._file_size - self._next
-            raise self._damage(f"zeros instead of a header, {left:,} bytes before the end of the file")
+            advice = (
+                f", or, if none of its members is missing, cut the zeros off: truncate -s {self._next + 2 * BLOCK} FILE"
+            )
+            found = f"zeros instead of a header, {left:,} bytes before the end of the file"
+            raise self._damage(found, advice if zeros else "")
 
     def _check_global_records(self) -> None:
         """Let tarfile read all further headers if global pax records matter."""
@@ -298,14 +303,14 @@ class _Walk:
         if not all(map(HARMLESS_KEY.fullmatch, self._tar.pax_headers)):
             self._unusual = self._file_size
 
-    def _damage(self, found: str) -> DamagedTarError:
+    def _damage(self, found: str, advice: str = "") -> DamagedTarError:
         if not self._next:
             return DamagedTarError(
                 f"{self._path} ({self._file_size:,} bytes) is not a whole tar file: {found}; write or copy it again"
             )
         return DamagedTarError(
             f"{self._path} is damaged or cut at byte {self._next:,}: required another header or the end mark; "
-            f"{found}; copy or download it again"
+            f"{found}; copy or download it again{advice}"
         )
 
     def _cut(self, name: str, needed: int) -> DamagedTarError:
