@@ -48,6 +48,7 @@ _BYTES_PER_SECOND = 2e8  # of slow storage; a header is skipped to if the bytes 
 
 _MAX_NAME = 4096
 _CHUNK = 2**20  # bytes read at once behind the end mark
+_MAX_ZEROS = 2**28  # bytes that are read to see whether the end of a damaged file is all zeros
 _LONG_PADDING = 2**20  # bytes at the end; tar's default is 10 KiB, a blocking factor gives more, and whole records
 _MAX_GLOBAL = 4096  # characters in the names of global pax records, which tarfile copies to each member
 
@@ -279,6 +280,8 @@ class _Walk:
         first, zeros, damaged, left = True, True, False, self._file_size - self._next
         # what is padded beyond the usual ends with a whole record, a large power of two; a file that was allocated need not
         long = left > _LONG_PADDING and self._file_size % (1 << (left - 1).bit_length()) != 0
+        if long and left > _MAX_ZEROS:
+            left, zeros = 0, False
         self._file.seek(self._next)
         while left > 0 and not damaged and (data := self._file.read(min(_CHUNK, left))):
             left -= len(data)
