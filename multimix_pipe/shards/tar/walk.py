@@ -55,6 +55,8 @@ _MAX_GLOBAL = 4096  # characters in the names of global pax records, which tarfi
 TARFILE_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
+_OTHERS = {b"PK\3\4": "a zip", b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG"}
+
 
 def read_members(file: BinaryIO, path: Path) -> Iterator[Member]:
     """Yield the regular files of the tar that is open as `file`, in file order.
@@ -332,6 +334,12 @@ def _check_magic(file: BinaryIO, path: Path, size: int) -> None:
             raise ShardError(
                 f"{path} is compressed ({kind}); single samples can only be read from a plain tar: decompress it to .tar "
                 "first (compression hardly shrinks images)"
+            )
+    for magic, kind in _OTHERS.items():
+        if start.startswith(magic):
+            raise ShardError(
+                f"{path} is {kind}, not a tar: make shards with multimix-pipe pack SRC OUT, where SRC is a zip or folder of "
+                "images class/name.jpg, and open OUT"
             )
     if size < BLOCK:
         raise DamagedTarError(f"{path} is not a tar file: it has {size} bytes, required at least {BLOCK}")
