@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from numbers import Integral, Real
@@ -54,8 +54,16 @@ def check_label(label: object) -> None:
     if label is not None and not known:
         raise ConfigError(
             'label must be "cls", "txt", "folder", "json:KEY" (KEY: a field of the sample\'s json) or None (no labels); '
-            f"found {label!r}"
+            f"found {label!r}{_label_hint(label)}"
         )
+
+
+def _label_hint(label: object) -> str:
+    if isinstance(label, Mapping):
+        return ". Pass a mapping from class names to ids as classes=, and say with label= where the names are"
+    if label in ("json", "json:"):
+        return '. Name the field, as in "json:label"'
+    return ". For no labels pass None, not a string" if label in ("", "none", "None") else ""
 
 
 def check_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> None:

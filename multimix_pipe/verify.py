@@ -62,6 +62,7 @@ class BadShard:
     shard: str
     """Path, or the name given in `source`."""
     reason: str
+    is_folder: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,8 @@ def verify(
     for index in indexes:
         found_in.update(zip(index.shards, np.bincount(index.shard, minlength=len(index.shards)).tolist(), strict=True))
     damage += incomplete(source, shards, found_in.values())
-    bad_shards += [BadShard(redacted(str(path)), reason) for path, reason in damage]
     names = dict(zip(shards, distinct_names(shards), strict=True))
+    bad_shards += [BadShard(redacted(str(path)), reason, path not in names) for path, reason in damage]
     for shard in bad_shards:
         found(shard)
     bad = []

@@ -152,3 +152,36 @@ def test_shards_of_one_name_are_told_apart(tmp_path: Path, opened: Open) -> None
     assert len(rest.context.plan.samples) == 5
     assert main(["verify", *map(str, sources), "--quiet", "--write-bad", str(tmp_path / "bad.txt")]) == 1
     assert (tmp_path / "bad.txt").read_text() == "b/s.tar : 0000\n"
+
+
+def test_the_error_names_the_member_that_holds_the_labels(
+    tmp_path: Path, opened: Open, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"num_classes": 3, "batch_size": 2, "backend": "torch"}
+    texts = shard(tmp_path / "a.tar", "txt", "0", "1")
+    with pytest.raises(ConfigError, match=r'found the members \.jpg, \.txt; .*Perhaps label="txt" finds labels'):
+        opened(texts, **options)
+    assert main(["index", str(texts), "--quiet"]) == 1
+    assert capsys.readouterr().out.endswith(f"next: multimix-pipe index {texts} --label txt\n")
+    some = write_tar(tmp_path / "b.tar", [*plain_members(3), ("x/y.jpg", IMAGE), ("x/y.json", b'{"label": 1}')])
+    with pytest.raises(BadSampleError, match=r'x/y: there is no label; .*with label="json:KEY" or label="folder"'):
+        opened(some, **options)
+    none = write_tar(tmp_path / "c.tar", [("x.jpg", IMAGE), ("y.jpg", IMAGE), ("y.npy", b"?")])
+    index = index_of(none)
+    assert [index.reason(i) for i in range(2)] == [
+        "there is no label",
+        "there is no label; found the members .jpg, .npy",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label", "hint"),
+    [
+        ({"cat": 0}, "Pass a mapping from class names to ids as classes="),
+        ("json", 'Name the field, as in "json:label"'),
+        ("none", "pass None, not a string"),
+    ],
+)
+def test_a_label_that_is_another_argument_says_which(tmp_path: Path, opened: Open, label: object, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"label must be .*{hint}"):
+        opened(shard(tmp_path / "a.tar", "cls", "0"), label=label, num_classes=3, batch_size=1, backend="torch")

@@ -53,6 +53,9 @@ def test_a_mean_of_pixels_up_to_255_is_refused_with_what_to_pass(transform: type
         ({"pin_memory": True}, 'use device="cuda"'),
         ({"interpolation": "bicubic"}, "bilinearly"),
         ({"prefetch_factor": 2}, "prefetch="),
+        ({"train": True}, "name the split's shards"),
+        ({"workers": 8}, "num_threads= sets"),
+        ({"auto_augment": "rand-m9"}, "augment the batches of expand=False"),
         ({"exclud": []}, r"did you mean exclude=\?"),
         ({"zzz": 1}, "help"),
         ({"shuffle": True}, r'shuffle must be "global" \(as shuffle=True\)'),
@@ -235,3 +238,28 @@ def test_decode_is_checked_changes_nothing_on_a_cpu_and_is_not_in_the_state(open
     exact.load_state_dict(fast.state_dict())
     with pytest.raises(ConfigError, match="decode must be one of 'fast', 'exact'; found 'quick'"):
         opened(backend=backend, decode="quick")
+
+
+def test_a_batch_larger_than_the_data_set_is_said(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "multimix_pipe"):
+        opened(backend="torch", batch_size=N)
+        assert "repeatedly" not in caplog.text
+        opened(backend="torch", batch_size=N + 1)
+    assert f"there are {N}, batch_size times world_size is {N + 1}" in caplog.text
+
+
+def test_a_loader_in_a_dataloader_says_what_it_is(opened: Open) -> None:
+    loader = opened(backend="torch")
+    with pytest.raises(TypeError, match=r"iterate over it\. It replaces a DataLoader; do not wrap it"):
+        next(iter(torch.utils.data.DataLoader(loader, batch_size=2)))  # type: ignore[arg-type]
+
+
+def test_probabilities_of_methods_in_the_place_of_epochs_say_where_they_go(opened: Open) -> None:
+    with pytest.raises(ConfigError, match=r"mix as a mapping has epochs as keys.*use MultiMix\(method=\{\.\.\.\}\)"):
+        opened(backend="torch", mix={"mixup": 0.5, "cutmix": 0.5})
+
+
+@pytest.mark.parametrize("state", [{"model": {}, "loader": {}}, {}])
+def test_a_dict_that_is_no_state_is_not_taken_for_an_old_one(opened: Open, state: dict[str, object]) -> None:
+    with pytest.raises(StateMismatchError, match=r"what loader\.state_dict\(\) returned; found a dict of"):
+        opened(backend="torch").load_state_dict(state)

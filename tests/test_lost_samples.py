@@ -16,7 +16,7 @@ from PIL import Image, features
 from helpers.batches import Open
 from helpers.images import plain_image
 from helpers.tars import index_of, plain_members, write_tar
-from multimix_pipe import BadSampleError, ShardError
+from multimix_pipe import BadSampleError, ConfigError, ShardError
 from multimix_pipe.cli import main
 from multimix_pipe.shards.pack import imagefolder, pack
 from multimix_pipe.verify import verify
@@ -73,7 +73,31 @@ def test_it_is_counted_named_and_replaced(
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF")
 def test_a_good_avif_says_that_avif_is_not_read(tmp_path: Path) -> None:
     index = index_of(write_tar(tmp_path / "x.tar", [*GOOD, ("x.jpg", encoded("AVIF")), ("x.cls", b"1")]))
-    assert index.reason(4) == "AVIF is not read"
+    assert index.reason(4) == "AVIF is not read; convert it to JPEG, PNG or WebP"
+
+
+def test_a_shard_whose_keys_all_have_dots_says_so(
+    tmp_path: Path, opened: Open, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [(f"Track {i}.0.{kind}", data) for i in range(3) for kind, data in (("jpg", IMAGE), ("cls", b"1"))]
+    path = write_tar(tmp_path / "x.tar", members)
+    advice = "found 3 .0.jpg, 3 .0.cls. A key ends at the first dot of a file name, so .0.jpg is no image"
+    with pytest.raises(ShardError, match=advice):
+        opened(path, num_classes=2, batch_size=2, backend="torch")
+    assert main(["index", str(path), "--quiet"]) == 2
+    assert f"error: {path}: no sample with an image" in (text := capsys.readouterr().err)
+    assert advice in text
+
+
+def test_images_that_are_not_read_say_what_to_do(
+    tmp_path: Path, opened: Open, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tar(tmp_path / "x.tar", [(f"{i}.tif", encoded("TIFF")) for i in range(2)])
+    advice = "TIFF is not read; convert it to JPEG, PNG or WebP"
+    assert main(["index", str(path), "--quiet"]) == 1
+    assert advice in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=advice):
+        opened(path, num_classes=2, batch_size=2, backend="torch")
 
 
 @pytest.mark.parametrize("extension", ["jfif", "jpe", "bmp", "ppm", "pgm"])
@@ -211,7 +235,11 @@ def test_an_interrupted_pack_is_noticed(
     report = verify(out, backend="torch", progress=False)
     assert (report.shards, report.samples) == (2, 10)
     assert [shard.shard for shard in report.bad_shards] == [str(out)]
+    capsys.readouterr()
     assert main(["verify", str(out), "--quiet"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("10 samples, 0 bad in 2 shards; 1 folder incomplete; decoded by ")
+    assert lines[2].startswith("next: complete the data as listed, or use what is there")
     with caplog.at_level(logging.WARNING, "multimix_pipe"):
         assert len(opened(out, on_bad_sample="replace", **options).index) == 10
     assert "did not finish" in caplog.text
@@ -243,3 +271,29 @@ def test_beside_a_damaged_shard_an_interrupted_pack_is_listed_once(interrupted: 
     bad = verify(out, backend="torch", progress=False).bad_shards
     assert [shard.shard for shard in bad] == [str(out / "shard-000002.tar"), str(out)]
     assert "required 18 images, found 10 in its shards" in bad[1].reason
+
+
+def test_a_pack_of_a_version_that_left_no_mark_of_its_end_is_judged_by_what_is_there(
+    tmp_path: Path, opened: Open
+) -> None:
+    for i in range(6):
+        (tmp_path / "in" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / f"class{i % 2}" / f"{i}.jpg").write_bytes(IMAGE)
+    out = tmp_path / "out"
+    pack(tmp_path / "in", out, samples_per_shard=2, progress=False)
+    run = json.loads((out / "pack.json").read_text())
+    del run["shards"]
+    (out / "pack.json").write_text(json.dumps(run))
+    options = {"num_classes": 2, "batch_size": 2, "backend": "torch"}
+    assert len(opened(out, **options).index) == 6
+    assert len(opened(out / "shard-000000.tar", **options).index) == 2
+    names = (out / "classes.json").read_bytes()
+    (out / "classes.json").unlink()  # as after an interrupt behind the last shard
+    with pytest.raises(
+        ShardError, match=r"did not finish: required classes\.json, .* all 6 images are there; run it again"
+    ):
+        opened(out, **options)
+    (out / "classes.json").write_bytes(names)
+    (out / "shard-000001.tar").unlink()
+    with pytest.raises(ShardError, match="required the 6 images that `multimix-pipe pack` wrote, found 4"):
+        opened(out, **options)

@@ -309,6 +309,12 @@ def test_a_fraction_that_cannot_be_held_out_is_refused(
         quiet_pack(tree(tmp_path / "in", *names), tmp_path / "out", val=val)
 
 
+def test_an_archive_in_the_source_is_named_with_what_to_do(tmp_path: Path) -> None:
+    source = tree(tmp_path / "in", "inner.zip", "notes.txt")
+    with pytest.raises(ConfigError, match=r"found 1 \.zip .*\. Unpack inner\.zip first"):
+        quiet_pack(source, tmp_path / "out")
+
+
 # OUT
 
 

@@ -267,6 +267,7 @@ def test_two_processes_share_an_epoch_and_find_out_where_they_differ(small_shard
     )
     assert data in found[0]["other data"]
     assert "seed: process 0 has 0, process 1 has 1" in found[0]["other seed"]
+    assert "class 1 is 'c' in process 0 and 'b' in process 1" in found[0]["other names"]
     assert "position.samples: process 0 has 0, process 1 has 16" in found[0]["other position"]
     assert "found ranks [0, 0]" in found[0]["one rank for two"]
     for name, text in found[0].items():

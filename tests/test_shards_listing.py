@@ -7,6 +7,7 @@ import http.server
 import re
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -250,5 +251,20 @@ def test_a_user_and_a_password_are_sent_and_never_printed(
 
 def test_an_image_is_no_shard(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_bytes(plain_image((64, 64)))
-    with pytest.raises(ShardError, match="not a whole tar"):
+    with pytest.raises(ShardError, match="is a JPEG, not a tar"):
         open_index(tmp_path / "x.jpg", progress=False)
+
+
+def test_images_that_are_not_in_shards_yet_lead_to_pack(tmp_path: Path) -> None:
+    image = tmp_path / "images" / "train" / "cat" / "a.jpg"
+    image.parent.mkdir(parents=True)
+    image.write_bytes(plain_image())
+    for folder in (image.parent, image.parent.parent, image.parents[2]):
+        with pytest.raises(ShardError, match=r"It holds images: make shards of them with multimix-pipe pack"):
+            list_shards(folder)
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(image, "cat/a.jpg")
+    for path, kind in ((image, "a JPEG"), (tmp_path / "images.zip", "a zip")):
+        with pytest.raises(ShardError, match=f"is {kind}, not a tar: make shards with multimix-pipe pack"):
+            open_index(path, progress=False)
+        assert not list(path.parent.glob("*.index"))

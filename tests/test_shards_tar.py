@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 from typing import TypeVar
@@ -264,5 +265,16 @@ def test_members_behind_zeros_are_never_lost_in_silence(tmp_path: Path, zeros: i
     member = header() + b"12345".ljust(BLOCK, b"\0")
     path = tmp_path / "x.tar"
     path.write_bytes(member + bytes(zeros * BLOCK) + b"?" * BLOCK * 3 + member)
-    with pytest.raises(ShardError, match="zeros instead of a header"):
+    with pytest.raises(ShardError, match="zeros instead of a header") as caught:
         members_of(path)
+    assert "truncate" not in str(caught.value)
+
+
+def test_more_zeros_than_a_record_behind_the_end_say_how_to_cut_them_off(tmp_path: Path) -> None:
+    member = header() + b"12345".ljust(BLOCK, b"\0")
+    path = tmp_path / "x.tar"
+    path.write_bytes(member + bytes(2**20 + 5 * BLOCK))  # what a download that stopped leaves of an allocated file
+    with pytest.raises(ShardError, match=r"copy or download it again, or, if .*: truncate -s 2048 FILE"):
+        members_of(path)
+    os.truncate(path, 2048)
+    assert members_of(path) == [Member("a.jpg", BLOCK, 5)]

@@ -40,7 +40,11 @@ def run(args: argparse.Namespace) -> int:
     print(summary(index))
     names = redacted(shlex.join(args.source))
     bad = int(np.count_nonzero(index.problem))
-    print(f"next: multimix-pipe verify {names}" if bad else f"next: multimix-pipe preview {names} -o grid.png")
+    others = index.other_labels(int(np.flatnonzero(index.problem)[0])) if bad == len(index) else []
+    if others:
+        print(f"next: multimix-pipe index {names} --label {others[0]}")
+    else:
+        print(f"next: multimix-pipe verify {names}" if bad else f"next: multimix-pipe preview {names} -o grid.png")
     return 1 if bad == len(index) else 0
 
 

@@ -80,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"left out of {args.write_bad}: {counted(left, 'name')} with a line break", file=sys.stderr)
     elif report.bad and prints_list:
         print("next: rerun with --write-bad FILE and train with open_loader(exclude=FILE)")
+    if report.bad_shards and prints_list:
+        print('next: complete the data as listed, or use what is there with open_loader(on_bad_sample="replace")')
     if args.json:
         text = json.dumps(as_json(report), indent=1) + "\n"
         if prints_list:
@@ -96,8 +98,12 @@ def counts(report: VerifyReport) -> dict[str, int]:
 
 def summary(report: VerifyReport) -> str:
     """Summarise what was verified and how much of it is bad, with one line per reason."""
-    shards = f" in {counted(report.shards, 'shard')}" + (
-        f"; {counted(len(report.bad_shards), 'more shard')} missing or damaged" if report.bad_shards else ""
+    folders = sum(shard.is_folder for shard in report.bad_shards)
+    others = len(report.bad_shards) - folders
+    shards = (
+        f" in {counted(report.shards, 'shard')}"
+        + (f"; {counted(others, 'more shard')} missing or damaged" if others else "")
+        + (f"; {counted(folders, 'folder')} incomplete" if folders else "")
     )
     samples = f"{counted(report.samples, 'sample')}, {len(report.bad):,} bad"
     lines = [f"{samples}{shards}; decoded by the {report.backend} backend"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from typing import Any
@@ -36,17 +37,32 @@ def check_ranks(context: LoaderContext, world: World, position: Position) -> Non
         "position": asdict(position),
     }
     everyone = _gather((mine, world.rank))
+    names = _gather(context.classes)
     for process, (theirs, _) in enumerate(everyone):
         if found := list(differences(everyone[0][0], theirs, "process 0", f"process {process}")):
             # all processes found the same, so all of them take part in this exchange
             first = _first_shard_that_differs(context, process) if found[0].startswith("data: ") else ""
             raise ConfigError(f"all processes must have the same loader; {'; '.join(found)}{first}. {_TOLD_APART}")
+    _check_names(names)
     ranks = Counter(rank for _, rank in everyone)
     if len(ranks) != world.size or len(set(ranks.values())) > 1:
         raise ConfigError(
             f"each rank in [0, {world.size}) must be that of equally many processes; found ranks "
             f"{[rank for _, rank in everyone]}. Pass each group of processes that shares a model replica a rank of its own"
         )
+
+
+def _check_names(names: Sequence[tuple[str, ...] | None]) -> None:
+    """Raise ConfigError if the class names of two processes that know them differ."""
+    known = [(process, found) for process, found in enumerate(names) if found is not None]
+    for process, found in known[1:]:
+        first, wanted = known[0]
+        for number, (name, other) in enumerate(zip_longest(wanted, found)):
+            if name != other:
+                raise ConfigError(
+                    f"all processes must have the same class names; class {number} is {name!r} in process {first} and "
+                    f"{other!r} in process {process}. {_TOLD_APART}"
+                )
 
 
 def _gather(mine: Any) -> list[Any]:

@@ -23,6 +23,21 @@ _EQUIVALENTS = {
     "collate_fn": "batches are tensors already; for other members of a sample, join them by batch.keys",
     "dataset": "the first argument is the shards: a path, glob, brace pattern or folder",
     "interpolation": "images are resized bilinearly, with or without TrainTransform(antialias=)",
+    **dict.fromkeys(("workers", "num_threads_per_worker"), "num_threads= sets the decoding threads"),
+    **dict.fromkeys(("bs", "batch"), "use batch_size="),
+    **dict.fromkeys(
+        ("root", "data", "path", "urls"), "the first argument is the shards: a path, glob, brace pattern or folder"
+    ),
+    **dict.fromkeys(
+        ("split", "train", "is_training"), "name the split's shards: open_loader('shards/train', ...), 'shards/val'"
+    ),
+    "val": "open a second loader for the validation shards, with transform=EvalTransform()",
+    "epochs": "each iteration is one epoch; mix={0: ..., 280: None} changes the mixing by epoch",
+    "download": "http(s) URLs are shards too, with cache_dir=",
+    **dict.fromkeys(
+        ("augment", "auto_augment", "color_jitter", "re_prob"),
+        "only crops and flips are built in; augment the batches of expand=False, then apply_mix",
+    ),
     "mixup_alpha": "use mix=MultiMix(alpha=)",
     "mixup": "use mix=MultiMix(alpha=)",
     "k": "use mix=MultiMix(k=)",

@@ -87,6 +87,12 @@ class Loader:
                 'an epoch has no steps: %d samples are fewer than batch_size times world_size, and last_batch="drop"',
                 self.num_samples,
             )
+        elif config.last_batch == "wrap" and self.num_samples < config.batch_size * world.size:
+            logger.warning(
+                "an epoch has a single step, which shows samples repeatedly: there are %d, batch_size times world_size is %d. "
+                'Choose a smaller batch_size, or last_batch="partial"',
+                *(self.num_samples, config.batch_size * world.size),
+            )
         logger.info(
             "%d samples, backend %s on %s, process %d of %d, %d threads",
             *(self.num_samples, context.backend, context.device, world.rank, world.size, context.num_threads),
@@ -202,6 +208,13 @@ class Loader:
         with self._lock:
             return self._tracker.steps(partial(self._schedule, self._ranks.for_answer()))
 
+    def __getitem__(self, key: object) -> NoReturn:
+        """Raise TypeError: a loader is no dataset."""
+        raise TypeError(
+            "a loader has no items: iterate over it. It replaces a DataLoader; do not wrap it in one, which would divide its "
+            "batches among processes once more"
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         """Return an iterator over one epoch. It has no effect on the loader before its first `next`."""
         self._check_process()
@@ -252,7 +265,7 @@ class Loader:
             self._tracker.restore(position)
 
     def check_ranks(self) -> None:
-        """Check that all processes of torch.distributed have the same data, settings and position. Call it in all of them.
+        """Check that all processes of torch.distributed have the same data, settings, position and class names. Call it in all.
 
         This is the only method that communicates. Without torch.distributed there is nothing to compare, and a loader that is one
         of several processes raises ConfigError.

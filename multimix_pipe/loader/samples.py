@@ -50,14 +50,18 @@ def _check_usable(index: Index, sample_id: NDArray[np.int64], config: LoaderConf
         f"{len(bad):,} of {counted(len(sample_id), 'sample')} cannot be used, the first: {index.name(first)}: "
         f"{index.reason(first)}; `multimix-pipe verify` lists all of them"
     )
+    others = " or ".join(f'label="{label}"' for label in index.other_labels(first))
     if len(bad) == len(sample_id):
-        raise ConfigError(f"at least one usable sample is required; {found}")
+        raise ConfigError(
+            f"at least one usable sample is required; {found}{f'. Perhaps {others} finds labels' * bool(others)}"
+        )
     unlabelled = bad[np.isin(index.problem[bad], LABEL_PROBLEMS)]
     if len(unlabelled) and config.on_bad_sample == "raise":
         first = int(unlabelled[0])
+        others = " or ".join(f'label="{label}"' for label in index.other_labels(first)) or "label="
         raise BadSampleError(
             f"{index.name(first)}: {index.reason(first)}, as in {len(unlabelled):,} of {counted(len(sample_id), 'sample')}. "
-            "Leave them out with exclude=, read other labels with label=, name the classes with classes=, or train on other "
+            f"Leave them out with exclude=, read other labels with {others}, name the classes with classes=, or train on other "
             'samples instead with on_bad_sample="replace"'
         )
     logger.warning("%s", found)

@@ -41,9 +41,14 @@ def restore(context: LoaderContext, state: object, *, strict: bool) -> Position:
     """
     if not isinstance(state, dict):
         raise StateMismatchError(f"state must be a dict from state_dict(); found {type(state).__name__}")
-    if state.get("version") != STATE_VERSION:
+    if "version" not in state:
         raise StateMismatchError(
-            f"version: this loader reads states of version {STATE_VERSION}; found {state.get('version')!r}, of which epochs have "
+            f"state must be what loader.state_dict() returned; found a dict of {', '.join(map(repr, state)) or 'nothing'}. "
+            "Of a checkpoint pass the part that holds it"
+        )
+    if state["version"] != STATE_VERSION:
+        raise StateMismatchError(
+            f"version: this loader reads states of version {STATE_VERSION}; found {state['version']!r}, of which epochs have "
             "another order. Use the multimix_pipe that saved it, or begin an epoch with set_epoch"
         )
     mine, theirs = identity(context), _with_absent(state.get("mix"))

@@ -23,6 +23,11 @@ class MixSchedule:
     @classmethod
     def of(cls, mapping: Mapping[Any, Any]) -> MixSchedule:
         """Check a user's mapping. Raises ConfigError."""
+        if any(isinstance(key, str) for key in mapping):
+            raise ConfigError(
+                f"mix as a mapping has epochs as keys, as {{0: MultiMix(...), 280: None}}; found {dict(mapping)!r}. "
+                "For probabilities of methods use MultiMix(method={...})"
+            )
         for epoch, mix in mapping.items():
             check_int("an epoch in mix", epoch, 0)
             if mix is not None and not isinstance(mix, MultiMix):

@@ -79,7 +79,9 @@ class LoaderConfig:
         if not isinstance(self.transform, (TrainTransform, EvalTransform)):
             raise ConfigError(f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}")
         if isinstance(self.shuffle, bool):
-            raise ConfigError(f'shuffle must be "global" (as shuffle=True), "window" or "none"; found {self.shuffle}')
+            raise ConfigError(
+                f'shuffle must be "global" (as shuffle=True), "window" or "none" (as shuffle=False); found {self.shuffle}'
+            )
         check_choice("shuffle", self.shuffle, get_args(Shuffle))
         check_choice("last_batch", self.last_batch, get_args(LastBatch))
         check_int("seed", self.seed, 0, 2**64 - 1)

@@ -17,6 +17,7 @@ from multimix_pipe.shards.storage import fetch_remote, redacted
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _KINDS = "a path, glob, brace pattern, folder or http(s) URL, or a list of those"
+_IMAGES = ("jpg", "jpeg", "JPEG", "png")
 _MAX_FOLDERS_SEARCHED = 20  # an image folder has thousands, with many files in each
 
 
@@ -110,7 +111,7 @@ def _matches(pattern: str, item: str) -> list[Path]:
         raise ShardError(f"{len(broken)} {what}: {', '.join(broken[:3])}")
     if tars:
         return tars
-    others = files
+    others, advice = files, ""
     if os.path.isdir(item):
         if folders := _folders_with_tars(item):
             raise ShardError(
@@ -118,8 +119,12 @@ def _matches(pattern: str, item: str) -> list[Path]:
                 f"{', '.join(map(repr, folders))}; give one of these"
             )
         others = glob(os.path.join(escape(item), "*"))
+        if any(
+            glob(os.path.join(escape(item), levels, "*." + kind)) for levels in ("", "*", "*/*") for kind in _IMAGES
+        ):
+            advice = f". It holds images: make shards of them with multimix-pipe pack {item} OUT, and open OUT"
     found = f"found {counted(len(others), 'other file')}, such as {min(others)}" if others else "found nothing"
-    raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}")
+    raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}{advice}")
 
 
 def _folders_with_tars(folder: str) -> list[str]:

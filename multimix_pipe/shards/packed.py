@@ -9,9 +9,10 @@ from os import PathLike
 from pathlib import Path
 
 from multimix_pipe.errors import counted
+from multimix_pipe.shards.classes import CLASSES
 
 RUN = "pack.json"
-"""Name of the file; "images" is their number, "shards" that of the shards, once all are written."""
+"""Name of the file; "images" is their number, "shards" that of the shards, once all are written (not by early versions)."""
 
 
 def incomplete(
@@ -33,9 +34,19 @@ def incomplete(
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         here = len(counts)
-        if written is None:
-            found_there = f"required {counted(images, 'image')}, found {sum(counts):,} in its shards"
-            yield folder, f"{folder}: `multimix-pipe pack` did not finish: {found_there}; run it again, or wait for it"
+        if written is None and not (folder / CLASSES).exists():  # `pack` writes it behind the last shard
+            lack = (
+                f"required {CLASSES}, which comes last, and found none; all {counted(images, 'image')} are there"
+                if sum(counts) == images
+                else f"required {counted(images, 'image')}, found {sum(counts):,} in its shards"
+            )
+            yield folder, f"{folder}: `multimix-pipe pack` did not finish: {lack}; run it again, or wait for it"
+        elif written is None and folder in whole and sum(counts) < images:
+            yield (
+                folder,
+                f"{folder}: required the {counted(images, 'image')} that `multimix-pipe pack` wrote, found {sum(counts):,}; "
+                "copy the other shards, or name the shards to use",
+            )
         elif folder in whole and isinstance(written, int) and here < written:
             yield (
                 folder,

@@ -53,6 +53,7 @@ def main(folder: Path, shards: Path, fewer: Path, rank: int) -> None:
     found["len before the group"] = told(lambda: next(iter(measured)))
     found["other data"] = told(opened(fewer if rank else shards).check_ranks)
     found["other seed"] = told(opened(seed=rank).check_ranks)
+    found["other names"] = told(opened(classes=["a", "b" if rank else "c", *map(str, range(CLASSES - 2))]).check_ranks)
     resumed = opened()
     state = resumed.state_dict()
     if rank:

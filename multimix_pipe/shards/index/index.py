@@ -27,6 +27,7 @@ from multimix_pipe.shards.index.problems import (
     LABEL_PROBLEMS,
     LABEL_RANGE,
     NO_IMAGE,
+    NO_LABEL,
     NOTED,
     PROBLEMS,
     UNKNOWN_CLASS,
@@ -123,6 +124,14 @@ class Index:
         note = self.notes[found]
         is_label = self.problem[sample_id] in (LABEL_NOT_INT, UNKNOWN_CLASS)
         return printable(f"{text}; found {repr(note) if is_label else note}")
+
+    def other_labels(self, sample_id: int) -> list[str]:
+        """Return which `label` of `open_index` might find a label of a sample that has none: "txt", "json:KEY", "folder"."""
+        if self.problem[sample_id] != NO_LABEL:
+            return []
+        members = self.reason(sample_id).partition("found the members ")[2].partition(";")[0].split(", ")
+        others = [label for label in ("cls", "txt", "json:KEY") if "." + label.removesuffix(":KEY") in members]
+        return others + ["folder"] * ("/" in self.key(sample_id).removeprefix("./"))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -275,11 +284,17 @@ def _translate(index: Index, ids: dict[str, int] | None, label_offset: int) -> I
     return replace(index, label=label, problem=problem, note=note, notes=notes)
 
 
-def _nothing_found(source: object, tables: list[Table]) -> str:
+def _nothing_found(source: str | PathLike[str] | Sequence[str | PathLike[str]], tables: list[Table]) -> str:
     extensions: Counter[str] = Counter()
     for table in tables:
         extensions.update(table.extensions)
     seen = ", ".join(f"{count} .{extension}" for extension, count in extensions.most_common(8)) or "no members at all"
     wanted = ", ".join("." + extension for extension in IMAGE_EXTENSIONS)
     where = counted(len(tables), "shard")
-    return f"{redacted(str(source))}: no sample with an image in {where}; required members {wanted}, found {seen}"
+    advice = ""
+    if dotted := next((name for name in extensions if name.rpartition(".")[2] in wanted and "." in name), None):
+        advice = f". A key ends at the first dot of a file name, so .{dotted} is no image: write the files without other dots"
+    named = source if isinstance(source, (str, PathLike)) else ", ".join(map(str, source))
+    return (
+        f"{redacted(str(named))}: no sample with an image in {where}; required members {wanted}, found {seen}{advice}"
+    )

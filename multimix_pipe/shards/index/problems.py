@@ -9,6 +9,9 @@ NO_IMAGE, DUPLICATE, UNKNOWN_CLASS = range(8, 11)
 UNREAD_FORMAT = 16
 """Code of the first of UNREAD_FORMATS; the others follow."""
 
+_NOT_AN_IMAGE = ("an HTML page",)
+_CONVERT = "; convert it to JPEG, PNG or WebP"
+
 PROBLEMS: dict[int, str] = {
     BAD_HEADER: "the image header cannot be read",
     TOO_MANY_PIXELS: f"the image has more than {MAX_PIXELS:,} pixels",
@@ -20,7 +23,10 @@ PROBLEMS: dict[int, str] = {
     NO_IMAGE: "there is no image",
     DUPLICATE: "two members have the same key and extension",
     UNKNOWN_CLASS: "the label is neither an integer nor one of the class names",
-    **{UNREAD_FORMAT + i: f"{name} is not read" for i, name in enumerate(UNREAD_FORMATS)},
+    **{
+        UNREAD_FORMAT + i: f"{name} is not read{'' if name in _NOT_AN_IMAGE else _CONVERT}"
+        for i, name in enumerate(UNREAD_FORMATS)
+    },
 }
 """What is wrong with a sample, by the code in `Index.problem`; code 0 is a sample without a known problem."""
 

@@ -201,7 +201,8 @@ class _Scan:
         problem[size > MAX_BYTES] = TOO_MANY_BYTES
         if noted is not None:
             label[noted & ~np.isin(problem, NOTED)] = -1
-        for found, code in ((lost, NO_IMAGE), (repeated, DUPLICATE)):
+        bare = self._unlabelled(columns, sample[(problem == NO_LABEL) & (label < 0)])
+        for found, code in ((bare, NO_LABEL), (lost, NO_IMAGE), (repeated, DUPLICATE)):
             for number in np.flatnonzero(np.isin(sample, list(found))).tolist() if found else ():
                 problem[number], label[number] = code, self._notes(found[int(sample[number])])
         all_keys = list(self._samples)
@@ -258,6 +259,18 @@ class _Scan:
                 found[sample].append(names[code])
         return {sample: _members_note(extensions) for sample, extensions in found.items()}
 
+    def _unlabelled(self, columns: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> dict[int, str]:
+        """Return the members of `samples`, which have no label, where there is more than the image."""
+        if self._label_extension is None or not len(samples):
+            return {}
+        chosen = np.zeros(len(self._samples), dtype=np.bool_)
+        chosen[samples] = True
+        found: dict[int, list[str]] = {}
+        names = list(self._extensions)
+        for sample, code in columns[chosen[columns[:, 0]]].tolist():
+            found.setdefault(sample, []).append(names[code])
+        return {sample: _members_note(members) for sample, members in found.items() if len(members) > 1}
+
     def _repeated(self, columns: npt.NDArray[np.int64]) -> dict[int, str]:
         """Return the samples with two images or labels of the same extension, and what is repeated."""
         pairs = columns[:, 0] * len(self._extensions) + columns[:, 1]
@@ -272,5 +285,9 @@ class _Scan:
 
 def _members_note(extensions: Sequence[str]) -> str:
     listed = ", ".join("." + extension for extension in extensions[:_MAX_NAMED])
-    hint = "; a key ends at the first dot of the file name" if any("." in extension for extension in extensions) else ""
+    hint = (
+        "; a key ends at the first dot of the file name, so write it without other dots"
+        if any("." in extension for extension in extensions)
+        else ""
+    )
     return f"the members {listed}{', ...' if len(extensions) > _MAX_NAMED else ''}{hint}"

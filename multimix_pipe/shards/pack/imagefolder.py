@@ -96,10 +96,13 @@ def _arranged(files: Files, classes: tuple[str, ...] | None, labels: Labels, spl
     except ConfigError as error:
         raise ConfigError(f"{files.path}: {error}") from error
     if layout is None or not layout.place:
+        inner = next((name for name in shown if name.endswith((".zip", ".tar", ".tgz", ".tar.gz"))), None)
+        advice = f". Unpack {printable(inner)} first; shards are opened as they are" if inner and not paths else ""
         found = ", ".join(f"{s.files:,} {s.what} ({printable(s.example)})" for s in _skipped(shown, {}, set())[:8])
         raise ConfigError(
             f"{files.path}: required images class/name.jpg (.{', .'.join(IMAGE_EXTENSIONS)}); found "
             + (f"{found or 'no files'}" if layout is None else f"{len(paths):,} images, none with a class")
+            + advice
         )
     images = []
     for path in sorted(layout.place):

@@ -48,11 +48,14 @@ _BYTES_PER_SECOND = 2e8  # of slow storage; a header is skipped to if the bytes 
 
 _MAX_NAME = 4096
 _CHUNK = 2**20  # bytes read at once behind the end mark
+_MAX_ZEROS = 2**28  # bytes that are read to see whether the end of a damaged file is all zeros
 _LONG_PADDING = 2**20  # bytes at the end; tar's default is 10 KiB, a blocking factor gives more, and whole records
 _MAX_GLOBAL = 4096  # characters in the names of global pax records, which tarfile copies to each member
 
 TARFILE_ERRORS = (tarfile.TarError, ValueError, OverflowError, RecursionError, LookupError)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+_OTHERS = {b"PK\3\4": "a zip", b"\xff\xd8\xff": "a JPEG", b"\x89PNG": "a PNG"}
 
 
 def read_members(file: BinaryIO, path: Path) -> Iterator[Member]:
@@ -276,20 +279,27 @@ class _Walk:
 
         Anything else that follows is ignored, as GNU tar does: a mark is two blocks of zeros.
         """
-        first, left = True, self._file_size - self._next
+        first, zeros, damaged, left = True, True, False, self._file_size - self._next
         # what is padded beyond the usual ends with a whole record, a large power of two; a file that was allocated need not
-        damaged = left > _LONG_PADDING and self._file_size % (1 << (left - 1).bit_length()) != 0
+        long = left > _LONG_PADDING and self._file_size % (1 << (left - 1).bit_length()) != 0
+        if long and left > _MAX_ZEROS:
+            left, zeros = 0, False
         self._file.seek(self._next)
         while left > 0 and not damaged and (data := self._file.read(min(_CHUNK, left))):
             left -= len(data)
             if data.count(0) < len(data):
+                zeros = False
                 blocks = np.frombuffer(data[: len(data) // BLOCK * BLOCK], np.uint8).reshape(-1, BLOCK)
                 used = np.flatnonzero(blocks.any(axis=1))
                 damaged = (first and len(used) > 0 and used[0] < 2) or bool(are_valid(blocks[used]).any())
             first = False
-        if damaged:
+        if damaged or long:
             left = self._file_size - self._next
-            raise self._damage(f"zeros instead of a header, {left:,} bytes before the end of the file")
+            advice = (
+                f", or, if none of its members is missing, cut the zeros off: truncate -s {self._next + 2 * BLOCK} FILE"
+            )
+            found = f"zeros instead of a header, {left:,} bytes before the end of the file"
+            raise self._damage(found, advice if zeros else "")
 
     def _check_global_records(self) -> None:
         """Let tarfile read all further headers if global pax records matter."""
@@ -298,14 +308,14 @@ class _Walk:
         if not all(map(HARMLESS_KEY.fullmatch, self._tar.pax_headers)):
             self._unusual = self._file_size
 
-    def _damage(self, found: str) -> DamagedTarError:
+    def _damage(self, found: str, advice: str = "") -> DamagedTarError:
         if not self._next:
             return DamagedTarError(
                 f"{self._path} ({self._file_size:,} bytes) is not a whole tar file: {found}; write or copy it again"
             )
         return DamagedTarError(
             f"{self._path} is damaged or cut at byte {self._next:,}: required another header or the end mark; "
-            f"{found}; copy or download it again"
+            f"{found}; copy or download it again{advice}"
         )
 
     def _cut(self, name: str, needed: int) -> DamagedTarError:
@@ -324,6 +334,12 @@ def _check_magic(file: BinaryIO, path: Path, size: int) -> None:
             raise ShardError(
                 f"{path} is compressed ({kind}); single samples can only be read from a plain tar: decompress it to .tar "
                 "first (compression hardly shrinks images)"
+            )
+    for magic, kind in _OTHERS.items():
+        if start.startswith(magic):
+            raise ShardError(
+                f"{path} is {kind}, not a tar: make shards with multimix-pipe pack SRC OUT, where SRC is a zip or folder of "
+                "images class/name.jpg, and open OUT"
             )
     if size < BLOCK:
         raise DamagedTarError(f"{path} is not a tar file: it has {size} bytes, required at least {BLOCK}")
