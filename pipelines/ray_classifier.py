@@ -79,15 +79,18 @@ def fit(settings: dict[str, Any]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("train", help="training shards: an absolute path that each worker can read, or a URL")
+    parser.add_argument("train", help="training shards: a path that each worker can read, or a URL")
     parser.add_argument("--num-classes", type=int, help="default: as many as classes.json has names")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8, help="pairs per worker and step")
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps between checkpoints")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpu", action="store_true")
-    parser.add_argument("--out", required=True, help="absolute path or URL of storage that all workers can write to")
-    result = fit(vars(parser.parse_args()))
+    parser.add_argument("--out", required=True, help="path or URL of storage that all workers can write to")
+    settings = vars(parser.parse_args())
+    for name in ("train", "out"):  # workers run in other folders
+        settings[name] = settings[name] if "://" in settings[name] else str(Path(settings[name]).absolute())
+    result = fit(settings)
     print(f"loss {result.metrics['loss']:.4f}")
 
 

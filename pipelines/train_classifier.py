@@ -301,6 +301,10 @@ validation   {"none" if val is None else f"{val.num_samples:,} samples"}
 steps        {self.steps_per_epoch:,} per epoch, {self.total:,} in all; {self.pairs:,} pairs make {rows:,} rows ({mix})
 model        {args.model}, {sum(part.numel() for part in self.model.parameters()):,} parameters; lr {args.lr:g} at its peak
 checkpoints  {args.out / "checkpoint.pt"}, every {args.checkpoint_every:,} steps, after each epoch and when stopped""")
+        if not args.resume and (args.out / "checkpoint.pt").exists():
+            print(
+                f"note         {args.out / 'checkpoint.pt'} exists and will be replaced; --resume continues it, --out keeps it"
+            )
         if args.resume:
             print(f"resuming     {args.resume}, in epoch {self.run['epoch'] + 1} after step {self.run['step']:,}")
 

@@ -162,6 +162,9 @@ def test_header_and_lines_say_where_training_is_also_after_a_resume(
     assert f"resuming     {tmp_path / 'checkpoint.pt'}, in epoch 2 after step 14" in after
     assert re.findall(r"(epoch 2/2  step \S+) ", after) == [f"epoch 2/2  step {step}/24" for step in (15, 20, 24)]
     assert [line for line in after.splitlines() if "epoch 2/2  validation: top-1 " in line]
+    assert "will be replaced" not in header + after
+    train(tmp_path, "--max-steps", 1)
+    assert f"{tmp_path / 'checkpoint.pt'} exists and will be replaced; --resume continues it" in capsys.readouterr().out
 
 
 def test_a_finished_training_says_so_and_trains_no_more(

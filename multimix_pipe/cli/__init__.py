@@ -101,9 +101,16 @@ def _log_to_stderr(level: int) -> Iterator[None]:
 
 
 class _AboveProgressBars(logging.Handler):
-    """A handler that writes log lines to stderr above any progress bar."""
+    """A handler that writes log lines to stderr above any progress bar, each line once: commands open several loaders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        line = self.format(record)
+        if line not in self._written:
+            self._written.add(line)
+            tqdm.write(line, file=sys.stderr)
