@@ -280,6 +280,7 @@ def test_options_of_methods_are_checked() -> None:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
+        (drawn("cutmix", (5, 3), rows=4), r"lam must be the share of x in images of 7x5.*drawn for another size"),
         (drawn("cutmix", (9, 9), rows=4), r"boxes .* must lie inside images of 7x5; found .*drawn for another size"),
         (drawn("smoothmix", (9, 9), rows=4), "factors must be for images of 7x5, 12 for each member; found 18"),
         (drawn("mixup", rows=3), "plan must hold 4 pairs, one per image"),

@@ -128,7 +128,7 @@ class MixPlan:
         return field
 
     def check_size(self, size: Size) -> None:
-        """Raise ConfigError unless the plan fits images of `size` (H, W): boxes lie inside, and there are H + W factors."""
+        """Raise ConfigError unless the plan fits images of `size` (H, W): boxes lie inside, cover 1 - lam; H + W factors."""
         if self.factors is not None and self.factors.shape[2] != sum(size):
             raise ConfigError(
                 f"the plan's factors must be for images of {size[0]}x{size[1]}, {sum(size)} for each member; found "
@@ -140,6 +140,16 @@ class MixPlan:
             raise ConfigError(
                 f"the plan's boxes (y0, x0, y1, x1) must lie inside images of {size[0]}x{size[1]}; found "
                 f"{tuple(worst.tolist())}: the plan was drawn for another size"
+            )
+
+        boxed = np.isin(self.field, (Field.BOX, Field.RESIZED))
+        area = np.prod((high - low)[boxed], axis=-1, dtype=np.float64) / (size[0] * size[1])
+        wrong = np.abs(self.lam[boxed] - (1 - area)) > 1e-3
+        if wrong.any():
+            lam, share = float(self.lam[boxed][wrong][0]), float(1 - area[wrong][0])
+            raise ConfigError(
+                f"lam must be the share of x in images of {size[0]}x{size[1]}, {share:.4f} outside the box; found {lam:.4f}: "
+                "the plan was drawn for another size"
             )
 
     def rows(self, rows: slice) -> MixPlan:
