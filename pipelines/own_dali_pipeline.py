@@ -1,6 +1,7 @@
 """Multi-mix as one line in a DALI pipeline of your own, with DALI's own WebDataset reader.
 
-    python pipelines/own_dali_pipeline.py shards/train-000000.tar shards/train-000001.tar --num-classes 10
+    multimix-pipe verify shards/train   # as DALI may crash on a broken image
+    python pipelines/own_dali_pipeline.py shards/train/*.tar --num-classes 10
 
 `open_loader` adds a global shuffle, exact resume, equal numbers of steps in all processes, bad samples reported by name, and
 the same batches without DALI. Here you keep your own reader and augmentations.
@@ -42,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Train a tiny network for one epoch on a DALI pipeline with multi-mix."
     )
-    parser.add_argument("shards", nargs="+")
+    parser.add_argument("shards", nargs="+", help="tar files")
     parser.add_argument("--num-classes", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32, help="pairs per step; the model gets K rows per pair")
     parser.add_argument("--k", type=int, default=5)
@@ -82,6 +83,10 @@ if __name__ == "__main__":
     try:
         main()
     except RuntimeError as error:
+        if "File mapping failed" in str(error):
+            sys.exit("the shards must be tar files, such as shards/train/*.tar")
+        if "Slice can't be placed out of bounds" in str(error):
+            sys.exit("labels must lie in [0, --num-classes)")
         if "decoders" not in str(error):
             raise
         sys.exit("an image cannot be decoded, and DALI does not say which one: `multimix-pipe verify SHARDS` lists it")

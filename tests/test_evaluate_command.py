@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from helpers.samples import CLASSES
-from multimix_pipe import EvalTransform, evaluate, open_loader
+from multimix_pipe import EvalTransform, TrainTransform, evaluate, open_loader
 from multimix_pipe.cli import main
 
 NETS = """
@@ -55,6 +55,20 @@ def run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         return main(["evaluate", checkpoint, str(shards), *fixed, *options])
 
     return run
+
+
+def test_a_checkpoint_of_a_loader_with_other_images_is_noticed(
+    run: Run, shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for size, mean in ((24, 0.485), (32, 0.4)):
+        transform = TrainTransform(size=size, mean=(mean, 0.456, 0.406))
+        with open_loader(shards, batch_size=8, num_classes=CLASSES, transform=transform, backend="torch") as loader:
+            torch.save({"model": small().state_dict(), "loader": loader.state_dict()}, tmp_path / f"{size}.pt")
+    assert run(checkpoint="24.pt") == 0
+    assert "trained with" not in caplog.text
+    assert run(checkpoint="32.pt") == 0
+    trained = "trained with --size [32, 32], --mean [0.4, 0.456, 0.406]"
+    assert f"{trained}; this evaluates with --size [24, 24], --mean [0.485, 0.456, 0.406]" in caplog.text
 
 
 def test_it_writes_the_figures_of_the_checkpoint_and_pictures(

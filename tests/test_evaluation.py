@@ -334,6 +334,7 @@ def test_what_cannot_be_evaluated_is_one_clear_line(opened: Open) -> None:
         (model, opened(mix=None), {}, 'each sample once; found last_batch="wrap"'),
         (model, opened(last_batch="drop", **PLAIN), {}, 'each sample once; found last_batch="drop"'),
         (model, [], {}, "at least one sample; found none for clean"),
+        (opened(**PLAIN), model, {}, "evaluate takes the model first, then the loader; found Loader"),
         (model, opened(**PLAIN), {"calibration": []}, "calibration needs at least one sample"),
         (model, opened(**PLAIN), {"corruptions": ["fog"]}, "corruptions must be among gaussian_noise, .*; found 'fog'"),
         (model, opened(**PLAIN), {"severities": [6]}, r"severities must be an int in \[1, 5\]; found 6"),

@@ -13,7 +13,9 @@ import torch
 
 from helpers.backends import needs_dali
 from helpers.batches import Open, all_same, keys, resumed
+from helpers.images import plain_image
 from helpers.samples import TINY, N
+from helpers.tars import plain_members, write_tar
 from multimix_pipe import (
     ConfigError,
     EvalTransform,
@@ -59,6 +61,12 @@ def test_a_mean_of_pixels_up_to_255_is_refused_with_what_to_pass(transform: type
         ({"exclud": []}, r"did you mean exclude=\?"),
         ({"zzz": 1}, "help"),
         ({"shuffle": True}, r'shuffle must be "global" \(as shuffle=True\)'),
+        ({"shuffle": False}, r'"none" \(as shuffle=False\)'),
+        ({"prob": 0.5}, r"use mix=MultiMix\(prob=\)"),
+        ({"crop_size": 224}, r"use transform=TrainTransform\(size=\) or EvalTransform\(size=\)"),
+        ({"flip": 0.5}, r"use transform=TrainTransform\(flip=\)$"),
+        ({"transform": lambda image: image}, "Apply other operations to the batch: docs/guides/augmentation.md"),
+        ({"classes": 7}, "Their number is num_classes=7"),
         ({"dtype": torch.float64}, "dtype must be one of .*; found 'float64'"),
     ],
 )
@@ -67,6 +75,31 @@ def test_the_names_of_other_loaders_arguments_lead_to_those_here(
 ) -> None:
     with pytest.raises(ConfigError, match=hint):
         opened(backend="torch", **argument)
+
+
+def test_what_a_dataloader_has_leads_to_what_a_loader_has(opened: Open) -> None:
+    loader = opened(backend="torch", transform=TINY)
+    with pytest.raises(AttributeError, match=r"no attribute 'dataset'; loader\.num_samples is the number of samples"):
+        loader.dataset  # noqa: B018
+    assert not hasattr(loader, "dataset")
+    wrapped = torch.utils.data.DataLoader(loader, batch_size=None)
+    with pytest.raises(TypeError, match="It replaces a DataLoader; do not wrap it"):
+        next(iter(wrapped))
+
+
+@pytest.mark.parametrize("label", ["cls", "txt", "json:label"])
+def test_without_any_label_it_is_not_class_names_that_are_missed(tmp_path: Path, opened: Open, label: str) -> None:
+    path = write_tar(tmp_path / "x.tar", plain_members(3)[::2])
+    with pytest.raises(ConfigError, match=r"at least one usable sample is required; 3 of 3 .*there is no label"):
+        opened(path, backend="torch", label=label, num_classes=None)
+
+
+def test_names_that_a_label_does_not_use_are_not_said_to_be_missing(tmp_path: Path, opened: Open) -> None:
+    members = [("a.jpg", plain_image()), ("a.json", b'{"label": 0}')]
+    path = write_tar(tmp_path / "x.tar", members)
+    (tmp_path / "classes.json").write_text('{"0": "ant"}')
+    with pytest.raises(ConfigError, match="num_classes= or classes= must be given, as label='json:label' does not use"):
+        opened(path, backend="torch", label="json:label", num_classes=None)
 
 
 def test_dtypes_of_torch_are_taken(opened: Open) -> None:
@@ -137,6 +170,7 @@ def test_labels_must_fit_num_classes(opened: Open) -> None:
         ({"mix": None, "expand": False}, "needs mix"),
         ({"dtype": "float64"}, "dtype must be one of"),
         ({"label": "text"}, 'label must be "cls"'),
+        ({"max_bad": 3}, 'max_bad limits how many samples on_bad_sample="replace" replaces'),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(opened: Open, options: dict[str, object], message: str) -> None:

@@ -156,12 +156,23 @@ def pairs_of(*shapes: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(torch.zeros(shape, dtype=torch.float32 if len(shape) == 2 else torch.int64) for shape in shapes)
 
 
+def test_swapped_arguments_are_noticed_in_training() -> None:
+    logits, rows = logits_of(8).requires_grad_(), torch.full((8, C), 1 / C)
+    MultiMixLoss()(logits, rows)
+    with pytest.raises(ConfigError, match="the first argument must be the logits and the second the targets"):
+        MultiMixLoss()(rows, logits)
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
         (torch.zeros(4, C), r"target rows must have the logits' shape \(8, 7\); found \(4, 7\)"),
         (torch.zeros(8, C + 1), r"found \(8, 8\).*num_classes"),
-        (torch.zeros(4, dtype=torch.int64), r"int64 of shape \(8,\).*found torch.int64 of shape \(4,\)"),
+        (
+            torch.zeros(4, dtype=torch.int64),
+            r"int64 of shape \(8,\).*found torch.int64 of shape \(4,\). Of a .*pass batch.targets",
+        ),
+        (torch.zeros(5, dtype=torch.int64), r"found torch.int64 of shape \(5,\)$"),
         (torch.zeros(8, dtype=torch.int32), r"class ids must be int64.*found torch.int32"),
         (pairs_of((4,), (4,), (4, 3)), r"B\*K = 8.*found shapes"),
         (pairs_of((4,), (3,), (4, 2)), r"found shapes \[\(4,\), \(3,\), \(4, 2\)\]"),

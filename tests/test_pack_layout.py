@@ -293,6 +293,12 @@ def test_a_train_folder_alone_can_be_split(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train", "val"]
 
 
+def test_labels_that_are_not_there_are_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\na,cat 1 2 3 4\n")
+    with pytest.raises(ConfigError, match=r"labels must name a file .*; found nothing at \S*typo.csv"):
+        quiet_pack(tree(tmp_path / "in", "a.jpg"), tmp_path / "out", labels=tmp_path / "typo.csv")
+
+
 @pytest.mark.parametrize(
     ("names", "val", "message"),
     [

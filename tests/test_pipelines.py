@@ -382,6 +382,19 @@ def test_the_stage_runs_in_a_dali_pipeline_of_ones_own(shards: Path) -> None:
 
 
 @needs_dali
+def test_an_own_dali_pipeline_says_what_is_wrong_with_its_arguments(shards: Path) -> None:
+    shard = min(shards.glob("*.tar"))
+    for source, classes, message in (
+        (shards, 3, "the shards must be tar files"),
+        (shard, 1, "labels must lie in [0, --num"),
+    ):
+        command = [sys.executable, RECIPES / "own_dali_pipeline.py", source, "--num-classes", str(classes)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment())
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(message)
+
+
+@needs_dali
 def test_an_own_dali_pipeline_says_how_to_find_the_image_that_cannot_be_decoded(tmp_path: Path) -> None:
     members = [(f"{i}.{kind}", data) for i in range(9) for kind, data in (("jpg", plain_image()), ("cls", b"0"))]
     members[8] = ("4.jpg", plain_image()[:60] + bytes(200))

@@ -75,6 +75,26 @@ def test_a_folder_without_tars_says_what_it_has(tmp_path: Path) -> None:
         list_shards(tmp_path)
 
 
+@pytest.mark.parametrize("image", ["a.jpg", "cat/a.png", "train/cat/a.JPEG"])
+def test_a_folder_of_images_says_how_to_make_shards(tmp_path: Path, image: str) -> None:
+    source = tmp_path / "my [photos]"
+    (source / image).parent.mkdir(parents=True)
+    (source / image).touch()
+    what = "1 other file" if image == "a.jpg" else "1 folder"
+    with pytest.raises(
+        ShardError, match=f"found {what}, such as .*with multimix-pipe pack '{re.escape(str(source))}' OUT, and"
+    ):
+        list_shards(source)
+
+
+def test_a_folder_in_which_pack_left_no_shard_says_so(tmp_path: Path) -> None:
+    (tmp_path / "pack.json").write_text('{"images": 3}')
+    with pytest.raises(
+        ShardError, match=r"`multimix-pipe pack` was run there, and no shard of it is left; run it again$"
+    ):
+        list_shards(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

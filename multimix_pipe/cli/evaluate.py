@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from multimix_pipe.loader import Loader
+
+logger = logging.getLogger("multimix_pipe")
 
 ALL = "all"
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "net")
@@ -94,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
     num_classes = len(names) if args.num_classes is None else args.num_classes
     check_int("--num-classes", num_classes, int(index.label.max(initial=0)) + 1)
     model = build_model(args.model, num_classes)
-    load_weights(model, Path(args.checkpoint), args.model)
+    trained_on = load_weights(model, Path(args.checkpoint), args.model)
     loader = _open(args, args.source, num_classes, data)
+    _compare_images(trained_on, args)
     if data["classes"] is None:
         data["classes"] = index.classes  # the calibration set must number its classes alike
     held_out = None if args.calibration is None else _open(args, args.calibration, num_classes, data)
@@ -167,13 +171,23 @@ def build_model(name: str, num_classes: int) -> nn.Module:
     return model
 
 
-def load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Load the state_dict in `path` into `model`, all of it.
+def _compare_images(trained_on: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """Warn if the training images had another size or normalisation."""
+    here = {"size": [args.size, args.size], "mean": [*args.mean], "std": [*args.std]}
+    differing = [f"--{name} {trained_on[name]}" for name, value in here.items() if trained_on.get(name, value) != value]
+    if differing:
+        used = ", ".join(f"--{name} {value}" for name, value in here.items() if trained_on.get(name, value) != value)
+        logger.warning("the checkpoint's loader trained with %s; this evaluates with %s", ", ".join(differing), used)
+
+
+def load_weights(model: nn.Module, path: Path, name: str) -> Mapping[str, Any]:
+    """Load the state_dict in `path` into `model`, all of it. Return the transform of a loader's state beside it, or {}.
 
     Raises:
         ConfigError: there is no such file or no state_dict in it, or it belongs to another architecture or number of classes.
     """
-    state = _state_of(path)
+    loaded = _loaded(path)
+    state = _state_in(loaded, path)
     own = model.state_dict()
     for prefix in (*WRAPPERS, *WRAPPERS):
         if state and all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
@@ -192,13 +206,16 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
                 f"{tuple(state[key].shape)}. For another number of classes pass --num-classes"
             )
     model.load_state_dict(state)
+    loader = loaded.get("loader")
+    transform = loader.get("transform") if isinstance(loader, Mapping) else None
+    return transform if isinstance(transform, Mapping) else {}
 
 
-def _state_of(path: Path) -> Mapping[str, Tensor]:
+def _loaded(path: Path) -> Any:
     import torch
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ConfigError(f"the checkpoint must be a file of torch.save; found no {str(path)!r}") from error
     except Exception as error:  # on broken bytes torch.load raises nearly anything, also errors of pickle
@@ -206,6 +223,11 @@ def _state_of(path: Path) -> Mapping[str, Tensor]:
         raise ConfigError(
             f"{path}: must be a file of torch.save that loads with weights_only=True; {reason}"
         ) from error
+
+
+def _state_in(loaded: Any, path: Path) -> Mapping[str, Tensor]:
+    import torch
+
     for key in STATE_KEYS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

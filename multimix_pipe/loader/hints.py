@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 
+from multimix_pipe.config import TrainTransform
 from multimix_pipe.errors import ConfigError
+from multimix_pipe.mixing import MultiMix
 
 _EQUIVALENTS = {
     "num_workers": "num_threads= sets the decoding threads; there are no worker processes",
@@ -40,12 +43,17 @@ _EQUIVALENTS = {
     ),
     "mixup_alpha": "use mix=MultiMix(alpha=)",
     "mixup": "use mix=MultiMix(alpha=)",
-    "k": "use mix=MultiMix(k=)",
-    "alpha": "use mix=MultiMix(alpha=)",
-    "size": "use transform=TrainTransform(size=) or EvalTransform(size=)",
+    "cutmix_alpha": 'use mix=MultiMix(method="cutmix", alpha=)',
+    "cutmix": 'use mix=MultiMix(method="cutmix")',
     "image_size": "use transform=TrainTransform(size=) or EvalTransform(size=)",
-    "mean": "use transform=TrainTransform(mean=) or EvalTransform(mean=)",
-    "std": "use transform=TrainTransform(std=) or EvalTransform(std=)",
+    "crop_size": "use transform=TrainTransform(size=) or EvalTransform(size=)",
+    "hflip": "use transform=TrainTransform(flip=)",
+    **{item.name: f"use mix=MultiMix({item.name}=)" for item in fields(MultiMix)},
+    **{item.name: f"use transform=TrainTransform({item.name}=)" for item in fields(TrainTransform)},
+    **{
+        name: f"use transform=TrainTransform({name}=) or EvalTransform({name}=)"
+        for name in ("size", "antialias", "mean", "std")
+    },
 }
 
 

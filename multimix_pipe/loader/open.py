@@ -36,7 +36,7 @@ from multimix_pipe.plan import Plan
 from multimix_pipe.runtime.bad_samples import BadSamples
 from multimix_pipe.runtime.context import LoaderConfig, LoaderContext
 from multimix_pipe.shards.classes import Classes
-from multimix_pipe.shards.index import open_index
+from multimix_pipe.shards.index import Index, open_index
 from multimix_pipe.shards.reader import ShardReader
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -199,7 +199,7 @@ def open_context(
         keep_damaged=config.on_bad_sample == "replace",
     )
     if label is not None:
-        config = replace(config, num_classes=_number_of_classes(num_classes, classes, index.classes))
+        config = replace(config, num_classes=_number_of_classes(num_classes, classes, index, label))
     chosen = choose_device(config.device)
     backend = choose_backend(config.backend, chosen)
     check_batch_fits(config, chosen)
@@ -226,9 +226,12 @@ def _resolved_mix(
     return MixSchedule.of(mix) if isinstance(mix, Mapping) else mix
 
 
-def _number_of_classes(number: int | None, given: Classes | None, names: tuple[str, ...] | None) -> int:
-    if number is None and names is None:
-        raise ConfigError("num_classes= or classes= must be given, as no classes.json lies beside the shards")
+def _number_of_classes(number: int | None, given: Classes | None, index: Index, label: str) -> int:
+    names = index.classes
+    if number is None and names is None and not index.problem.all():  # if no sample is usable, `choose_samples` says so
+        why = f"label={label!r} does not use a classes.json"
+        why = why if label.startswith("json:") else "no classes.json lies beside the shards"
+        raise ConfigError(f"num_classes= or classes= must be given, as {why}")
     if number is not None and given is not None and names is not None and number < len(names):
         raise ConfigError(f"num_classes must be at least the number of names in classes, {len(names)}; found {number}")
-    return len(names or ()) if number is None else number
+    return max(len(names or ()), 1) if number is None else number

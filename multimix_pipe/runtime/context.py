@@ -77,7 +77,10 @@ class LoaderConfig:
                 "Give a method as MultiMix(method=...)"
             )
         if not isinstance(self.transform, (TrainTransform, EvalTransform)):
-            raise ConfigError(f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}")
+            raise ConfigError(
+                f"transform must be a TrainTransform or an EvalTransform; found {self.transform!r}. Apply other operations "
+                "to the batch: docs/guides/augmentation.md"
+            )
         if isinstance(self.shuffle, bool):
             raise ConfigError(
                 f'shuffle must be "global" (as shuffle=True), "window" or "none" (as shuffle=False); found {self.shuffle}'
@@ -95,6 +98,11 @@ class LoaderConfig:
             check_int("world_size", self.world_size, 1)
             check_int("rank", self.rank, 0, self.world_size - 1)
         check_choice("on_bad_sample", self.on_bad_sample, get_args(OnBadSample))
+        if self.max_bad is not None and self.on_bad_sample == "raise":
+            raise ConfigError(
+                f'max_bad limits how many samples on_bad_sample="replace" replaces; found max_bad={self.max_bad} with '
+                'on_bad_sample="raise", which ends the run at the first bad sample'
+            )
         if isinstance(self.max_bad, float):
             check_number("max_bad, as a share of the samples,", self.max_bad, 0.0, 1.0)
         elif self.max_bad is not None:

@@ -41,7 +41,8 @@ def read_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> tuple[
     else:
         names = list(classes) if isinstance(classes, Sequence) else []
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise ConfigError(f"classes must be class names, or a file with one per line; found {classes!r}")
+        hint = f". Their number is num_classes={classes}" if isinstance(classes, int) else ""
+        raise ConfigError(f"classes must be class names, or a file with one per line; found {classes!r}{hint}")
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise ConfigError(f"class names must be distinct; found {twice!r} twice")

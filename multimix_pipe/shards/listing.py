@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
-from glob import escape, glob
+from glob import escape, glob, iglob
+from itertools import islice
+from mimetypes import guess_type
 from os import PathLike
 from pathlib import Path
 
 from braceexpand import braceexpand
 
 from multimix_pipe.errors import ConfigError, ShardError, counted
+from multimix_pipe.shards.packed import RUN
 from multimix_pipe.shards.storage import fetch_remote, redacted
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _KINDS = "a path, glob, brace pattern, folder or http(s) URL, or a list of those"
-_IMAGES = ("jpg", "jpeg", "JPEG", "png")
-_MAX_FOLDERS_SEARCHED = 20  # an image folder has thousands, with many files in each
+_MAX_FOLDERS_SEARCHED, _MAX_FILES_SEARCHED = 20, 100  # an image folder has thousands, with many files in each
 
 
 def list_shards(
@@ -119,12 +122,23 @@ def _matches(pattern: str, item: str) -> list[Path]:
                 f"{', '.join(map(repr, folders))}; give one of these"
             )
         others = glob(os.path.join(escape(item), "*"))
-        if any(
-            glob(os.path.join(escape(item), levels, "*." + kind)) for levels in ("", "*", "*/*") for kind in _IMAGES
-        ):
-            advice = f". It holds images: make shards of them with multimix-pipe pack {item} OUT, and open OUT"
-    found = f"found {counted(len(others), 'other file')}, such as {min(others)}" if others else "found nothing"
+        if os.path.exists(os.path.join(item, RUN)):
+            advice = ". `multimix-pipe pack` was run there, and no shard of it is left; run it again"
+        elif _holds_images(item):
+            pack = f"multimix-pipe pack {shlex.quote(item)} OUT"
+            advice = f". It holds images: make shards of them with {pack}, and open OUT"
+    what = "folder" if all(map(os.path.isdir, others)) else "other file"
+    found = f"found {counted(len(others), what)}, such as {min(others)}" if others else "found nothing"
     raise ShardError(f"no shards: required *.tar files at {item!r} (in {Path.cwd()}), {found}{advice}")
+
+
+def _holds_images(folder: str) -> bool:
+    """Look at some files of a folder, of its folders and of theirs."""
+    for depth in ("*.*", "*/*.*", "*/*/*.*"):
+        some = islice(iglob(os.path.join(escape(folder), depth)), _MAX_FILES_SEARCHED)
+        if any((guess_type(path)[0] or "").startswith("image/") for path in some):
+            return True
+    return False
 
 
 def _folders_with_tars(folder: str) -> list[str]:

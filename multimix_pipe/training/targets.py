@@ -65,6 +65,8 @@ def target_form(logits: Tensor, targets: MixedTargets) -> Form:
     if isinstance(targets, tuple):
         return _check_pairs(logits, targets)
     if targets.is_floating_point():
+        if targets.requires_grad and not logits.requires_grad:
+            raise ConfigError("the first argument must be the logits and the second the targets; found them swapped")
         if targets.shape != logits.shape:
             raise ConfigError(
                 f"target rows must have the logits' shape {tuple(logits.shape)}; found {tuple(targets.shape)}: "
@@ -72,9 +74,11 @@ def target_form(logits: Tensor, targets: MixedTargets) -> Form:
             )
         return "rows"
     if targets.dtype != torch.int64 or targets.shape != logits.shape[:1]:
+        fewer = targets.ndim == 1 and 0 < len(targets) < len(logits) and len(logits) % len(targets) == 0
         raise ConfigError(
             f"class ids must be int64 of shape ({logits.shape[0]},), one per row of the logits; "
             f"found {targets.dtype} of shape {tuple(targets.shape)}"
+            + (". Of a mixed batch pass batch.targets; batch.labels are those of its pairs" if fewer else "")
         )
     return "ids"
 

@@ -216,7 +216,7 @@ def _build_folder(
 ) -> dict[Path, Table]:
     with locked_folder(folder, cache_dir) as place:
         # another process may have built them while this one waited for the lock
-        tables = {shard: None if rebuild else load_table(shard, label, cache_dir) for shard in shards}
+        tables = {shard: None if rebuild else load_table(shard, label, cache_dir, again=True) for shard in shards}
         jobs = [(shard, label, place / index_name(shard, label)) for shard, table in tables.items() if table is None]
         bar.update(len(shards) - len(jobs))
         build_indexes(jobs, workers=workers, done=bar.update)

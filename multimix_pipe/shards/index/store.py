@@ -119,8 +119,11 @@ def save_table(path: Path, table: Table, label: str) -> None:
         raise MultiMixError(f"the index {path} cannot be written: {error}") from error
 
 
-def load_table(shard: Path, label: str, cache_dir: str | os.PathLike[str] | None) -> Table | None:
-    """Load the index of `shard`; None if there is none that matches the shard. Stale and damaged ones are logged."""
+def load_table(
+    shard: Path, label: str, cache_dir: str | os.PathLike[str] | None, *, again: bool = False
+) -> Table | None:
+    """Load the index of `shard`; None if none matches the shard. Others are logged, unless it is asked `again`."""
+    level = logging.DEBUG if again else logging.INFO
     try:
         stat = os.stat(shard)
     except OSError as error:
@@ -131,11 +134,12 @@ def load_table(shard: Path, label: str, cache_dir: str | os.PathLike[str] | None
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            log.warning("the index %s is damaged (%s: %s) and will be rebuilt", path, type(error).__name__, error)
+            level = logging.DEBUG if again else logging.WARNING
+            log.log(level, "the index %s is damaged (%s: %s) and will be rebuilt", path, type(error).__name__, error)
             continue
         if (table.shard_size, table.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return table
-        log.info("the index %s does not match its shard and will be rebuilt", path)
+        log.log(level, "the index %s does not match its shard and will be rebuilt", path)
     return None
 
 

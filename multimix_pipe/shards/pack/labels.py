@@ -29,6 +29,8 @@ def find_labels(files: Files, given: Path | None) -> Labels:
     if given is None:
         known = (name for name in files.sizes if name.rpartition("/")[2] in (KAGGLE, GROUND_TRUTH, META, DEVKIT))
         return _from_imagenet({name.rpartition("/")[2]: partial(files.read, name) for name in known})
+    if not given.exists():
+        raise ConfigError(f"labels must name a file of image names and classes; found nothing at {given}")
     try:
         beside = given if given.is_dir() else given.parent
         if given.is_file() and given.name not in (KAGGLE, GROUND_TRUTH) and not given.name.endswith(".tar.gz"):

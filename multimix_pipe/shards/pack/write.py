@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from multimix_pipe.config import check_int, check_number
-from multimix_pipe.errors import ConfigError
+from multimix_pipe.errors import ConfigError, counted
 from multimix_pipe.shards.classes import CLASSES, write_classes
 from multimix_pipe.shards.cores import usable_cores
 from multimix_pipe.shards.pack.encode import encode_images
@@ -142,7 +142,7 @@ def _hold_out(folder: ImageFolder, fraction: float, seed: int) -> ImageFolder:
     others = [split for split in folder.splits if split and split.casefold() not in TRAIN]
     if others or len(folder.splits) > 1:
         raise ConfigError(
-            f"val= splits the training images of a source without other splits; found {', '.join(folder.splits)}"
+            f"val splits the training images of a source without other splits; found {', '.join(folder.splits)}. Leave val out"
         )
     members: dict[str, list[int]] = {}
     for i, image in enumerate(folder.images):
@@ -154,7 +154,7 @@ def _hold_out(folder: ImageFolder, fraction: float, seed: int) -> ImageFolder:
         held.update(sorted(ids, key=lambda i: int(words[i]))[:count])
     if not held:
         raise ConfigError(
-            f"val= needs a class with at least two images; found {len(members)} classes of one image each"
+            f"val needs a class with at least two images; found {counted(len(members), 'class')} of one image each"
         )
     train = folder.splits[0] or TRAIN[0]
     images = tuple(image._replace(split="val" if i in held else train) for i, image in enumerate(folder.images))

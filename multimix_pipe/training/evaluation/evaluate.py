@@ -79,6 +79,8 @@ def evaluate(
     >>> sorted(report["clean"]["raw"])
     ['adaptive_ece', 'brier', 'ece', 'nll', 'signed_gap', 'top1', 'top5']
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"evaluate takes the model first, then the loader; found {type(model).__name__} as the model")
     check_corruptions(corruptions)
     for severity in severities:
         check_int("severities", severity, 1, 5)
