@@ -85,7 +85,16 @@ def main() -> None:
     print(figures.table())
     print("each at its best prefetch: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items()))
     settings = {"batch_size": args.batch_size, "size": args.size, "dtype": args.dtype, "device": str(device)}
-    report(__doc__, {**settings, "threads": threads, "rate": figures.summary(), "at_best": ratios}, args.json)
+    report(
+        __doc__,
+        {
+            **settings,
+            "threads": {"loader": context.num_threads, "peer": threads},
+            "rate": figures.summary(),
+            "at_best": ratios,
+        },
+        args.json,
+    )
 
 
 if __name__ == "__main__":

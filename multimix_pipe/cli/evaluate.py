@@ -174,10 +174,10 @@ def build_model(name: str, num_classes: int) -> nn.Module:
 def _compare_images(trained_on: Mapping[str, Any], args: argparse.Namespace) -> None:
     """Warn if the training images had another size or normalisation."""
     here = {"size": [args.size, args.size], "mean": [*args.mean], "std": [*args.std]}
-    differing = [f"--{name} {trained_on[name]}" for name, value in here.items() if trained_on.get(name, value) != value]
+    differing = [name for name, value in here.items() if trained_on.get(name, value) != value]
     if differing:
-        used = ", ".join(f"--{name} {value}" for name, value in here.items() if trained_on.get(name, value) != value)
-        logger.warning("the checkpoint's loader trained with %s; this evaluates with %s", ", ".join(differing), used)
+        there, used = (", ".join(f"--{name} {values[name]}" for name in differing) for values in (trained_on, here))
+        logger.warning("the checkpoint's loader trained with %s; this evaluates with %s", there, used)
 
 
 def load_weights(model: nn.Module, path: Path, name: str) -> Mapping[str, Any]:

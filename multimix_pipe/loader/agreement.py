@@ -36,19 +36,18 @@ def check_ranks(context: LoaderContext, world: World, position: Position) -> Non
         "world_size": world.size,
         "position": asdict(position),
     }
-    everyone = _gather((mine, world.rank))
-    names = _gather(context.classes)
-    for process, (theirs, _) in enumerate(everyone):
+    everyone = _gather((mine, world.rank, context.classes))
+    for process, (theirs, *_) in enumerate(everyone):
         if found := list(differences(everyone[0][0], theirs, "process 0", f"process {process}")):
             # all processes found the same, so all of them take part in this exchange
             first = _first_shard_that_differs(context, process) if found[0].startswith("data: ") else ""
             raise ConfigError(f"all processes must have the same loader; {'; '.join(found)}{first}. {_TOLD_APART}")
-    _check_names(names)
-    ranks = Counter(rank for _, rank in everyone)
+    _check_names([names for *_, names in everyone])
+    ranks = Counter(rank for _, rank, _ in everyone)
     if len(ranks) != world.size or len(set(ranks.values())) > 1:
         raise ConfigError(
             f"each rank in [0, {world.size}) must be that of equally many processes; found ranks "
-            f"{[rank for _, rank in everyone]}. Pass each group of processes that shares a model replica a rank of its own"
+            f"{[rank for _, rank, _ in everyone]}. Pass each group of processes that shares a model replica a rank of its own"
         )
 
 

@@ -24,12 +24,12 @@ _EQUIVALENTS = {
     "sampler": "use weights=, samples= or exclude=; each process takes its share by rank= and world_size=",
     "batch_sampler": "use batch_size=, shuffle=, weights= or samples=",
     "collate_fn": "batches are tensors already; for other members of a sample, join them by batch.keys",
-    "dataset": "the first argument is the shards: a path, glob, brace pattern or folder",
     "interpolation": "images are resized bilinearly, with or without TrainTransform(antialias=)",
     **dict.fromkeys(("workers", "num_threads_per_worker"), "num_threads= sets the decoding threads"),
     **dict.fromkeys(("bs", "batch"), "use batch_size="),
     **dict.fromkeys(
-        ("root", "data", "path", "urls"), "the first argument is the shards: a path, glob, brace pattern or folder"
+        ("dataset", "root", "data", "path", "urls"),
+        "the first argument is the shards: a path, glob, brace pattern or folder",
     ),
     **dict.fromkeys(
         ("split", "train", "is_training"), "name the split's shards: open_loader('shards/train', ...), 'shards/val'"
@@ -45,8 +45,7 @@ _EQUIVALENTS = {
     "mixup": "use mix=MultiMix(alpha=)",
     "cutmix_alpha": 'use mix=MultiMix(method="cutmix", alpha=)',
     "cutmix": 'use mix=MultiMix(method="cutmix")',
-    "image_size": "use transform=TrainTransform(size=) or EvalTransform(size=)",
-    "crop_size": "use transform=TrainTransform(size=) or EvalTransform(size=)",
+    **dict.fromkeys(("image_size", "crop_size"), "use transform=TrainTransform(size=) or EvalTransform(size=)"),
     "hflip": "use transform=TrainTransform(flip=)",
     **{item.name: f"use mix=MultiMix({item.name}=)" for item in fields(MultiMix)},
     **{item.name: f"use transform=TrainTransform({item.name}=)" for item in fields(TrainTransform)},

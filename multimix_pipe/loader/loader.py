@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -220,11 +220,12 @@ class Loader:
         self._check_process()
         return Epoch(self._bind, self._lock, self._check_process)
 
-    if not TYPE_CHECKING:  # a type checker would take any attribute to exist
-
-        def __getattr__(self, name: str) -> NoReturn:
-            hint = "; loader.num_samples is the number of samples, loader.index has their labels" * (name == "dataset")
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+    @property
+    def dataset(self) -> NoReturn:  # absent, as trainers that find one would divide its samples among the processes
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute 'dataset'; loader.num_samples is the number of samples, "
+            "loader.index has their labels"
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next to be iterated, and end the iteration that has begun.

@@ -361,16 +361,15 @@ def _mix_pairs(
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     line = width * inner
     for b in range(first, stop):
-        boxed, copied = field[b] == BOX, field[b] in (BOX, RESIZED)
+        boxed = field[b] == BOX
+        direct = boxed and kind == FLOAT32  # float32 needs no rounding: it is normalised where it is copied from
+        own_to, other_to = (own_values, other_values) if direct else (own, other)
         for plane in range(planes):
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
-                if boxed and kind == FLOAT32:
-                    _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own_values)
-                else:
-                    _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own)
-                    if copied:  # pixels of x are only copied, so they are rounded once for all members
-                        _round(own, kind, work, n, own_result)
+                _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own_to)
+                if (boxed or field[b] == RESIZED) and not direct:  # pixels of x are copied: rounded once
+                    _round(own, kind, work, n, own_result)
                 # out of the inner loop: a division takes as long as a line
                 lines = (start // line, (start + n - 1) // line + 1)
                 place = (*lines, start * size, n * size, line * size, inner * size)
@@ -378,12 +377,9 @@ def _mix_pairs(
                 # no slices and no functions with this body: counting references drains the streaming stores, 1.5 times as long
                 for k in range(k_members):
                     if field[b] != RESIZED and (k == 0 or partner[b, k] != partner[b, k - 1]):
-                        if boxed and kind == FLOAT32:
-                            _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other_values)
-                        else:
-                            _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other)
-                            if boxed:
-                                _round(other, kind, work, n, other_result)
+                        _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other_to)
+                        if boxed and not direct:
+                            _round(other, kind, work, n, other_result)
                     row = (b * k_members + k) * planes + plane
                     target = out_at + (row * elements + start) * size
                     if boxed:

@@ -28,12 +28,12 @@ class Patches(NamedTuple):
 
 
 def resized_partners(
-    images: Tensor, mix: MixTensors, layout: Layout, in_parts: InParts | None = None
+    images: Tensor, mix: MixTensors, layout: Layout, in_parts: InParts = lambda n, work: work(0, n)
 ) -> Patches | None:
     """Return the patches of all pairs whose field is RESIZED, or None if there are none.
 
     images: (B, ...) on any device. The filter is Pillow's antialiased bilinear one; uint8 pixels are rounded to uint8.
-    in_parts(n, work): calls `work(first, stop)` for all of n patches, in several threads.
+    in_parts(n, work): calls `work(first, stop)` for all of n patches, perhaps in several threads.
     """
     plan = mix.resized
     if plan is None:
@@ -61,10 +61,7 @@ def resized_partners(
             else:
                 target.copy_(patch)
 
-    if in_parts is None:
-        work(0, len(members))
-    else:
-        in_parts(len(members), work)
+    in_parts(len(members), work)
     return Patches(values, start)
 
 

@@ -117,11 +117,9 @@ class Index:
 
     def reason(self, sample_id: int) -> str:
         """Return what is wrong with a sample and what was found; it must have a problem."""
-        text = PROBLEMS[int(self.problem[sample_id])]
-        found = -1 if self.note is None else int(self.note[sample_id])
-        if found < 0:
+        text, note = PROBLEMS[int(self.problem[sample_id])], self._note_of(sample_id)
+        if note is None:
             return text
-        note = self.notes[found]
         is_label = self.problem[sample_id] in (LABEL_NOT_INT, UNKNOWN_CLASS)
         return printable(f"{text}; found {repr(note) if is_label else note}")
 
@@ -129,9 +127,13 @@ class Index:
         """Return which `label` of `open_index` might find a label of a sample that has none: "txt", "json:KEY", "folder"."""
         if self.problem[sample_id] != NO_LABEL:
             return []
-        members = self.reason(sample_id).partition("found the members ")[2].partition(";")[0].split(", ")
+        members = (self._note_of(sample_id) or "").partition(";")[0].removeprefix("the members ").split(", ")
         others = [label for label in ("cls", "txt", "json:KEY") if "." + label.removesuffix(":KEY") in members]
         return others + ["folder"] * ("/" in self.key(sample_id).removeprefix("./"))
+
+    def _note_of(self, sample_id: int) -> str | None:
+        found = -1 if self.note is None else int(self.note[sample_id])
+        return None if found < 0 else self.notes[found]
 
     @cached_property
     def fingerprint(self) -> str:

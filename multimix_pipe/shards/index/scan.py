@@ -253,23 +253,24 @@ class _Scan:
             # a .cls member is a label even if it is invalid; a .json or .txt member may be anything
             has_label = problem == FINE if self._label_extension != "cls" else problem != NO_LABEL
             shows |= has_label
-        found: dict[int, list[str]] = {sample: [] for sample in np.flatnonzero(without & shows & labelled).tolist()}
-        for sample, code in columns.tolist():
-            if sample in found:
-                found[sample].append(names[code])
+        found = self._members_of(columns, np.flatnonzero(without & shows & labelled))
         return {sample: _members_note(extensions) for sample, extensions in found.items()}
 
     def _unlabelled(self, columns: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> dict[int, str]:
         """Return the members of `samples`, which have no label, where there is more than the image."""
         if self._label_extension is None or not len(samples):
             return {}
-        chosen = np.zeros(len(self._samples), dtype=np.bool_)
-        chosen[samples] = True
-        found: dict[int, list[str]] = {}
-        names = list(self._extensions)
-        for sample, code in columns[chosen[columns[:, 0]]].tolist():
-            found.setdefault(sample, []).append(names[code])
+        found = self._members_of(columns, samples)
         return {sample: _members_note(members) for sample, members in found.items() if len(members) > 1}
+
+    def _members_of(self, columns: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> dict[int, list[str]]:
+        """Return the extensions of the members of each of `samples`, in file order."""
+        names, chosen = list(self._extensions), np.zeros(len(self._samples), dtype=np.bool_)
+        chosen[samples] = True
+        found: dict[int, list[str]] = {sample: [] for sample in samples.tolist()}
+        for sample, code in columns[chosen[columns[:, 0]]].tolist():
+            found[sample].append(names[code])
+        return found
 
     def _repeated(self, columns: npt.NDArray[np.int64]) -> dict[int, str]:
         """Return the samples with two images or labels of the same extension, and what is repeated."""
