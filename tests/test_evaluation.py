@@ -46,7 +46,7 @@ def test_metrics_are_their_definitions() -> None:
     rank = (p > p[rows, y][:, None]).sum(1)
     brier = ((p - np.eye(10)[y]) ** 2).sum(1)
     by_row = np.stack([rank == 0, rank < 5, -np.log(p[rows, y]), brier, confidence], axis=1)
-    np.testing.assert_allclose(statistics.numpy(), by_row, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(statistics.numpy(), by_row, rtol=1e-9, atol=1e-12)
     found = metrics(statistics)
     expected = dict(zip(("top1", "top5", "nll", "brier"), by_row.mean(axis=0), strict=False))
     expected["signed_gap"] = confidence.mean() - correct.mean()

@@ -421,6 +421,7 @@ def test_a_loader_cannot_be_sent_to_another_process(opened: Open) -> None:
 PRELUDE = """
 import os, signal, sys, threading, time
 import multiprocessing
+import torch
 import multimix_pipe
 
 signal.alarm(300)  # one that hangs before it has said that it is ready
@@ -519,11 +520,14 @@ for batch in iterator:  # 8 images are decoded, and 80 are asked for
 
 
 def test_a_script_may_end_while_a_daemon_thread_iterates(script: Script) -> None:
+    # PyTorch aborts a process that ends a daemon thread within one of its operations
     text = """
 def work():
-    loader = opened()
+    loader, values = opened(), torch.rand(300_000)
     while True:
-        for batch in loader: begun.set()
+        for batch in loader:
+            begun.set()
+            values.sort()
 
 begun = threading.Event()
 threading.Thread(target=work, daemon=True).start()

@@ -23,6 +23,8 @@ class Closeable(Protocol):
 
 _alive: weakref.WeakSet[Closeable] = weakref.WeakSet()
 _exiting = threading.Event()
+_parked: weakref.WeakKeyDictionary[threading.Thread, threading.Event] = weakref.WeakKeyDictionary()
+"""For each thread that has begun an epoch: whether it waits in `_refuse_at_exit`."""
 
 
 class Epoch(Iterator[Batch]):
@@ -64,6 +66,7 @@ class Epoch(Iterator[Batch]):
             )
         if self._batches is None:
             self._batches = self._bind(self)
+            _parked[threading.current_thread()] = threading.Event()
         self._advancing = True
         try:
             return next(self._batches)
@@ -98,6 +101,10 @@ def _close_all() -> None:
     _exiting.set()
     for loader in list(_alive):
         loader.close()
+    # a daemon thread that the interpreter ends while torch frees its last batch would abort the process
+    for thread, parked in list(_parked.items()):
+        if thread.daemon and thread.is_alive():
+            parked.wait(timeout=0.5)
 
 
 # `atexit` would be too late: threads are joined before it runs. These handlers run before that, the last registered one first;
@@ -106,7 +113,9 @@ getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
 def _refuse_at_exit() -> NoReturn:
-    while threading.current_thread().daemon:  # wait here: a daemon thread ends silently with the process
+    thread = threading.current_thread()
+    while thread.daemon:  # wait here: a daemon thread ends silently with the process
+        _parked.get(thread, _exiting).set()
         threading.Event().wait()
     raise MultiMixError(
         "the loader was closed because the main thread ended, but this thread still iterates over it. Join this thread in the "

@@ -24,13 +24,14 @@ COLUMNS = ("top1", "top5", "nll", "brier", "confidence")
 
 def row_statistics(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """Return (N, 5) float64 on the CPU, the COLUMNS for each row of logits (N, C) / temperature and labels (N,) int64."""
-    log_p = (logits.float() / temperature).log_softmax(1)
-    p = log_p.exp()
+    scaled = logits.double() / temperature
+    # not the exp of log_softmax: the first exp of a process may have 11 correct bits on a CPU (pytorch/pytorch#188792)
+    p = scaled.softmax(1)
     confidence, predicted = p.max(1)
     top5 = (logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).any(1)
-    own = log_p.gather(1, labels[:, None])[:, 0].double()
-    brier = p.square().sum(1, dtype=torch.float64) - 2 * own.exp() + 1
-    columns = (predicted == labels, top5, -own, brier, confidence)
+    nll = -scaled.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    brier = p.square().sum(1) - 2 * p.gather(1, labels[:, None])[:, 0] + 1
+    columns = (predicted == labels, top5, nll, brier, confidence)
     return torch.stack([column.double() for column in columns], dim=1).cpu()
 
 
