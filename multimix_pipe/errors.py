@@ -3,6 +3,11 @@
 Each message says what was required, what was found and what to do.
 """
 
+import re
+
+_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[^/?#\s'\"]*@")
+_QUERY = re.compile(r"([a-zA-Z][\w+.-]*://[^?#\s'\"]*)[?#][^\s'\"]*")
+
 
 class MultiMixError(Exception):
     """Base class of the package's exceptions."""
@@ -37,3 +42,8 @@ def counted(count: int, noun: str) -> str:
     """Return e.g. "1 shard" or "1,200 shards"; `noun` is the singular."""
     plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
+
+
+def redacted(text: str) -> str:
+    """Return `text` without the passwords and signatures of the URLs in it, for messages."""
+    return _QUERY.sub(r"\1?...", _USER.sub(r"\1", text))

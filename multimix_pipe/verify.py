@@ -18,7 +18,7 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from multimix_pipe.config import Backend
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import ShardError, redacted
 from multimix_pipe.loader import Source
 from multimix_pipe.loader.backend import choose_backend
 from multimix_pipe.native.decode import UndecodableError, decode_indexed
@@ -30,7 +30,6 @@ from multimix_pipe.shards.listing import distinct_names, list_shards
 from multimix_pipe.shards.packed import incomplete
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.shards.reader import ShardReader
-from multimix_pipe.shards.storage import redacted
 
 Encoded = NDArray[np.uint8]
 DecodeCheck = Callable[[Sequence[Encoded], Sequence[tuple[int, int]]], list[str | None]]

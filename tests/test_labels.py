@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,16 @@ def test_the_error_names_the_member_that_holds_the_labels(
 def test_a_label_that_is_another_argument_says_which(tmp_path: Path, opened: Open, label: object, hint: str) -> None:
     with pytest.raises(ConfigError, match=f"label must be .*{hint}"):
         opened(shard(tmp_path / "a.tar", "cls", "0"), label=label, num_classes=3, batch_size=1, backend="torch")
+
+
+def test_the_next_command_has_the_options_that_describe_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [("a.jpg", plain_image((8, 8))), ("a.txt", b"2")]
+    shard, cache = write_tar(tmp_path / "a b.tar", members), tmp_path / "cache"
+    options = ["--label", "txt", "--label-offset", "1", "--cache-dir", str(cache)]
+    assert main(["index", str(shard), *options, "--quiet"]) == 0
+    following = capsys.readouterr().out.splitlines()[-1]
+    assert following == f"next: multimix-pipe preview '{shard}' {' '.join(options)} -o grid.png"
+    grid = str(tmp_path / "grid.png")
+    assert main([*shlex.split(following.removeprefix("next: multimix-pipe "))[:-1], grid]) == 0

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from multimix_pipe import MultiMixError, __version__
-from multimix_pipe.shards.storage import redacted
+from multimix_pipe.errors import redacted
 
 PROGRAM = "multimix-pipe"
 

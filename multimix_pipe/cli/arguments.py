@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any, get_args
 
 from multimix_pipe.config import Backend
+from multimix_pipe.errors import redacted
 
 
 def add_k(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +27,7 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 def add_shards(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that choose the data: SHARDS, --label and --cache-dir."""
-    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or http(s) URL")
+    parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or URL")
     parser.add_argument(
         "--label",
         default="cls",
@@ -55,3 +57,16 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_shards` parsed, except SHARDS, as arguments of `open_index` and `open_loader`."""
     label = None if args.label == "none" else args.label
     return {"label": label, "classes": args.classes, "label_offset": args.label_offset, "cache_dir": args.cache_dir}
+
+
+def data_command(args: argparse.Namespace, **changes: Any) -> str:
+    """Return what `add_shards` parsed as words of a command line, with options where they are not the defaults."""
+    given = {
+        "label": args.label,
+        "classes": args.classes,
+        "label-offset": args.label_offset,
+        "cache-dir": args.cache_dir,
+    }
+    default = {"label": "cls", "classes": None, "label-offset": 0, "cache-dir": None}
+    options = [[f"--{name}", str(value)] for name, value in {**given, **changes}.items() if value != default[name]]
+    return redacted(shlex.join(sum(options, [*args.source])))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 import numpy as np
 
-from multimix_pipe.cli.arguments import add_quiet, add_shards, data_options
+from multimix_pipe.cli.arguments import add_quiet, add_shards, data_command, data_options
 from multimix_pipe.errors import counted
 from multimix_pipe.shards.index import Index, open_index
-from multimix_pipe.shards.storage import redacted
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -38,13 +36,13 @@ def run(args: argparse.Namespace) -> int:
         rebuild=args.rebuild,
     )
     print(summary(index))
-    names = redacted(shlex.join(args.source))
     bad = int(np.count_nonzero(index.problem))
     others = index.other_labels(int(np.flatnonzero(index.problem)[0])) if bad == len(index) else []
     if others:
-        print(f"next: multimix-pipe index {names} --label {others[0]}")
+        print(f"next: multimix-pipe index {data_command(args, label=others[0])}")
     else:
-        print(f"next: multimix-pipe verify {names}" if bad else f"next: multimix-pipe preview {names} -o grid.png")
+        data = data_command(args)
+        print(f"next: multimix-pipe verify {data}" if bad else f"next: multimix-pipe preview {data} -o grid.png")
     return 1 if bad == len(index) else 0
 
 

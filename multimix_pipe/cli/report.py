@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from multimix_pipe.cli.arguments import add_backend, add_k, add_quiet, add_shards, data_options
 from multimix_pipe.config import EvalTransform, TrainTransform, check_int
-from multimix_pipe.errors import ConfigError, MultiMixError, counted, printable
+from multimix_pipe.errors import ConfigError, MultiMixError, counted, printable, redacted
 from multimix_pipe.mixing import MultiMix
 from multimix_pipe.shards.index import PROBLEMS, Index
-from multimix_pipe.shards.storage import redacted
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -36,7 +36,7 @@ _EQUIVALENTS = {
     ),
     "val": "open a second loader for the validation shards, with transform=EvalTransform()",
     "epochs": "each iteration is one epoch; mix={0: ..., 280: None} changes the mixing by epoch",
-    "download": "http(s) URLs are shards too, with cache_dir=",
+    "download": "URLs of a server or an object store are shards too, with cache_dir=",
     **dict.fromkeys(
         ("augment", "auto_augment", "color_jitter", "re_prob"),
         "only crops and flips are built in; augment the batches of expand=False, then apply_mix",

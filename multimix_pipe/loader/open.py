@@ -84,7 +84,7 @@ def open_loader(
     The first opening indexes the shards and saves the index next to them. Threads start with the first batch.
 
     Args:
-        shards: a path, glob, brace pattern, folder or http(s) URL (needs `cache_dir`), or a list of these.
+        shards: a path, glob, brace pattern, folder or URL (http, s3, gs, hf, ...; needs `cache_dir`), or a list of these.
         batch_size: B, the samples decoded per process and step. With K members per pair the model sees B*K rows.
         num_classes: the number of classes; labels must lie in [0, num_classes). Default: the number of names in `classes`, else
             in the classes.json beside the shards.

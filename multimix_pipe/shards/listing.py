@@ -1,4 +1,4 @@
-"""Resolves paths, globs, brace patterns, folders and http(s) URLs to a list of shards."""
+"""Resolves paths, globs, brace patterns, folders and URLs to a list of shards."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from multimix_pipe.errors import ConfigError, ShardError, counted
+from multimix_pipe.errors import ConfigError, ShardError, counted, redacted
 from multimix_pipe.shards.packed import RUN
-from multimix_pipe.shards.storage import fetch_remote, redacted
+from multimix_pipe.shards.storage import fetch_remote
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
-_KINDS = "a path, glob, brace pattern, folder or http(s) URL, or a list of those"
+_KINDS = "a path, glob, brace pattern, folder or URL, or a list of those"
 _MAX_FOLDERS_SEARCHED, _MAX_FILES_SEARCHED = 20, 100  # an image folder has thousands, with many files in each
 
 
@@ -32,10 +32,11 @@ def list_shards(
 ) -> tuple[Path, ...]:
     """Return the absolute paths of the shards in `source`, in its order; those of a glob or a folder are sorted by name.
 
-    `source` is a path, a glob, a brace pattern (`train-{000000..001281}.tar`), a folder (its *.tar), an http(s) URL
-    (brace patterns too; downloaded into `cache_dir`), or a list of those. Globs and folders match only *.tar files.
+    `source` is a path, a glob, a brace pattern (`train-{000000..001281}.tar`), a folder (its *.tar), a URL, or a list of those.
+    Globs and folders match only *.tar files. http(s) URLs may be brace patterns; those of object stores, which fsspec reads
+    (s3, gs, hf, ...), also globs and folders. They are downloaded into `cache_dir`.
 
-    Raises ShardError if a shard is missing, and ConfigError if `source` is empty or of another type, has a URL of another
+    Raises ShardError if a shard is missing, and ConfigError if `source` is empty or of another type, has a URL of an unknown
     scheme, or names a shard twice.
     """
     sources = [source] if isinstance(source, (str, PathLike)) else source
@@ -81,9 +82,7 @@ def _expand(item: str, cache_dir: str | PathLike[str] | None, progress: bool) ->
 
 def _refuse_pipe(name: str, item: str) -> None:
     if name.lower().startswith("pipe:"):
-        raise ConfigError(
-            f"{redacted(repr(item))}: pipe: URLs run shell commands and are refused; give files or http(s) URLs"
-        )
+        raise ConfigError(f"{redacted(repr(item))}: pipe: URLs run shell commands and are refused; give files or URLs")
 
 
 def _local(names: list[str], item: str) -> list[Path]:
@@ -147,13 +146,11 @@ def _folders_with_tars(folder: str) -> list[str]:
 
 
 def _download(names: list[str], scheme: str, cache_dir: str | PathLike[str] | None, progress: bool) -> list[Path]:
-    if scheme not in ("http", "https"):
-        raise ConfigError(
-            f"{redacted(repr(names[0]))}: {scheme}:// is not supported; copy or mount the shards and give their paths"
-        )
+    if scheme in ("file", "local"):
+        raise ConfigError(f"{redacted(repr(names[0]))}: give the path, without {scheme}://")
     if cache_dir is None:
         raise ConfigError(
-            f"{redacted(repr(names[0]))}: http(s) shards are downloaded; set cache_dir= to a folder for them"
+            f"{redacted(repr(names[0]))}: shards of a URL are downloaded; set cache_dir= to a folder for them"
         )
     return fetch_remote(names, cache_dir, progress=progress)
 

@@ -1,4 +1,4 @@
-"""Downloads shards from http(s) URLs into a folder, once; only whole tars appear there."""
+"""Downloads shards from URLs into a folder, once, several at a time; only whole tars appear there."""
 
 from __future__ import annotations
 
@@ -6,89 +6,154 @@ import base64
 import fcntl
 import hashlib
 import os
-import re
 import tarfile
+import threading
+import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from http.client import HTTPException, responses
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from multimix_pipe.errors import ShardError
+from multimix_pipe.errors import MultiMixError, ShardError, redacted
+from multimix_pipe.shards import object_store
+from multimix_pipe.shards.classes import CLASSES
 from multimix_pipe.shards.progress import Progress
 from multimix_pipe.shards.tar import TARFILE_ERRORS, DamagedTarError, HeaderFile, read_batches
 
-_USER = re.compile(r"([a-zA-Z][\w+.-]*://)[^/?#\s'\"]*@")
-_QUERY = re.compile(r"([a-zA-Z][\w+.-]*://[^?#\s'\"]*)[?#][^\s'\"]*")
+_AT_ONCE = 8
+"""Downloads of a process at the same time: one connection is rarely as fast as the network."""
 _TIMEOUT = 60.0  # seconds without data
 _CHUNK = 2**20
 _SHOWN = 40  # bytes of what is no tar
 
-
-def redacted(text: str) -> str:
-    """Return `text` without the passwords and signatures of the URLs in it, for messages."""
-    return _QUERY.sub(r"\1?...", _USER.sub(r"\1", text))
+Advance = Callable[[int], None]
 
 
-def fetch_remote(urls: Sequence[str], cache_dir: str | PathLike[str], *, progress: bool = True) -> list[Path]:
-    """Return the paths of the files at `urls` in `cache_dir`; missing files are downloaded, each by one process at a time.
+def fetch_remote(names: Sequence[str], cache_dir: str | PathLike[str], *, progress: bool = True) -> list[Path]:
+    """Return the paths in `cache_dir` of the shards at URLs; missing files are downloaded, each by one process at a time.
 
-    A file that is already in `cache_dir` is not compared with the server again: empty the folder if shards change but keep their
-    names. Raises ShardError if the server does not send a whole tar.
+    In an object store a glob or a folder stands for its *.tar, and the classes.json beside shards comes with them. A file that
+    is already in `cache_dir` is not compared with the server again: empty the folder if shards change but keep their names.
+    Raises ShardError if a server does not send a whole tar, and ConfigError without the package that a scheme needs.
     """
+    with _explained(f"{redacted(names[0])} cannot be listed"):
+        urls = list(names) if _is_http(names[0]) else object_store.expand(names)
     targets = [_target(url, Path(cache_dir)) for url in urls]
-    missing = [(url, target) for url, target in zip(urls, targets, strict=True) if not target.is_file()]
-    show = progress and bool(missing)
-    with Progress("downloading", total=None, unit="B", unit_scale=True, disable=not show) as bar:
-        for position, (url, target) in enumerate(missing, start=1):
-            bar.set_postfix_str(f"{target.name}, {position:,} of {len(missing):,}", refresh=False)
-            _fetch(url, target, bar, alone=len(missing) == 1)
+    missing = {target: url for url, target in zip(urls, targets, strict=True) if not target.is_file()}
+    if missing:
+        _fetch_classes(missing)
+        with Progress("downloading", total=None, unit="B", unit_scale=True, disable=not progress) as bar:
+            _fetch_all(missing, bar)
     return targets
 
 
+def _is_http(url: str) -> bool:
+    return url.lower().startswith(("http://", "https://"))
+
+
 def _target(url: str, cache_dir: Path) -> Path:
-    name = PurePosixPath(unquote(urlsplit(url).path)).name or "shard.tar"
-    # the base name is kept for messages, the folder keeps files of the same name from different places apart
-    return cache_dir / hashlib.sha256(url.encode()).hexdigest()[:16] / name
+    path = urlsplit(url).path if _is_http(url) else url
+    # the base name is kept for messages, the folder keeps files of the same name from different places apart. A store's folder
+    # is one here too; a server's is not, as what follows `?` may say which file it is
+    place = url if _is_http(url) else url.rpartition("/")[0]
+    return (
+        cache_dir / hashlib.sha256(place.encode()).hexdigest()[:16] / (PurePosixPath(unquote(path)).name or "shard.tar")
+    )
 
 
-def _fetch(url: str, target: Path, bar: Progress, alone: bool) -> None:
-    try:
+def _fetch_classes(missing: dict[Path, str]) -> None:
+    for folder, url in {target.parent: url for target, url in missing.items() if not _is_http(url)}.items():
+        if data := object_store.read_if_there(f"{url.rpartition('/')[0]}/{CLASSES}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f".{CLASSES}.{os.getpid()}"
+            partial.write_bytes(data)
+            os.replace(partial, folder / CLASSES)
+
+
+def _fetch_all(missing: dict[Path, str], bar: Progress) -> None:
+    stop, lock = threading.Event(), threading.Lock()
+
+    def advance(count: int) -> None:
+        if stop.is_set():
+            raise InterruptedError("another download failed")
+        with lock:
+            bar.update(count)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            downloads = [pool.submit(_fetch, url, target, advance) for target, url in missing.items()]
+            for done, download in enumerate(as_completed(downloads), start=1):
+                download.result()
+                with lock:
+                    bar.set_postfix_str(f"{done:,} of {len(missing):,} shards", refresh=False)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fetch(url: str, target: Path, advance: Advance) -> None:
+    partial = target.with_name(target.name + ".part")
+    with _explained(_failed(url, target)):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target.parent / ".lock", "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.is_file():  # another process may have fetched it meanwhile
-                _download(url, target, bar, alone)
+        with open(target.with_name(f".{target.name}.lock"), "ab") as lock:
+            while not _locked(lock.fileno()):  # another process downloads it
+                advance(0)
+                time.sleep(0.1)
+            if target.is_file():
+                return
+            try:
+                expected = (_get if _is_http(url) else object_store.get)(url, partial, advance)
+                _check(partial, expected)
+                os.replace(partial, target)
+            except ShardError as error:
+                raise ShardError(f"{redacted(url)} is not kept as {target}: {error}") from error
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _failed(url: str, target: Path) -> str:
+    return f"{redacted(url)} cannot be downloaded to {target}"
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MultiMixError:
+        raise
     except HTTPError as error:
         error.close()
         # not the server's own words: some repeat the URL, and its signature
         words = f"HTTP status {error.code} {responses.get(error.code, '')}".rstrip()
-        raise ShardError(f"{redacted(url)} cannot be downloaded to {target}: {words}") from None
+        raise ShardError(f"{what}: {words}") from None
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-        raise ShardError(f"{redacted(url)} cannot be downloaded to {target}: {redacted(str(error))}") from error
+        raise ShardError(f"{what}: {redacted(str(error))}") from error
+    except Exception as error:  # each object store has errors of its own
+        raise ShardError(f"{what}: {type(error).__name__}: {redacted(str(error))}") from None
 
 
-def _download(url: str, target: Path, bar: Progress, alone: bool) -> None:
-    partial = target.with_name(target.name + ".part")
-    try:
-        with urllib.request.urlopen(_request(url), timeout=_TIMEOUT) as response, open(partial, "wb") as file:
-            expected = response.length  # Content-Length; None if missing or invalid
-            if alone:
-                bar.total = expected
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-            found = file.tell()
-        if expected is not None and found != expected:
-            raise ShardError(f"the download is incomplete: required {expected:,} bytes, found {found:,}; try again")
-        _check_tar(partial, whole=expected is None)
-        os.replace(partial, target)
-    except ShardError as error:
-        raise ShardError(f"{redacted(url)} is not kept as {target}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+def _get(url: str, target: Path, advance: Advance) -> int | None:
+    """Copy what a server sends to `target`; return its length by the server, None if it does not say."""
+    with urllib.request.urlopen(_request(url), timeout=_TIMEOUT) as response, open(target, "wb") as file:
+        length: int | None = response.length  # Content-Length; None if missing or invalid
+        while chunk := response.read(_CHUNK):
+            file.write(chunk)
+            advance(len(chunk))
+    return length
 
 
 def _request(url: str) -> urllib.request.Request:
@@ -102,8 +167,11 @@ def _request(url: str) -> urllib.request.Request:
     return request
 
 
-def _check_tar(path: Path, *, whole: bool) -> None:
-    """Raise ShardError unless the file at `path` begins as a tar does and, if `whole`, has its end too."""
+def _check(path: Path, expected: int | None) -> None:
+    """Raise ShardError unless a file has `expected` bytes and begins as a tar does, and, if None, has a tar's end too."""
+    found = path.stat().st_size
+    if expected is not None and found != expected:
+        raise ShardError(f"the download is incomplete: required {expected:,} bytes, found {found:,}; try again")
     with open(path, "rb") as file:
         beginning = file.read(_SHOWN)
         try:
@@ -115,7 +183,7 @@ def _check_tar(path: Path, *, whole: bool) -> None:
             raise ShardError(
                 f"the server sent no tar file but, perhaps, a login page or an error: it begins with {beginning!r}"
             ) from error
-        if whole:  # nobody said how many bytes it has
+        if expected is None:
             try:
                 for _ in read_batches(file, path):
                     pass

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from multimix_pipe.config import check_int, check_label
-from multimix_pipe.errors import ShardError, counted, printable
+from multimix_pipe.errors import ShardError, counted, printable, redacted
 from multimix_pipe.shards.classes import Classes, common_classes, read_mapping
 from multimix_pipe.shards.index.build import build_indexes
 from multimix_pipe.shards.index.labels import NO_LABELS
@@ -37,7 +37,6 @@ from multimix_pipe.shards.index.store import index_name, load_table, locked_fold
 from multimix_pipe.shards.listing import distinct_names, list_shards
 from multimix_pipe.shards.packed import incomplete
 from multimix_pipe.shards.progress import Progress
-from multimix_pipe.shards.storage import redacted
 
 __all__ = ["LABEL_PROBLEMS", "PROBLEMS", "Index", "open_index"]
 
