@@ -23,7 +23,7 @@ from torch import Tensor
 from multimix_pipe.mixing import Field
 from multimix_pipe.runtime.kernels.layout import Layout
 from multimix_pipe.runtime.kernels.normalize import Normalize
-from multimix_pipe.runtime.kernels.resize import resized_partners
+from multimix_pipe.runtime.kernels.resize import interleaved, resized_partners
 from multimix_pipe.runtime.tensors import MixTensors
 from multimix_pipe.shards.compiled import jit
 
@@ -200,30 +200,25 @@ def _paste(own: Any, other: Any, box: Any, b: int, k: int, held: int, place: Any
 
 
 @jit
-def _paste_patch(
-    own: Any, patch: Any, at: int, mean: Any, scale: Any, box: Any, b: int, k: int, place: Any, inner: int, result: Any
-) -> Any:
-    """Write `own` to `result`, but a normalised patch in the box y0, x0, y1, x1 in box[b, k]; return whether it reaches the tile.
+def _paste_patch(own: Any, patch: Any, box: Any, b: int, k: int, place: Any, result: Any) -> Any:
+    """Write pixels of `own` to `result`, but a patch in the box y0, x0, y1, x1 in box[b, k]; return whether it reaches the tile.
 
     If not, nothing is written.
 
-    patch: flat; the part of this plane starts at element `at`. mean, scale: (TILE,). place: the tile's first line and the one
-    after its last, its start in the plane, and the lengths of the tile and of a line, in elements.
+    own, patch, result: addresses; the patch's is that of its part of this plane. box, place: as for `_paste`.
     """
-    first_line, stop_line, start, n, line = place
+    first_line, stop_line, start, n, line, pixel = place
     y0, x0, y1, x1 = box[b, k, 0], box[b, k, 1], box[b, k, 2], box[b, k, 3]
     top, bottom = max(y0, first_line), min(y1, stop_line)
     if top >= bottom or x0 >= x1:
         return False
-    for i in range(n):
-        result[i] = own[i]
+    _memcpy(result, own, n)
+    width = (x1 - x0) * pixel
     for y in range(top, bottom):
-        left, width = y * line + x0 * inner - start, (x1 - x0) * inner
+        left = y * line + x0 * pixel - start
         first, stop = max(left, 0), min(left + width, n)
-        source = np.uint64(at + (y - y0) * width + first - left)
-        to = np.uint64(first)
-        for i in range(np.uint64(max(stop - first, 0))):
-            result[to + i] = (np.float32(patch[source + i]) - mean[to + i]) * scale[to + i]
+        if first < stop:
+            _memcpy(result + first, patch + (y - y0) * width + first - left, stop - first)
     return True
 
 
@@ -277,6 +272,17 @@ def _split_channels(image: Any, flip: bool, lines: int, width: int, planes: Any)
             planes[to] = image[at]
             planes[plane + to] = image[at + np.uint64(1)]
             planes[plane + plane + to] = image[at + np.uint64(2)]
+
+
+@jit
+def _join_channels(planes: Any, image: Any) -> None:
+    """Write one plane per channel as RGB pixels. planes, image: (lines * width * 3,)."""
+    count: Any = np.uint64(planes.size // 3)
+    for i in range(count):
+        to = np.uint64(3) * i
+        image[to] = planes[i]
+        image[to + np.uint64(1)] = planes[count + i]
+        image[to + np.uint64(2)] = planes[count + count + i]
 
 
 @jit
@@ -351,6 +357,7 @@ def _mix_pairs(
     own = np.empty(TILE, dtype=np.float32)
     other = np.empty(TILE, dtype=np.float32)
     work = np.empty(TILE, dtype=np.float32)
+    pasted = _buffer(4 * TILE, out.ctypes.data + _PAGE // 2).view(images.dtype)
     mixed_bytes, rounded_bytes = _buffer(4 * TILE, out.ctypes.data), _buffer(2 * TILE, out.ctypes.data)
     mixed, rounded = mixed_bytes.view(np.float32), rounded_bytes.view(np.uint16)
     result = mixed_bytes if kind == FLOAT32 else rounded_bytes
@@ -358,6 +365,7 @@ def _mix_pairs(
     own_values, other_values = own_result.view(np.float32), other_result.view(np.float32)
     own_at, other_at = own_result.ctypes.data, other_result.ctypes.data
     result_at, out_at = result.ctypes.data, out.ctypes.data
+    pasted_at, patch_at, depth = pasted.ctypes.data, patch.ctypes.data, images.itemsize
     streams = out.ctypes.data % _STORE == 0 and elements * size % _STORE == 0
     line = width * inner
     for b in range(first, stop):
@@ -365,19 +373,22 @@ def _mix_pairs(
         direct = boxed and kind == FLOAT32  # float32 needs no rounding: it is normalised where it is copied from
         own_to, other_to = (own_values, other_values) if direct else (own, other)
         for plane in range(planes):
+            plane_mean, plane_scale = mean[plane], scale[plane]
             for start in range(0, elements, TILE):
                 n = min(TILE, elements - start)
-                _normalise(images[b, plane, start:], mean[plane], scale[plane], n, own_to)
+                _normalise(images[b, plane, start:], plane_mean, plane_scale, n, own_to)
                 if (boxed or field[b] == RESIZED) and not direct:  # pixels of x are copied: rounded once
                     _round(own, kind, work, n, own_result)
                 # out of the inner loop: a division takes as long as a line
                 lines = (start // line, (start + n - 1) // line + 1)
                 place = (*lines, start * size, n * size, line * size, inner * size)
+                pixels_at = images.ctypes.data + ((b * planes + plane) * elements + start) * depth
+                place_of_pixels = (*lines, start * depth, n * depth, line * depth, inner * depth)
                 held = -1
                 # no slices and no functions with this body: counting references drains the streaming stores, 1.5 times as long
                 for k in range(k_members):
                     if field[b] != RESIZED and (k == 0 or partner[b, k] != partner[b, k - 1]):
-                        _normalise(images[partner[b, k], plane, start:], mean[plane], scale[plane], n, other_to)
+                        _normalise(images[partner[b, k], plane, start:], plane_mean, plane_scale, n, other_to)
                         if boxed and not direct:
                             _round(other, kind, work, n, other_result)
                     row = (b * k_members + k) * planes + plane
@@ -390,12 +401,12 @@ def _mix_pairs(
                             _write(target, own_at, n * size, streams)
                         continue
                     if field[b] == RESIZED:
-                        size_of_plane = (box[b, k, 2] - box[b, k, 0]) * (box[b, k, 3] - box[b, k, 1]) * inner
-                        at = patch_start[b, k] + plane * size_of_plane
-                        where = (*lines, start, n, line)
-                        if not _paste_patch(own, patch, at, mean[plane], scale[plane], box, b, k, where, inner, mixed):
+                        area = (box[b, k, 2] - box[b, k, 0]) * (box[b, k, 3] - box[b, k, 1])
+                        at = patch_at + (patch_start[b, k] + plane * area * inner) * depth
+                        if not _paste_patch(pixels_at, at, box, b, k, place_of_pixels, pasted_at):
                             _write(target, own_at, n * size, streams)
                             continue
+                        _normalise(pasted, plane_mean, plane_scale, n, mixed)
                     elif field[b] == CONSTANT:
                         _weigh(own, other, lam[b, k], n, mixed)
                     else:
@@ -485,7 +496,9 @@ def blend(
             _normalise_rows(source, mean, scale, kind, target, first, stop)
     else:
         target = out.view(rows, mix.lam.shape[1], layout.planes, -1).view(torch.uint8).numpy()
-        patches = resized_partners(images, mix, layout, lambda count, resize: _in_parts(count, resize, threads))
+        patches = resized_partners(
+            images, mix, layout, lambda count, resize: _in_parts(count, resize, threads), _interleaved
+        )
         values, starts = (
             (source.reshape(-1)[:0], _NOWHERE) if patches is None else (patches.values.numpy(), patches.start)
         )
@@ -495,6 +508,15 @@ def blend(
             _mix_pairs(*(source, mean, scale, *decisions, *shape, kind, target, first, stop))
 
     _in_parts(rows, work, threads)
+
+
+def _interleaved(image: Tensor) -> Tensor:
+    planes, height, width, inner = image.shape
+    if (planes, inner, image.dtype) != (3, 1, torch.uint8):
+        return interleaved(image)
+    pixels = np.empty((height, width, planes, inner), dtype=np.uint8)
+    _join_channels(image.contiguous().numpy().reshape(-1), pixels.reshape(-1))
+    return torch.from_numpy(pixels)
 
 
 def _decisions(mix: MixTensors, layout: Layout) -> list[NDArray[np.generic]]:

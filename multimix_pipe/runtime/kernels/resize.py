@@ -27,8 +27,19 @@ class Patches(NamedTuple):
     """(B, K) place of each member's patch in `values`; read only where the field is RESIZED and the box is not empty."""
 
 
+def interleaved(image: Tensor) -> Tensor:
+    """Return an image (planes, H, W, inner) as (H, W, planes, inner), contiguous."""
+    if image.device.type == "cpu":  # torch would start threads for it
+        return torch.from_numpy(np.stack(tuple(image.numpy()), axis=2))
+    return image.permute(1, 2, 0, 3).contiguous()
+
+
 def resized_partners(
-    images: Tensor, mix: MixTensors, layout: Layout, in_parts: InParts = lambda n, work: work(0, n)
+    images: Tensor,
+    mix: MixTensors,
+    layout: Layout,
+    in_parts: InParts = lambda n, work: work(0, n),
+    interleaved: Callable[[Tensor], Tensor] = interleaved,
 ) -> Patches | None:
     """Return the patches of all pairs whose field is RESIZED, or None if there are none.
 
@@ -43,6 +54,7 @@ def resized_partners(
     stop = np.cumsum(sizes).reshape(sizes.shape)
     values, start = images.new_empty(int(sizes.sum())), stop - sizes
     partner, rounds, members = plan.member_partner, not images.is_floating_point(), np.argwhere(sizes)
+    on_host = values.numpy() if values.device.type == "cpu" else None
 
     def work(first: int, end: int) -> None:
         held = -1
@@ -50,32 +62,25 @@ def resized_partners(
             height, width = sides[b, k].tolist()
             if partner[b, k] != held:
                 held = int(partner[b, k])
-                image = _channels_last(images[held].reshape(layout))
+                # channels that are adjacent are what torch resizes fastest
+                pixels = interleaved(images[held].reshape(layout))
+                image = pixels.view(1, layout.height, layout.width, -1).permute(0, 3, 1, 2)
                 if rounds and image.device.type != "cpu":  # torch has no kernel for it
                     image = image.float()
             patch = _resize(image, height, width, layout, rounds)
-            target = values[start[b, k] : stop[b, k]].view(layout.planes, height, width, layout.inner)
             patch = patch.view(layout.planes, layout.inner, height, width).permute(0, 2, 3, 1)
-            if values.device.type == "cpu":  # torch would start threads for it
-                np.copyto(target.numpy(), patch.numpy(), casting="unsafe")
-            else:
-                target.copy_(patch)
+            place = slice(start[b, k], stop[b, k])
+            if on_host is None:
+                values[place].view(patch.shape).copy_(patch)
+            else:  # torch would start threads for it
+                np.copyto(on_host[place].reshape(patch.shape), patch.numpy(), casting="unsafe")
 
     in_parts(len(members), work)
     return Patches(values, start)
 
 
-def _channels_last(image: Tensor) -> Tensor:
-    """Return an image (planes, H, W, inner) as (1, channels, H, W) whose channels are adjacent, which torch resizes fastest."""
-    if image.device.type == "cpu":  # torch would start threads for it
-        pixels = torch.from_numpy(np.stack(tuple(image.numpy()), axis=2))
-    else:
-        pixels = image.permute(1, 2, 0, 3).contiguous()
-    return pixels.view(1, image.shape[1], image.shape[2], -1).permute(0, 3, 1, 2)
-
-
 def _resize(image: Tensor, height: int, width: int, layout: Layout, rounds: bool) -> Tensor:
-    """Return (1, channels, height, width): an image of `_channels_last` resized, and `rounds` to whole numbers."""
+    """Return (1, channels, height, width): an image (1, channels, H, W) resized and, if `rounds`, rounded to whole numbers."""
     if min(height, width) > 1:
         patch = torch.nn.functional.interpolate(image, size=(height, width), mode="bilinear", antialias=True)
     else:  # torch 2.13 gives wrong values for a width of 1, and fails for uint8
