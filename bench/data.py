@@ -8,7 +8,7 @@ import json
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,30 +86,28 @@ def _comment(content: bytes) -> bytes:
     return b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content
 
 
-def padded_shards(samples: int, shards: int) -> Path:
-    """A kept folder of such images: as many bytes to read as photos have, and next to nothing to decode."""
-
-    def fill(folder: Path) -> None:
-        images = [padded_jpeg(number) for number in range(256)]
-        for shard in range(shards):
-            numbers = range(shard * samples // shards, (shard + 1) * samples // shards)
-            members = [
-                member
-                for number in numbers
-                for member in (
-                    (f"{number:07}.cls", b"%d" % (number % 1000)),
-                    (f"{number:07}.jpg", images[number % 256]),
-                )
+def write_shards(folder: Path, images: Sequence[bytes], samples: int, shards: int) -> None:
+    """Write `shards` shards with `samples` samples altogether, which cycle through `images` and 1,000 class ids."""
+    for shard in range(shards):
+        members = []
+        for number in range(shard * samples // shards, (shard + 1) * samples // shards):
+            members += [
+                (f"{number:07}.cls", b"%d" % (number % 1000)),
+                (f"{number:07}.jpg", images[number % len(images)]),
             ]
-            write_tar(folder / f"train-{shard:06}.tar", members)
+        write_tar(folder / f"train-{shard:06}.tar", members)
 
-    return kept_folder(f"padded_{samples}_{shards}", fill)
+
+def padded_shards(samples: int, shards: int) -> Path:
+    """Return a kept folder of padded JPEGs: as many bytes to read as photos have, and next to nothing to decode."""
+    images = [padded_jpeg(number) for number in range(256)]
+    return kept_folder(f"padded_{samples}_{shards}", lambda folder: write_shards(folder, images, samples, shards))
 
 
 def chosen_shards(folder: Path | None) -> tuple[Path, int]:
-    """Return the folder of shards to measure on (generated if `folder` is None) and its number of classes."""
+    """Return the folder of shards to measure on (generated if `folder` is None) and its number of classes, at least 1,000."""
     folder = folder or generated_shards()
-    return folder, len(json.loads((folder / "classes.json").read_text()))
+    return folder, max(1000, len(json.loads((folder / "classes.json").read_text())))
 
 
 def repeated(folder: Path, times: int) -> list[str]:
@@ -134,23 +132,9 @@ def an_epoch(folder: Path, images: int) -> dict[str, Any]:
 
 def open_backend(backend: str, *, k: int | None = 5, **options: Any) -> Loader:
     """Call `open_loader` with the defaults of most benchmarks: CPU, 64 images per step, K rows per pair (None: no mixing)."""
-    defaults: dict[str, Any] = {"batch_size": 64, "num_classes": 1000, "device": "cpu"}
-    return open_loader(backend=backend, mix=None if k is None else MultiMix(k=k), **defaults | options)  # type: ignore[arg-type]
-
-
-def webdataset_reader(shards: list[str], extensions: list[str], **options: Any) -> Any:
-    """Build a DALI CPU pipeline that outputs the members with these extensions, read by DALI's own shuffling WebDataset reader.
-
-    The reader keeps its default shuffle buffer and scans the tars when it starts. `options` are passed to `Pipeline`.
-    """
-    from nvidia.dali import Pipeline, fn
-
-    pipeline = Pipeline(device_id=None, **options)
-    with pipeline:
-        members = fn.readers.webdataset(paths=shards, ext=extensions, random_shuffle=True)
-        pipeline.set_outputs(*(members if isinstance(members, (list, tuple)) else [members]))
-    pipeline.build()
-    return pipeline
+    mix = None if k is None else MultiMix(k=k)
+    defaults: dict[str, Any] = {"batch_size": 64, "num_classes": 1000, "device": "cpu", "mix": mix}
+    return open_loader(backend=backend, **defaults | options)  # type: ignore[arg-type]
 
 
 def _photo_like(noise: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:

@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -55,20 +54,9 @@ def machine_line() -> str:
     return f"{gpu}{about['cores']} cores of {about['cpu']}, {about['memory_gb']} GB, {time.strftime('%Y-%m-%d')}"
 
 
-def resident_memory() -> int:
-    """Return the resident memory of this process in bytes. Linux only."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_memory() -> int:
-    """Return the peak resident memory of this process in bytes."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    # only a fallback, because on Linux ru_maxrss starts from the parent's peak
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident_memory() -> float:
+    """Return the resident memory of this process in MB. Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def in_a_new_process(function: Callable[..., T], *arguments: object) -> T:
@@ -100,6 +88,13 @@ class Figures:
         """Return the median over the rounds of a contender's ratio to `peer` (default: the peer of the table)."""
         return ratio(self.values[name], self.values[peer or self.peer])
 
+    def compare(self, pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
+        """Print and return the ratio of the first to the second contender of each pair."""
+        ratios = {f"{name} / {peer}": self.ratio(name, peer) for name, peer in pairs}
+        for pair, found in ratios.items():
+            print(f"{pair}: {found:.3f}")
+        return ratios
+
     def table(self) -> str:
         """Format one line per contender: median (minimum .. maximum), ratio to the peer, and number of busy cores."""
         width = max(map(len, self.values))
@@ -121,7 +116,6 @@ class Figures:
             "values": self.values,
             "cores": self.cores,
             "median": {name: statistics.median(values) for name, values in self.values.items()},
-            "spread": {name: [min(values), max(values)] for name, values in self.values.items()},
             "ratio_to_peer": {name: self.ratio(name) for name in self.values},
         }
 
@@ -131,12 +125,11 @@ def in_turn(contenders: Mapping[str, Callable[[], float]], *, unit: str, peer: s
     figures = Figures(unit, peer, {name: [] for name in contenders}, {name: [] for name in contenders})
     for turn in range(rounds + 1):
         for name, measure in contenders.items():
-            start, before = time.perf_counter(), os.times()
+            before = os.times()
+            start = time.perf_counter()  # the wall time of os.times has a resolution of 10 ms
             value = measure()
-            after, elapsed = (
-                os.times(),
-                time.perf_counter() - start,
-            )  # os.times counts wall time in hundredths of a second
+            elapsed = time.perf_counter() - start
+            after = os.times()
             if turn:
                 figures.values[name].append(value)
                 figures.cores[name].append((sum(after[:4]) - sum(before[:4])) / max(elapsed, 0.01))
@@ -180,11 +173,6 @@ def rate(
 # arguments and results
 
 
-def question_of(description: str | None) -> str:
-    """Return the question that a benchmark asks: the first line of its docstring."""
-    return (description or "").splitlines()[0]
-
-
 def parser(description: str | None, *, shards: bool = False, **defaults: Any) -> argparse.ArgumentParser:
     """Return a parser for --json and --rounds, --shards if wanted, and --some-name for each `some_name=default`."""
     made = argparse.ArgumentParser(
@@ -202,23 +190,18 @@ def parser(description: str | None, *, shards: bool = False, **defaults: Any) ->
 
 
 def report(description: str | None, results: Mapping[str, Any], path: Path | None) -> None:
-    """Write results to `path`, unless it is None, together with the question, the command and the machine."""
+    """Write results to `path`, unless it is None, with the question (the docstring's first line), the command, the machine."""
     if path is None:
         return
-    asked = {"question": question_of(description), "command": _own_command(), "peak_memory": peak_memory()}
-    write_json(path, {**asked, **results})
+    asked = {"question": (description or "").splitlines()[0], "command": _own_command()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**asked, **results, "machine": machine()}, indent=1) + "\n")
 
 
 def _own_command() -> str:
     """Return this program's command line without --json."""
     options = [option for at, option in enumerate(sys.argv[1:], 1) if "--json" not in (option, sys.argv[at - 1])]
     return shlex.join(["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *options])
-
-
-def write_json(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results, and a description of the machine, to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**results, "machine": machine()}, indent=1) + "\n")
 
 
 # running several benchmarks
