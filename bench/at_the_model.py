@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data import chosen_shards
+from data import chosen_shards, open_backend
 from harness import Figures, in_turn, parser, report, seconds
-from multimix_pipe import Batch, ManifoldMix, MultiMix, MultiMixLoss, PuzzleMix, TrainTransform, apply_mix, open_loader
+from multimix_pipe import Batch, ManifoldMix, MultiMix, MultiMixLoss, PuzzleMix, TrainTransform, apply_mix
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.training import graph_cut
 from multimix_pipe.training.puzzle import _cut
@@ -126,18 +126,9 @@ def main() -> None:
     device = torch.device(args.device)
     torch.set_num_threads(1)
     folder, _ = chosen_shards(args.shards)
-    loader = open_loader(
-        folder,
-        batch_size=args.batch_size,
-        num_classes=1000,
-        mix=MultiMix(k=args.k),
-        transform=TrainTransform(size=args.size),
-        expand=False,
-        device=device,
-        backend="torch",
-        channels_last=True,
-    )
-    with loader:
+    transform = TrainTransform(size=args.size)
+    options = {"shards": folder, "batch_size": args.batch_size, "transform": transform, "device": device}
+    with open_backend("torch", k=args.k, expand=False, channels_last=True, **options) as loader:
         plain = next(iter(loader))
     torch.manual_seed(0)
     model = resnet18(1000).to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload]
@@ -151,11 +142,8 @@ def main() -> None:
     print(f"\nsteps: B = {args.batch_size}, K = {args.k}, {args.size}x{args.size}, {device}")
     taken = steps(model, plain, args.rounds, device)
     print(taken.table())
-    report(
-        __doc__,
-        {"masks": {n: figures.summary() for n, figures in cuts.items()}, "steps": taken.summary()},
-        args.json,
-    )
+    results = {"masks": {n: figures.summary() for n, figures in cuts.items()}, "steps": taken.summary()}
+    report(__doc__, results, args.json)
 
 
 if __name__ == "__main__":

@@ -57,22 +57,14 @@ def written(index: Index, count: int, bad: Collection[int], damage: Damage) -> P
     return shard
 
 
-def step_times(loader: Loader) -> list[float]:
-    """Return the seconds that each batch of an epoch took, the first one counted from the start of the epoch."""
+def cost(loader: Loader, bad_step: int) -> float:
+    """Return the extra time of the steps around `bad_step`, in units of the median of the other steps."""
     times, before = [], time.perf_counter()
     for _ in loader:
         times.append(time.perf_counter() - before)
         before = time.perf_counter()
-    return times
-
-
-def cost(loader: Loader, bad_step: int) -> float:
-    """Return the extra time of the steps around `bad_step`, in units of the median of the other steps."""
-    times = step_times(loader)
     around = {bad_step + step for step in AROUND}
-    usual = statistics.median(
-        spent for step, spent in enumerate(times) if step not in around and 2 < step < len(times) - 3
-    )
+    usual = statistics.median(times[step] for step in range(3, len(times) - 3) if step not in around)
     return sum(times[step] - usual for step in around) / usual
 
 
@@ -81,7 +73,7 @@ def main() -> None:
     folder, num_classes = chosen_shards(args.shards)
     logging.disable(logging.WARNING)  # one per bad sample
     index, size = open_index(folder, progress=False), args.batch_size
-    opened = partial(open_backend, batch_size=size, num_classes=max(num_classes, 1000), on_bad_sample="replace")
+    opened = partial(open_backend, batch_size=size, num_classes=num_classes, on_bad_sample="replace")
 
     clean = written(index, args.images, (), without_header)
     known = written(index, args.images, range(0, args.images, 100), without_header)
@@ -92,9 +84,7 @@ def main() -> None:
     }
     figures = in_turn(contenders, unit="images/s", peer="dali, clean", rounds=args.rounds)
     print(figures.table())
-    kept = {backend: figures.ratio(f"{backend}, 1% known to be bad", f"{backend}, clean") for backend in BACKENDS}
-    for backend, share in kept.items():
-        print(f"{backend}: {share:.3f} of the clean rate with 1% of the samples known to be bad")
+    kept = figures.compare((f"{backend}, 1% known to be bad", f"{backend}, clean") for backend in BACKENDS)
 
     bad_step = args.steps // 2 - 2
     kinds = {"none": [], "one new": [size // 2], "four new of one step": [size // 8, size // 3, size // 2, size - 1]}
@@ -104,9 +94,8 @@ def main() -> None:
         for backend in BACKENDS:
             epochs[f"{backend}, {kind}"] = partial(cost, opened(backend, shards=shard, shuffle="none"), bad_step)
     costs = in_turn(epochs, unit="steps", peer="dali, one new", rounds=args.rounds)
-    for name, values in costs.values.items():
-        print(f"{name}: {statistics.median(values):.2f} extra steps ({min(values):.2f} .. {max(values):.2f})")
-    report(__doc__, {"rate": figures.summary(), "kept": kept, "steps_more": costs.values}, args.json)
+    print(costs.table())
+    report(__doc__, {"rate": figures.summary(), "kept": kept, "steps_more": costs.summary()}, args.json)
 
 
 if __name__ == "__main__":

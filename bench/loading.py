@@ -60,7 +60,8 @@ class PixelsOnly(HostMixStage):
 
 
 def mixing(opened: Callable[..., Loader], args: argparse.Namespace) -> Question:
-    loaders, pairs = {}, []
+    loaders: dict[str, Loader] = {}
+    pairs: list[tuple[str, str]] = []
     for resampler, antialias in (("antialias", True), ("no antialias", False)):
         transform = TrainTransform(size=args.size, antialias=antialias)
         whole = {}
@@ -91,7 +92,8 @@ def methods(opened: Callable[..., Loader], args: argparse.Namespace) -> Question
 
 
 def sizes(opened: Callable[..., Loader], args: argparse.Namespace) -> Question:
-    loaders, pairs = {}, []
+    loaders: dict[str, Loader] = {}
+    pairs: list[tuple[str, str]] = []
     for backend in args.backends:
         names = [f"{backend}, B = {b}, K = {k}" for b, k in SIZES]
         loaders |= {name: opened(backend, batch_size=b, k=k) for name, (b, k) in zip(names, SIZES, strict=True)}

@@ -45,6 +45,9 @@ EPOCH = 16_384
 AHEAD = 12
 """Batches taken before a measurement, as they may already be ready."""
 
+Waits = tuple[float, float]
+"""Seconds per image that stand in for decoding, and for resizing."""
+
 
 class Waiting:
     """Stands in for decoding and resizing: waits, then returns an image that was made beforehand."""
@@ -114,29 +117,25 @@ def taken(batches: Iterator[object], batch_size: int, seconds: float) -> tuple[f
     return images / spent, 1e6 * (time.process_time() - cpu) / images
 
 
-def bare_pool(threads: int, waits: tuple[float, float], seconds: float) -> float:
-    """Return how many images per second threads complete that only do the waits of each, in seconds."""
-    stop = time.perf_counter() + seconds
+def bare_pool(threads: int, waits: Waits, seconds: float) -> float:
+    """Return images per second of threads that only do the waits of each image."""
+    start = time.perf_counter()
 
     def work(_: int) -> int:
         done = 0
-        while time.perf_counter() < stop:
-            for wait in waits:
-                if wait:
-                    time.sleep(wait)
+        while time.perf_counter() < start + seconds:
+            for wait in filter(None, waits):
+                time.sleep(wait)
             done += 1
         return done
 
-    start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         done = sum(pool.map(work, range(threads)))
     return done / (time.perf_counter() - start)
 
 
-def measured(
-    threads: int, waits: tuple[float, float], batch_size: int, seconds: float, rounds: int
-) -> dict[str, list[float]]:
-    """Return all figures for a number of threads, one value per round. waits: seconds of decoding and of resizing."""
+def measured(threads: int, waits: Waits, batch_size: int, seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Return all figures for a number of threads, one value per round."""
     found, waiting = defaultdict(list), Waiting(*waits, threads)
     area = 0.9 if waits[1] else 1.0
     transform = TrainTransform(size=SIDE, scale=(area, area), ratio=(1.0, 1.0))
@@ -148,8 +147,8 @@ def measured(
         batches, bare = forever(loader), BareCalls(loader.context, waiting.images)
         for turn in range(rounds + 1):
             rate, cost = taken(batches, batch_size, seconds)
-            figures = {"images/s": rate, "bare pool": bare_pool(threads, waits, seconds), "CPU us": cost}
-            figures["bare calls, CPU us"] = bare.cost(-(-2048 // batch_size))
+            figures = {"images/s": rate, "bare pool": bare_pool(threads, waits, seconds)}
+            figures |= {"CPU us": cost, "bare calls, CPU us": bare.cost(-(-2048 // batch_size))}
             for name, value in figures.items() if turn else ():
                 found[name].append(value)
     return dict(found)
@@ -166,26 +165,16 @@ def main() -> None:
         values = measured(threads, waits, args.batch_size, args.seconds, args.rounds)
         share = ratio(values["images/s"], values["bare pool"])
         cost = ratio(values["CPU us"], values["bare calls, CPU us"])
-        target = f" (target: {SHARES[threads]})" if threads in SHARES else ""
         rate, pool, cpu, calls = (statistics.median(found) for found in values.values())
         print(
-            f"{threads:3} threads: {rate:7,.0f} images/s, {share:.2f} of the bare pool's {pool:,.0f}{target}; "
-            f"{cpu:.0f} us of CPU an image, {cost:.2f} of the bare calls' {calls:.0f} (target: {COST})",
+            f"{threads:3} threads: {rate:7,.0f} images/s, {share:.2f} of the bare pool's {pool:,.0f}; "
+            f"{cpu:.0f} us of CPU an image, {cost:.2f} of the bare calls' {calls:.0f}",
             flush=True,
         )
         results[threads] = {"values": values, "share_of_pool": share, "cpu_to_bare_calls": cost}
-    targets = {"share_of_pool": SHARES, "cpu_to_bare_calls": COST}
-    report(
-        __doc__,
-        {
-            "ms": args.ms,
-            "resizing": args.resizing,
-            "batch_size": args.batch_size,
-            "threads": results,
-            "targets": targets,
-        },
-        args.json,
-    )
+    print(f"targets: by threads, {SHARES} of the bare pool; {COST} of the bare calls")
+    settings = {name: getattr(args, name) for name in ("ms", "resizing", "batch_size")}
+    report(__doc__, {**settings, "threads": results}, args.json)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,11 @@ def make_plan(mix: MultiMix | None, shuffle: Shuffle = "global") -> Plan:
 
 def milliseconds_a_step(plan: Plan) -> float:
     plan.step(0, 0, BATCH)  # the epoch's order is kept
-    return 1e3 * seconds(lambda: [plan.step(0, at * BATCH, (at + 1) * BATCH) for at in range(STEPS)]) / STEPS
+    return milliseconds(lambda: [plan.step(0, at * BATCH, (at + 1) * BATCH) for at in range(STEPS)]) / STEPS
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    return 1e3 * seconds(work)
 
 
 def main() -> None:
@@ -50,13 +54,13 @@ def main() -> None:
     print(steps.table())
 
     epochs, positions, window = count(), np.arange(BATCH), make_plan(None, "window")
-    orders = {
+    orders: dict[str, Callable[[], object]] = {
         "global, ImageNet": lambda: global_order(COUNT, 0, next(epochs))(positions),
         "global, 20 million": lambda: global_order(20_000_000, 0, next(epochs))(positions),
         "global, a billion": lambda: global_order(10**9, 0, next(epochs))(positions),
         "window, ImageNet": lambda: window.order(next(epochs))(positions),
     }
-    contenders = {name: (lambda order=order: 1e3 * seconds(order)) for name, order in orders.items()}
+    contenders = {name: partial(milliseconds, order) for name, order in orders.items()}
     first = in_turn(contenders, unit="ms", peer="global, ImageNet", rounds=args.rounds)
     print(f"The order of an epoch's first batch of {BATCH}", first.table(), sep="\n")
     report(__doc__, {"step": steps.summary(), "first batch": first.summary()}, args.json)

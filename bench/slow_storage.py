@@ -2,52 +2,39 @@
 
     python bench/slow_storage.py [--shards FOLDER] [--milliseconds 0 1 20]
 
-Each read and each opening of a file is delayed by that time, as on a disk or a network share (`SlowStorage`). The loader's
-prefetcher reads the samples of 110 KB in the order of an epoch, for a consumer that does nothing, and for one that runs Python
-for --busy milliseconds a step and meanwhile holds the interpreter's lock most of the time. Indexing: 600 samples in 5 shards, in
-this process; bytes read are those of /proc/self/io. Loading: both backends on photos, B = 64, K = 5, decoded and mixed, for a
-consumer that does nothing.
+Each read and each opening of a file is delayed by that time, as on a disk or a network share (`SlowStorage`). Reading: the
+loader's prefetcher reads samples of 110 KB in the order of an epoch, for a consumer that does nothing, and for one that runs
+Python for --busy milliseconds per step and meanwhile holds the interpreter's lock most of the time. Indexing: 600 samples in 5
+shards. Loading: both backends on photos, B = 64, K = 5, decoded and mixed, for a consumer that does nothing.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from data import chosen_shards, open_backend, padded_shards, repeated
-from harness import forever, parser, rate, report, seconds
+from harness import forever, in_turn, parser, rate, report, seconds
 from multimix_pipe.plan import StepPlan
 from multimix_pipe.runtime.context import LoaderContext
 from multimix_pipe.runtime.prefetcher import Prefetcher
 from multimix_pipe.shards import open_index
 from multimix_pipe.shards.files import SlowStorage
 
-RATES, INDEXING = {1.0: 20_000, 20.0: 5_000}, {20.0: 3.0}
-"""Targets by milliseconds: samples/s at least, seconds at most."""
-
+TARGETS = {1.0: {"reading": 20_000}, 20.0: {"reading": 5_000, "indexing": 200}}
+"""Minimum samples/s, by milliseconds."""
+INDEXED = 600
 AHEAD = 40
 """Steps that are read before a measurement, in which the prefetcher finds its pace."""
 
 
-@contextmanager
-def slow_reads(milliseconds: float) -> Iterator[None]:
-    """Delay each read and each opening by `milliseconds`."""
-    SlowStorage.seconds = milliseconds / 1e3
-    try:
-        yield
-    finally:
-        SlowStorage.seconds = 0.0
-
-
 def steps(context: LoaderContext) -> Iterator[StepPlan]:
-    """The steps of epoch after epoch."""
+    """Yield the steps of epoch after epoch."""
     size = context.config.batch_size
     for epoch in count():
         for first in range(0, len(context.index) - size + 1, size):
@@ -62,7 +49,7 @@ def run_python(milliseconds: float) -> None:
 
 
 def reading(context: LoaderContext, busy: float, duration: float) -> float:
-    """Samples per second of reading ahead."""
+    """Return samples per second of reading ahead, for a consumer that runs Python for `busy` milliseconds per step."""
     prefetcher = Prefetcher(context)
     read, start, taken = prefetcher.read(steps(context)), time.perf_counter(), 0
     for number in count():
@@ -78,56 +65,36 @@ def reading(context: LoaderContext, busy: float, duration: float) -> float:
     return rate
 
 
-def indexing(folder: Path) -> tuple[float, float]:
-    """Seconds to index the shards of a folder, and megabytes read."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for shard in folder.glob("*.tar"):
-            (Path(scratch) / shard.name).symlink_to(shard)
-        before = bytes_read()
-        took = seconds(lambda: open_index(scratch, progress=False))
-        return took, (bytes_read() - before) / 1e6
-
-
-def bytes_read() -> int:
-    """Bytes that this process has read, from the page cache or a disk."""
-    return int(Path("/proc/self/io").read_text().split()[1])
+def indexing(shards: list[Path]) -> float:
+    """Return samples per second of indexing in this process."""
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in shards:
+            (Path(folder) / shard.name).symlink_to(shard)
+        return INDEXED / seconds(lambda: open_index(folder, progress=False))
 
 
 def main() -> None:
     arguments = parser(__doc__, shards=True, batch_size=256, samples=2048, tars=8, seconds=2.0, busy=5.0)
     arguments.add_argument("--milliseconds", type=float, nargs="+", default=[0, 1, 20], help="default: 0 1 20")
     args = arguments.parse_args()
-    few = padded_shards(600, 5)
-    options: dict[str, Any] = {"shards": str(padded_shards(args.samples, args.tars)), "batch_size": args.batch_size}
-    context = open_backend("torch", **options).context
+    padded, few = padded_shards(args.samples, args.tars), list(padded_shards(INDEXED, 5).glob("*.tar"))
+    context = open_backend("torch", shards=padded, batch_size=args.batch_size).context
     folder, num_classes = chosen_shards(args.shards)
-    photos: dict[str, Any] = {"shards": repeated(folder, 8), "num_classes": num_classes, "batch_size": 64}
-    loading = {
-        f"loading, {name}": rate(forever(open_backend(name, **photos)), 64, steps=20) for name in ("dali", "torch")
+    photos: dict[str, Any] = {"shards": repeated(folder, 8), "num_classes": num_classes}
+    contenders = {
+        "reading, idle": partial(reading, context, 0.0, args.seconds),
+        f"reading, {args.busy:g} ms of Python a step": partial(reading, context, args.busy, args.seconds),
+        "indexing": partial(indexing, few),
     }
-    consumers = {"idle": 0.0, f"{args.busy:g} ms of Python a step": args.busy}
-    results: dict[str, dict[str, Any]] = {}
-    print(f"B = {args.batch_size}")
+    for backend in ("dali", "torch"):
+        contenders[f"loading, {backend}"] = rate(forever(open_backend(backend, **photos)), 64, steps=20)
+    results = {}
     for wait in args.milliseconds:
-        found = defaultdict(list)
-        for turn in range(args.rounds + 1):
-            with slow_reads(wait):
-                figures = {name: reading(context, busy, args.seconds) for name, busy in consumers.items()}
-                figures |= {name: measure() for name, measure in loading.items()}
-                figures["indexing, s"], figures["indexing, MB"] = indexing(few)
-            for name, value in figures.items() if turn else ():
-                found[name].append(value)
-        for name in (*consumers, *loading):
-            values, target = found[name], f"  target: {RATES[wait]:,}" if wait in RATES and name in consumers else ""
-            spread = f"({min(values):,.0f} .. {max(values):,.0f})"
-            print(
-                f"{wait:3g} ms, {name:25} {statistics.median(values):8,.0f} samples/s {spread:20}{target}", flush=True
-            )
-        took, read = statistics.median(found["indexing, s"]), statistics.median(found["indexing, MB"])
-        target = f"  target: {INDEXING[wait]:g} s" if wait in INDEXING else ""
-        print(f"{wait:3g} ms, indexing 600 samples    {took:8.3f} s, {read:.2f} MB read{target}", flush=True)
-        results[f"{wait:g} ms"] = dict(found)
-    report(__doc__, {"results": results, "targets": {"samples/s": RATES, "indexing, s": INDEXING}}, args.json)
+        SlowStorage.seconds = wait / 1e3
+        figures = in_turn(contenders, unit="samples/s", peer="reading, idle", rounds=args.rounds)
+        print(f"\n{wait:g} ms per read; targets: {TARGETS.get(wait, 'none')}\n{figures.table()}", flush=True)
+        results[f"{wait:g} ms"] = figures.summary()
+    report(__doc__, {"results": results, "targets": TARGETS}, args.json)
 
 
 if __name__ == "__main__":
