@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -81,7 +81,7 @@ def main() -> None:
     context = open_backend("torch", shards=padded, batch_size=args.batch_size).context
     folder, num_classes = chosen_shards(args.shards)
     photos: dict[str, Any] = {"shards": repeated(folder, 8), "num_classes": num_classes}
-    contenders = {
+    contenders: dict[str, Callable[[], float]] = {
         "reading, idle": partial(reading, context, 0.0, args.seconds),
         f"reading, {args.busy:g} ms of Python a step": partial(reading, context, args.busy, args.seconds),
         "indexing": partial(indexing, few),

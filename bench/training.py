@@ -102,7 +102,7 @@ def main() -> None:
     contenders |= {f"multimix_pipe {backend}": pace(loader) for backend, loader in loaders.items()}
     if on_gpu:
         setting = Setting(
-            tuple(shards), num_classes, args.batch_size, k=args.k or None, threads=usable_cores(), size=args.size,
+            shards, num_classes, args.batch_size, k=args.k or None, threads=usable_cores(), size=args.size,
             device=str(device), dtype="float32",
         )  # fmt: skip
         contenders["DALI's classification pipeline"] = pace(dali_reader.batches(setting))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Conten
 
 def setting_for(shards: Path, **changes: object) -> Setting:
     fields: dict[str, object] = {"num_classes": 7, "batch_size": 8, "k": 2, "threads": 1, "size": 16}
-    return Setting(tuple(map(str, sorted(shards.glob("*.tar")))), **(fields | changes))  # type: ignore[arg-type]
+    return Setting(sorted(map(str, shards.glob("*.tar"))), **(fields | changes))  # type: ignore[arg-type]
 
 
 def test_contenders_that_fail_are_rows_that_say_so_and_the_others_still_come(
@@ -102,7 +103,7 @@ def test_a_contender_that_hangs_is_given_up_and_the_next_one_has_its_turn(
 def test_a_runner_that_is_killed_takes_its_contenders_with_it(jpegs: Path, planted: dict[str, Contender]) -> None:
     code = (
         "from race.contenders import Contender\nfrom race.runner import race\nfrom race.setting import Setting\n"
-        f"setting = Setting.from_json({setting_for(jpegs).to_json()!r})\n"
+        f"setting = Setting(**{asdict(setting_for(jpegs))!r})\n"
         "race({'hangs': Contender('planted', 'hangs:batches')}, [setting], seconds=1, rounds=1)"
     )
     path = os.pathsep.join([str(ROOT), str(ROOT / "bench"), os.environ["PYTHONPATH"]])
@@ -197,7 +198,7 @@ def test_ratios_are_within_a_round_and_each_k_has_its_own_block() -> None:
 
 def test_the_summary_is_json_that_gives_every_row_and_its_setting_back(jpegs: Path) -> None:
     settings = [setting_for(jpegs, k=k) for k in (5, None)]
-    assert [Setting.from_json(json.loads(json.dumps(setting.to_json()))) for setting in settings] == settings
+    assert [Setting(**json.loads(json.dumps(asdict(setting)))) for setting in settings] == settings
     found = json.loads(json.dumps(comparison.summary(rows_of_two_settings(), settings)))
     assert [(row["name"], row["k"], row["status"]) for row in found["rows"]] == [
         ("own_torch", 5, "ok"),
@@ -238,11 +239,12 @@ def test_in_turn_leaves_the_first_round_out_and_tells_the_cores_in_use() -> None
 
 
 def test_end_to_end_prints_a_table_and_writes_figures(
-    jpegs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    jpegs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     argv = ["--shards", str(jpegs), "--contenders", "own_torch", "--k", "3", "--batch-size", "8", "--size", "16"]
     argv += ["--threads", "1", "--seconds", "0.05", "--rounds", "2", "--json", str(tmp_path / "a.json")]
-    assert end_to_end.main(argv) == 0
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "bench" / "end_to_end.py"), *argv])
+    assert end_to_end.main() == 0
     printed = capsys.readouterr().out
     assert "K = 3 " in printed
     assert "multimix_pipe, torch" in printed
@@ -263,17 +265,18 @@ def test_end_to_end_prints_a_table_and_writes_figures(
         (["--k", "5", "5"], "--k must not repeat a value"),
         (["--rounds", "0"], "--rounds must be an int >= 1; found 0"),
         (["--seconds", "0"], "--seconds must be a finite number"),
-        (["--threads", "0"], "--threads must be an int in [1, 1024]; found 0"),
+        (["--threads", "-1"], "--threads must be an int in [0, 1024]; found -1"),
         (["--contenders", "nobody"], "invalid choice: 'nobody'"),
         (["--contenders", "own_torch", "--peer", "timm_loader"], "--peer must be one of the contenders"),
         (["--device", "abacus"], "device must be"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_said_before_anything_starts(
-    jpegs: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    jpegs: Path, options: list[str], says: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "argv", ["end_to_end.py", "--shards", str(jpegs), *options])
     with pytest.raises(SystemExit, match="2"):
-        end_to_end.main(["--shards", str(jpegs), *options])
+        end_to_end.main()
     printed = capsys.readouterr()
     assert printed.out == ""
     assert says in printed.err

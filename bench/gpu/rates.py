@@ -48,7 +48,7 @@ def main() -> None:
     options |= {"transform": TrainTransform(size=args.size), "dtype": args.dtype, "last_batch": "wrap"}
     options |= {"num_threads": args.threads or None}
     setting = Setting(
-        tuple(shards), num_classes, args.batch_size, k=None, threads=threads, size=args.size, device=str(device),
+        shards, num_classes, args.batch_size, k=None, threads=threads, size=args.size, device=str(device),
         dtype="float32" if args.dtype == "bfloat16" else args.dtype,
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ A contender that is missing, fails, dies or hangs gets a row with the reason, an
 from __future__ import annotations
 
 import json
-import logging
 import os
 import select
 import signal
@@ -26,8 +25,6 @@ from tqdm import tqdm
 from race.contenders import Contender
 from race.setting import Setting
 from race.usage import memory_bytes
-
-logger = logging.getLogger("multimix_pipe")
 
 PATHS = [str(parent) for parent in Path(__file__).resolve().parents[1:3]]
 """bench/, and the repository's root, so that the package need not be installed."""
@@ -85,7 +82,7 @@ def race(
                 bar.set_description(name)
                 process = _Process(Row(name, contender.title, setting.k), logs / f"{len(processes)}.log")
                 stack.callback(process.end)
-                process.ask({"contender": asdict(contender), "setting": setting.to_json()}, limit)
+                process.ask({"contender": asdict(contender), "setting": asdict(setting)}, limit)
                 processes.append(process)
                 bar.update()
         for turn in range(rounds + 1):
@@ -135,7 +132,8 @@ class _Process:
             if status in answer:
                 self.row.status, self.row.message = status, answer[status]
                 self.end()
-                logger.debug("%s: %s\n%s", self.row.name, self.row.message, self._log.read_text(errors="replace"))
+                if status == "failed":
+                    tqdm.write(f"{self.row.name}: {self._log.read_text(errors='replace')}", sys.stderr)
         return answer
 
     def end(self) -> None:

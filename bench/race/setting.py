@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 ALPHA = 1.0
 """Both parameters of the weights' Beta distribution, for every contender."""
@@ -21,7 +19,7 @@ class Setting:
     (B*k, num_classes); with `k=None`, images are (B, 3, size, size) and targets are int64 class ids (B,).
     """
 
-    shards: tuple[str, ...]
+    shards: list[str]
     """Paths of at least one tar. Contenders may read shards and samples in any order."""
     num_classes: int
     batch_size: int
@@ -39,12 +37,3 @@ class Setting:
     """Type of the images."""
     label: str = "cls"
     """Extension of the member that holds the class id, in ASCII; or "json:KEY"."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready data."""
-        return {**asdict(self), "shards": list(self.shards)}
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Setting:
-        """Make a setting from what `to_json` returned."""
-        return cls(**{**fields, "shards": tuple(fields["shards"])})

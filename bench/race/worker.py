@@ -37,7 +37,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     first = json.loads(sys.stdin.readline())
-    contender, setting = Contender(**first["contender"]), Setting.from_json(first["setting"])
+    contender, setting = Contender(**first["contender"]), Setting(**first["setting"])
     try:
         answer: dict[str, Any] | None = _refusal(contender, setting)
         if answer is None:

@@ -59,7 +59,7 @@ def classification(setting: Setting, fancy_upsampling: bool = False) -> tuple[An
     """Output normalised images (3, H, W), and the bytes of the label members, padded with zeros."""
     on_gpu = setting.device != "cpu"
     encoded, labels = fn.readers.webdataset(
-        paths=list(setting.shards),
+        paths=setting.shards,
         ext=[";".join(IMAGE_EXTENSIONS), setting.label.partition(":")[0]],
         random_shuffle=True,
         name="reader",

@@ -23,7 +23,7 @@ def torch_batches(setting: Setting) -> Iterator[object]:
 
 def _batches(setting: Setting, backend: Backend) -> Iterator[object]:
     loader = open_loader(
-        list(setting.shards),
+        setting.shards,
         batch_size=setting.batch_size,
         num_classes=setting.num_classes,
         mix=None if setting.k is None else MultiMix(k=setting.k, alpha=ALPHA),

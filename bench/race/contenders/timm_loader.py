@@ -67,7 +67,7 @@ def batches(setting: Setting) -> Iterator[object]:
     yield from loader
 
 
-def _describe(shards: tuple[str, ...], root: Path) -> None:
+def _describe(shards: list[str], root: Path) -> None:
     # training only uses the sum of the shard lengths, and `num_samples` overrides it
     split = {"name": "train", "filenames": [str(Path(shard).resolve()) for shard in shards], "shard_lengths": []}
     (root / "_info.json").write_text(json.dumps({"splits": {"train": {**split, "num_samples": ENDLESS}}}))

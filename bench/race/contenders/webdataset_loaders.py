@@ -82,7 +82,7 @@ def _load(
     """Return endless batches of `prepare(sample)`, which `setting.threads` worker processes make and `collate`."""
     import webdataset
 
-    samples = webdataset.WebDataset(list(setting.shards), resampled=True, shardshuffle=False).shuffle(1000)
+    samples = webdataset.WebDataset(setting.shards, resampled=True, shardshuffle=False).shuffle(1000)
     prepared = samples.map(partial(image_and_class, label=setting.label)).map(prepare)
     batched = prepared.batched(setting.batch_size, **({} if collate is None else {"collation_fn": collate}))
     loader = webdataset.WebLoader(
