@@ -21,6 +21,7 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from PIL import Image
 
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
 from multimix_pipe.shards.index import Index, open_index
-from race.contenders.steps import mix, normalise
+from race.contenders.steps import mix
 from race.setting import ALPHA, RATIO, SCALE, Setting
 
 PREFETCH = 3
@@ -66,9 +67,8 @@ def batches(setting: Setting) -> Iterator[object]:
         epoch = iter(loader)  # maps the file into memory, so that its folder can be removed
     while True:
         for images, labels in epoch:
-            images = normalise(images) if images.dtype == torch.uint8 else images
-            if setting.k == 1:
-                yield images.to(getattr(torch, setting.dtype)), labels
+            if setting.k == 1:  # mixed and, on a CPU, normalised
+                yield mix(images, labels, replace(setting, k=None), draw)
             else:
                 yield mix(images, labels.flatten(), setting, draw)
         epoch = iter(loader)

@@ -63,7 +63,7 @@ def batches(setting: Setting) -> Iterator[object]:
     )
     with pipeline.auto_stop():
         for images, labels in pipeline:
-            yield mix(normalise(images) if images.dtype == torch.uint8 else images, labels, setting, draw)
+            yield mix(images, labels, setting, draw)
 
 
 def _samples(setting: Setting) -> Iterator[tuple[Any, int]]:

@@ -16,24 +16,24 @@ from race.setting import ALPHA, RATIO, SCALE, Setting
 def mix(images: Tensor, labels: Tensor, setting: Setting, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Mix each row K times with a random other row.
 
-    Takes floating-point images (B, C, H, W) and int64 labels (B,) on the same device. Returns images (B*K, C, H, W) of
-    `setting.dtype` and float32 targets (B*K, num_classes); if `setting.k` is None, the images in that dtype and the labels.
+    Takes images (B, 3, H, W), which it normalises if they are uint8, and int64 labels (B,) on the same device. Returns images
+    (B*K, 3, H, W) of `setting.dtype` and float32 targets (B*K, num_classes); if `setting.k` is None, images and labels.
 
     `torch.lerp` reads and writes only once. On a CPU it was faster than a batched matmul of the (B, K, 2) weights with the
     stacked pairs, which was faster than `lam * x + (1 - lam) * x[partner]`.
     """
-    images = images.to(getattr(torch, setting.dtype))
+    images = (normalise(images) if images.dtype == torch.uint8 else images).to(getattr(torch, setting.dtype))
     if setting.k is None:
         return images, labels
     rows = len(images)
     partner = torch.from_numpy(generator.permutation(rows)).to(images.device)
     lam = torch.from_numpy(generator.beta(ALPHA, ALPHA, (rows, setting.k))).to(images.device, torch.float32)
     classes = one_hot(labels, setting.num_classes).float()
-    mixed = _lerp(images, partner, lam.to(images.dtype))
-    return mixed.flatten(0, 1), _lerp(classes, partner, lam).flatten(0, 1)
+    mixed = lerp(images, partner, lam.to(images.dtype))
+    return mixed.flatten(0, 1), lerp(classes, partner, lam).flatten(0, 1)
 
 
-def _lerp(rows: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
+def lerp(rows: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     """Return lam[b, k] * rows[b] + (1 - lam[b, k]) * rows[partner[b]], shape (B, K, ...)."""
     weight = lam.reshape(*lam.shape, *[1] * (rows.ndim - 1))
     return torch.lerp(rows[partner][:, None], rows[:, None], weight)

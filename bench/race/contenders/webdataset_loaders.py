@@ -22,7 +22,7 @@ from torch.nn.functional import one_hot
 
 from multimix_pipe.config import IMAGENET_MEAN, IMAGENET_STD
 from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
-from race.contenders.steps import mix, random_window
+from race.contenders.steps import lerp, mix, random_window
 from race.setting import ALPHA, RATIO, SCALE, Setting
 
 PREFETCH = 2
@@ -32,7 +32,7 @@ MIXING_THREADS = 4
 
 def with_pillow(setting: Setting) -> Iterator[object]:
     """Yield (images, targets): worker processes decode and transform with Pillow, the main process mixes in plain torch."""
-    return _mixed_batches(setting, _PillowTransform(setting))
+    return _mixed(_load(setting, _PillowTransform(setting)), setting)
 
 
 def with_torchvision(setting: Setting) -> Iterator[object]:
@@ -40,33 +40,19 @@ def with_torchvision(setting: Setting) -> Iterator[object]:
 
     As torchvision's documentation recommends, the workers crop and resize uint8 tensors, then convert to float32 and normalise.
     """
-    return _mixed_batches(setting, _TorchvisionTransform(setting, normalises=True))
+    return _mixed(_load(setting, _TorchvisionTransform(setting, normalises=True)), setting)
 
 
 def tuned(setting: Setting) -> Iterator[object]:
-    """Yield (images, targets) as fast as we could make it. A batch is valid until the next one is taken.
+    """Yield (images, targets) as fast as we could make it. On a CPU a batch is valid until the next one is taken.
 
     Workers decode, crop, resize and flip with torchvision in uint8, into one batch in shared memory: a quarter of the bytes of
     float32, passed on without a copy. On a CPU the main process normalises and mixes one pair at a time, which stays in the
     core's cache, into a preallocated output. It uses a few single-core threads: torch's own threads wait for each other while the
-    workers use the cores, and took three to four times as long. On a GPU, normalising and mixing each take one pass over the
-    batch.
+    workers use the cores, and took three to four times as long.
     """
     loaded = _load(setting, _TorchvisionTransform(setting, normalises=False), _collate_shared)
-    mixes = _on_gpu(setting) if setting.device != "cpu" else _on_cpu(setting)
-    k = setting.k or 1
-    for pixels, labels in loaded:
-        partner = torch.randperm(setting.batch_size)
-        lam = torch.distributions.Beta(ALPHA, ALPHA).sample((setting.batch_size, k))
-        pixels, labels, partner, lam = (
-            part.to(setting.device, non_blocking=True) for part in (pixels, labels, partner, lam)
-        )
-        images = mixes(pixels, partner, lam)
-        if setting.k is None:
-            yield images, labels
-        else:
-            dense = one_hot(labels, setting.num_classes).to(torch.float32)
-            yield images, torch.lerp(dense[partner][:, None], dense[:, None], lam[..., None]).flatten(0, 1)
+    return (_mixed_pair_by_pair if setting.device == "cpu" else _mixed)(loaded, setting)
 
 
 def image_and_class(sample: Mapping[str, Any], label: str) -> tuple[bytes, int]:
@@ -95,10 +81,10 @@ def _load(
     return iter(loader)
 
 
-def _mixed_batches(setting: Setting, prepare: Callable[[tuple[bytes, int]], Any]) -> Iterator[object]:
-    """Yield batches that workers load and the main process moves to the device and mixes there."""
+def _mixed(loaded: Iterator[tuple[Tensor, Tensor]], setting: Setting) -> Iterator[object]:
+    """Move batches to the device, and mix them there in plain torch."""
     draw = np.random.default_rng()
-    for images, labels in _load(setting, prepare):
+    for images, labels in loaded:
         images, labels = (part.to(setting.device, non_blocking=True) for part in (images, labels))
         yield mix(images, labels, setting, draw)
 
@@ -155,29 +141,19 @@ def _collate_shared(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     return batch, torch.tensor([label for _, label in samples])
 
 
-Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""uint8 images (B, 3, H, W), partners (B,), weights (B, K) -> (B*K, 3, H, W), in memory that the next call reuses."""
-
-
-def _scale_and_shift(device: str) -> tuple[Tensor, Tensor]:
-    """Return the (scale, shift) by which normalising maps a pixel in 0..255 to pixel * scale + shift."""
-    mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return 1 / (255 * std), -mean / std
-
-
-def _on_cpu(setting: Setting) -> Mix:
+def _mixed_pair_by_pair(loaded: Iterator[tuple[Tensor, Tensor]], setting: Setting) -> Iterator[object]:
+    """Normalise and mix uint8 batches on the CPU, into memory that the next batch reuses."""
     torch.set_num_threads(1)
     threads = min(setting.threads, MIXING_THREADS)
     pool = ThreadPoolExecutor(threads, initializer=partial(torch.set_num_threads, 1))
-    scale, shift = _scale_and_shift("cpu")
-    k, image = setting.k or 1, (3, setting.size, setting.size)
-    out = torch.empty(setting.batch_size, k, *image)
-    pairs = torch.empty(threads, 2, *image)
-    result = out if setting.dtype == "float32" else out.to(getattr(torch, setting.dtype))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    scale, shift = 1 / (255 * std), -mean / std
+    b, k, image = setting.batch_size, setting.k or 1, (3, setting.size, setting.size)
+    out, pairs = torch.empty(b, k, *image), torch.empty(threads, 2, *image)
 
     def part(number: int, pixels: Tensor, partner: list[int], weights: Tensor) -> None:
         pair = pairs[number]
-        for row in range(number, setting.batch_size, threads):
+        for row in range(number, b, threads):
             if setting.k is None:
                 torch.mul(pixels[row], scale, out=out[row, 0]).add_(shift)
             else:
@@ -185,29 +161,13 @@ def _on_cpu(setting: Setting) -> Mix:
                 pair[1].copy_(pixels[partner[row]])
                 pair.mul_(scale).add_(shift)
                 torch.mm(weights[row], pair.view(2, -1), out=out[row].view(k, -1))
-            if result is not out:
-                result[row].copy_(out[row])
 
-    def mixed(pixels: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
-        work = partial(part, pixels=pixels, partner=partner.tolist(), weights=torch.stack((lam, 1 - lam), dim=2))
-        list(pool.map(work, range(threads)))
-        return result.flatten(0, 1)
-
-    return mixed
-
-
-def _on_gpu(setting: Setting) -> Mix:
-    scale, shift = _scale_and_shift(setting.device)
-    dtype: torch.dtype = getattr(torch, setting.dtype)
-    image = (3, setting.size, setting.size)
-    out = torch.empty(setting.batch_size, setting.k or 1, *image, dtype=dtype, device=setting.device)
-
-    def mixed(pixels: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
-        images = torch.addcmul(shift, pixels, scale).to(dtype)
+    for pixels, labels in loaded:
+        partner, lam = torch.randperm(b), torch.distributions.Beta(ALPHA, ALPHA).sample((b, k))
+        weights = torch.stack((lam, 1 - lam), dim=2)
+        list(pool.map(partial(part, pixels=pixels, partner=partner.tolist(), weights=weights), range(threads)))
         if setting.k is None:
-            return images
-        weight = lam.view(*lam.shape, 1, 1, 1).to(dtype)
-        torch.lerp(images[partner][:, None], images[:, None], weight, out=out)
-        return out.flatten(0, 1)
-
-    return mixed
+            yield out.flatten(0, 1), labels
+        else:
+            dense = one_hot(labels, setting.num_classes).to(torch.float32)
+            yield out.flatten(0, 1), lerp(dense, partner, lam).flatten(0, 1)
