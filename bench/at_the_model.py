@@ -3,10 +3,11 @@
     python bench/at_the_model.py [--shards FOLDER] [--device cuda --batch-size 64]
 
 "masks" are the graph cuts of 64 pairs alone, of the saliency that a network has on photos, by the compiled kernel where Numba is
-installed and by SciPy. "steps" are those of a ResNet-18 on B*K rows: forward, backward, SGD. ManifoldMix is the whole step, which
-is cheaper than one with mixed images, because the layers below the drawn one see B rows. PuzzleMix is the mixing alone, which
-comes on top of the step: its saliency pass, the cuts for each number of blocks, and the mixed images. On a CPU everything is CPU
-time, in one thread, which other work on the machine hardly changes; on a GPU it is wall time, with bfloat16 autocast.
+installed and by SciPy. "steps" are those of torchvision's ResNet-18 on B*K rows: forward, backward, SGD. ManifoldMix is the whole
+step, which is cheaper than one with mixed images, because the layers below the drawn one see B rows. PuzzleMix is the mixing
+alone, which comes on top of the step: its saliency pass, the cuts for each number of blocks, and the mixed images. On a CPU
+everything is CPU time, in one thread, which other work on the machine hardly changes; on a GPU it is wall time, with bfloat16
+autocast.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -27,35 +29,11 @@ from multimix_pipe import Batch, ManifoldMix, MultiMix, MultiMixLoss, PuzzleMix,
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.training import graph_cut
 from multimix_pipe.training.puzzle import _cut
+from training import make_network
 
 BLOCKS = (2, 4, 8, 16)
 MEMBERS = (1, 2, 5, 10)
 LAYERS = ("layer1", "layer2", "layer3")
-
-
-class Residual(nn.Module):
-    def __init__(self, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(conv(channels, out, 3, stride), nn.ReLU(inplace=True), conv(out, out, 3, 1))
-        self.short = nn.Identity() if stride == 1 else conv(channels, out, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.branch(x) + self.short(x))
-
-
-def conv(channels: int, out: int, kernel: int, stride: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(out))
-
-
-def resnet18(num_classes: int) -> nn.Module:
-    """The layers of torchvision's resnet18, by the same names."""
-    model = nn.Sequential()
-    model.add_module("stem", nn.Sequential(conv(3, 64, 7, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, padding=1)))
-    for number, (channels, out) in enumerate(((64, 64), (64, 128), (128, 256), (256, 512)), 1):
-        stage = nn.Sequential(Residual(channels, out, 1 if number == 1 else 2), Residual(out, out, 1))
-        model.add_module(f"layer{number}", stage)
-    model.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, num_classes)))
-    return model
 
 
 def masks(model: nn.Module, plain: Batch, rounds: int) -> dict[str, Figures]:
@@ -130,19 +108,21 @@ def main() -> None:
     options = {"shards": folder, "batch_size": args.batch_size, "transform": transform, "device": device}
     with open_backend("torch", k=args.k, expand=False, channels_last=True, **options) as loader:
         plain = next(iter(loader))
-    torch.manual_seed(0)
-    model = resnet18(1000).to(memory_format=torch.channels_last).to(device)  # type: ignore[call-overload]
     # masks cost the same for every network; 64 pairs take the place of few
     rows = np.resize(np.arange(len(plain.images)), 64)
     many = plain.__replace__(images=plain.images[rows], labels=plain.labels[rows])
-    cuts = masks(model, many, args.rounds)
+    cuts = masks(make_network("plain", 1000).to(device), many, args.rounds)
     print("masks of 64 pairs, ms of CPU time")
     for figures in cuts.values():
         print(figures.table())
-    print(f"\nsteps: B = {args.batch_size}, K = {args.k}, {args.size}x{args.size}, {device}")
-    taken = steps(model, plain, args.rounds, device)
-    print(taken.table())
-    results = {"masks": {n: figures.summary() for n, figures in cuts.items()}, "steps": taken.summary()}
+    results: dict[str, Any] = {"masks": {n: figures.summary() for n, figures in cuts.items()}}
+    if find_spec("torchvision") is None:
+        print("steps: missing: torchvision is not installed; pip install 'multimix-pipe[bench]'")
+    else:
+        network: Any = make_network("torchvision.models:resnet18", 1000).to(device)
+        taken = steps(network.to(memory_format=torch.channels_last), plain, args.rounds, device)
+        print(f"\nsteps: B = {args.batch_size}, K = {args.k}, {args.size}x{args.size}, {device}\n{taken.table()}")
+        results["steps"] = taken.summary()
     report(__doc__, results, args.json)
 
 

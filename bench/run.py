@@ -13,7 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from harness import ROOT, machine, run_parts, run_script
+from harness import ROOT, Part, machine, run_parts, run_script
 
 
 def main() -> int:
@@ -29,38 +29,34 @@ def main() -> int:
     path = args.out.resolve() / f"{processor}-{described['date']}.json"
 
     rounds: list[object] = ["--rounds", 2 if quick else 5]
-    shards = ["--shards", args.shards.resolve()] if args.shards else []
+    shards: list[object] = ["--shards", args.shards.resolve()] if args.shards else []
     images = ["--images", 128 if quick else 1280, *shards]
+    race = ["--k", 5, "--seconds", 0.5 if quick else 6, "--chart", path.with_suffix(".png"), *shards]
     questions: dict[str, list[object]] = {
-        "end_to_end": [
-            "--k",
-            5,
-            *rounds,
-            "--seconds",
-            0.5 if quick else 6,
-            *shards,
-            "--chart",
-            path.with_suffix(".png"),
-        ],
-        "decode": ["--rounds", 2 if quick else 9, *images],
+        "end_to_end": [*rounds, *race],
+        "loading mixing": ["--rounds", 2 if quick else 9, *images],
+        "loading methods": [*rounds, *images],
+        "loading sizes": [*rounds, *images],
+        "loading memory": ["--steps", 201 if quick else 2000, *shards],
         "mix_stage": rounds,
-        "methods": [*rounds, *images],
-        "index": [*rounds, *(["--opened", 20] if quick else [])],
+        "scaling": [*rounds, *(["--images", 256, "--seconds", 0.3] if quick else []), *shards],
         "many_cores": [*rounds, "--seconds", 0.3 if quick else 3],
         "host_side": [*rounds, *(["--samples", 512, "--tars", 8, "--seconds", 0.3] if quick else [])],
-        "slow_storage": [*rounds, *(["--samples", 512, "--seconds", 0.2] if quick else [])],
-        "scaling": [*rounds, *(["--images", 256, "--seconds", 0.3] if quick else []), *shards],
-        "growth": ["--rounds", 1 if quick else 3, "--steps", 201 if quick else 2000, *shards],
-        "plan": rounds,
-        "pixels": shards,
-        "shuffle": rounds,
-        "bad_samples": [*rounds, *images],
+        "slow_storage": [*rounds, *(["--samples", 512, "--seconds", 0.2] if quick else []), *shards],
         "training": [*rounds, "--batch-size", 16, *shards, *(["--steps", 3] if quick else [])],
         "at_the_model": ["--rounds", 1, "--batch-size", 2, "--size", 64] if quick else [*rounds, *shards],
+        "index": [*rounds, *(["--opened", 20] if quick else [])],
+        "plan": rounds,
+        "shuffle": rounds,
+        "pixels": shards,
+        "bad_samples": [*rounds, *images],
     }
     if unknown := set(args.only or ()) - set(questions):
         arguments.error(f"--only: there is no benchmark {', '.join(sorted(unknown))}; there are {', '.join(questions)}")
-    parts = {name: (None, partial(run_script, f"{name}.py", *questions[name])) for name in args.only or questions}
+    parts: dict[str, Part] = {}
+    for name in args.only or questions:
+        script, *first = name.split()
+        parts[name] = (None, partial(run_script, f"{script}.py", *first, *questions[name]))
     return run_parts(parts, {"machine": described}, path)
 
 

@@ -24,7 +24,7 @@ from data import chosen_shards, open_backend, repeated
 from harness import forever, in_turn, parser, report, seconds
 from multimix_pipe import MultiMixLoss, TrainTransform
 from multimix_pipe.shards.cores import usable_cores
-from race.contenders import dali_reader
+from race.contenders import CONTENDERS
 from race.setting import Setting
 
 RESIDENT = "tensors that lie ready"
@@ -32,7 +32,7 @@ AHEAD = 5
 """Batches that may be prefetched before a measurement, and are therefore not counted."""
 
 
-def make_network(name: str, num_classes: int, width: int) -> nn.Module:
+def make_network(name: str, num_classes: int, width: int = 8) -> nn.Module:
     """Build the network `name`: "plain", or "module:function", which is called with num_classes=."""
     if name != "plain":
         module, _, function = name.partition(":")
@@ -81,17 +81,12 @@ def main() -> None:
     device, shards = torch.device(args.device), repeated(folder, args.repeat)
     on_gpu = device.type == "cuda"
     torch.backends.cudnn.benchmark = True
-    options: dict[str, Any] = {
-        "shards": shards,
-        "batch_size": args.batch_size,
-        "num_classes": num_classes,
-        "device": args.device,
-    }
-    options |= {"transform": TrainTransform(size=args.size), "channels_last": on_gpu}
-    options |= {"dtype": "bfloat16" if on_gpu else "float32"}
-    loaders = {backend: open_backend(backend, k=args.k or None, **options) for backend in ("dali", "torch")}
+    options: dict[str, Any] = {"shards": shards, "batch_size": args.batch_size, "num_classes": num_classes}
+    options |= {"device": args.device, "transform": TrainTransform(size=args.size), "channels_last": on_gpu}
+    options |= {"k": args.k or None, "dtype": "bfloat16" if on_gpu else "float32"}
+    loaders = {backend: open_backend(backend, **options) for backend in ("dali", "torch")}
     if on_gpu:
-        loaders["dali, decode=exact"] = open_backend("dali", k=args.k or None, decode="exact", **options)
+        loaders["dali, decode=exact"] = open_backend("dali", decode="exact", **options)
     first: Any = [next(iter(loader)) for loader in loaders.values()][-1]
     # not before: torchvision would load an older nvJPEG than DALI's
     network: Any = make_network(args.network, num_classes, args.width).to(device)
@@ -105,7 +100,7 @@ def main() -> None:
             shards, num_classes, args.batch_size, k=args.k or None, threads=usable_cores(), size=args.size,
             device=str(device), dtype="float32",
         )  # fmt: skip
-        contenders["DALI's classification pipeline"] = pace(dali_reader.batches(setting))
+        contenders["DALI's classification pipeline"] = pace(CONTENDERS["dali_reader"].load()(setting))
     figures = in_turn(contenders, unit="steps/s", peer=RESIDENT, rounds=args.rounds)
     rows = len(resident[0])
     rows_a_second = rows * statistics.median(figures.values[RESIDENT])

@@ -49,28 +49,23 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
     """All parts by name, the one that is worth most first."""
     gpu = device != "cpu"
     common = ["--device", device, "--rounds", 5 if gpu else 1]
-    stage = [
-        *common,
-        *(["--batch-size", 256, "--repeat", 20] if gpu else ["--batch-size", 2, "--size", 32, "--repeat", 2]),
-    ]
     tiny = [] if gpu else ["--batch-size", 4, "--size", 32, "--repeat", 1, "--steps", 2]
+    stage = ["--batch-size", 256, "--repeat", 20] if gpu else ["--batch-size", 2, "--size", 32, "--repeat", 2]
     resnet = ["--network", "torchvision.models:resnet50", "--steps", 10, "--repeat", 64] if gpu else []
-    mix_stage, rates = (
-        partial(run_script, "mix_stage.py", *stage),
-        partial(run_script, "gpu/rates.py", *common, *shards),
-    )
-    training = partial(run_script, "training.py", *common, *shards, *resnet)
-    # more hardware queues than the default 8: where streams share one, work of one waits for another's
-    queues = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
     handover = ["--device", device, *shards, *([] if gpu else ["--batch-size", 4, "--repeat", 1, "--take", 2])]
     host_side = [*common[2:], *([] if gpu else ["--samples", 512, "--tars", 8, "--seconds", 0.2])]
     methods = ["--batch-size", 256, "--images", 12800] if gpu else ["--batch-size", 4, "--size", 32, "--images", 8]
     scaling = ["--rounds", 3, *shards] if gpu else ["--rounds", 1, "--seconds", 0.2, "--images", 256, *shards]
+    mix_stage = partial(run_script, "mix_stage.py", *common, *stage)
+    rates = partial(run_script, "gpu/rates.py", *common, *shards, *tiny)
+    training = partial(run_script, "training.py", *common, *shards, *resnet)
+    # more hardware queues than the default 8: where streams share one, work of one waits for another's
+    queues = {"CUDA_DEVICE_MAX_CONNECTIONS": "32"}
     return {
         "tests/test_gpu.py": (200, partial(run_tests, "tests/test_gpu.py")),
         "tests/test_gpu_dali.py": (60, partial(run_tests, "tests/test_gpu_dali.py")),
-        "mix_stage float32": (60, mix_stage),
-        "pipeline": (150, partial(rates, *tiny)),
+        "mix_stage": (60, mix_stage),
+        "pipeline": (150, rates),
         "handover": (60, partial(run_script, "gpu/handover.py", *handover)),
         "handover, 32 queues": (60, partial(run_script, "gpu/handover.py", *handover, variables=queues)),
         "host_side": (90, partial(run_script, "host_side.py", *host_side)),
@@ -78,14 +73,12 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
         "training, K=5, 32 queues": (100, partial(training, "--batch-size", 128, *tiny, variables=queues)),
         "training, no mixing": (100, partial(training, "--batch-size", 640, "--k", 0, *tiny)),
         "pixels": (90, partial(run_script, "pixels.py", "--device", device, *shards)),
-        "mix_stage bfloat16": (60, partial(mix_stage, "--dtype", "bfloat16")),
-        "mix_stage float16": (60, partial(mix_stage, "--dtype", "float16")),
-        "mix_stage float32, K=1": (60, partial(mix_stage, "--k", 1)),
-        "pipeline float16": (120, partial(rates, *tiny, "--dtype", "float16")),
-        "methods": (180, partial(run_script, "methods.py", *common, *shards, "--backends", "dali", *methods)),
-        "mix_stage float32, cutmix": (60, partial(mix_stage, "--method", "cutmix")),
-        "mix_stage float32, smoothmix": (60, partial(mix_stage, "--method", "smoothmix")),
-        "mix_stage float32, resizemix": (60, partial(mix_stage, "--method", "resizemix")),
+        "pipeline float16": (120, partial(rates, "--dtype", "float16")),
+        "methods": (
+            180,
+            partial(run_script, "loading.py", "methods", *common, *shards, "--backends", "dali", *methods),
+        ),
+        "mix_stage bfloat16, cutmix": (60, partial(mix_stage, "--method", "cutmix", "--dtype", "bfloat16")),
         "scaling": (540, partial(run_script, "scaling.py", *scaling)),
         "plan": (60, partial(run_script, "plan.py", *common[2:])),
     }
