@@ -86,15 +86,13 @@ def _comment(content: bytes) -> bytes:
     return b"\xff\xfe" + (len(content) + 2).to_bytes(2, "big") + content
 
 
-def write_shards(folder: Path, images: Sequence[bytes], samples: int, shards: int) -> None:
-    """Write `shards` shards with `samples` samples altogether, which cycle through `images` and 1,000 class ids."""
+def write_shards(folder: Path, images: Sequence[bytes], samples: int, shards: int, classes: int = 1000) -> None:
+    """Write `shards` shards with `samples` samples altogether, which cycle through `images` and `classes` class ids."""
     for shard in range(shards):
         members = []
         for number in range(shard * samples // shards, (shard + 1) * samples // shards):
-            members += [
-                (f"{number:07}.cls", b"%d" % (number % 1000)),
-                (f"{number:07}.jpg", images[number % len(images)]),
-            ]
+            label, image = b"%d" % (number % classes), images[number % len(images)]
+            members += [(f"{number:07}.cls", label), (f"{number:07}.jpg", image)]
         write_tar(folder / f"train-{shard:06}.tar", members)
 
 

@@ -34,9 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the argument parser."""
     made = parser(__doc__, batch_size=64, size=224, device="cpu", threads=0, seconds=5.0, limit=120.0)
     add = made.add_argument
-    add("--shards", nargs="+", help="path, glob, brace pattern, folder or URL; default: generated photos")
-    add("--label", default="cls", help="cls, or json:KEY for a field of the .json; default: %(default)s")
-    add("--cache-dir", metavar="FOLDER", help="where to keep downloaded shards, and the indexes of read-only shards")
+    add("--shards", nargs="+", help="path, glob, brace pattern or folder; default: generated photos")
     add("--contenders", nargs="+", metavar="NAME", choices=CONTENDERS, default=list(CONTENDERS),
         help=f"one or more of {', '.join(CONTENDERS)}; default: all")  # fmt: skip
     add("--k", nargs="+", type=_k, default=[5, 1, None], metavar="K",
@@ -77,7 +75,7 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         raise ConfigError("--device must be cpu or cuda, as the other contenders do not support MPS; found 'mps'")
     # an epoch reads the generated photos 16 times: some contenders are slow at the start of an epoch
     shards = args.shards or repeated(generated_shards(), 16)
-    index = open_index(shards, label=args.label, cache_dir=args.cache_dir, progress=False)
+    index = open_index(shards, progress=False)
     usable = int((index.problem == 0).sum())
     if usable < args.batch_size:
         raise ConfigError(
@@ -92,7 +90,6 @@ def settings_of(args: argparse.Namespace) -> list[Setting]:
         size=args.size,
         antialias=not args.no_antialias,
         device=str(device),
-        label=args.label,
     )
     return [replace(setting, k=k) for k in args.k]
 

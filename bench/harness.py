@@ -304,11 +304,10 @@ def draw_bars(path: Path, title: str, subtitles: Sequence[str], groups: Mapping[
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = [len(bars) for bars in groups.values()]
-    header = 0.6 + 0.23 * len(subtitles)
-    height = header + 0.6 + 0.4 * len(groups) + 0.37 * sum(rows)  # inches
-    figure = Figure(
-        figsize=(12, height), layout=ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - header / height), w_pad=0.15)
-    )
+    header = 0.6 + 0.23 * len(subtitles)  # inches
+    height = header + 0.6 + 0.4 * len(groups) + 0.37 * sum(rows)
+    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - header / height), w_pad=0.15)
+    figure = Figure(figsize=(12, height), layout=layout)
     figure.text(0.02, 1 - 0.15 / height, title, va="top", fontsize=16)
     figure.text(0.02, 1 - 0.5 / height, "\n".join(subtitles), va="top", fontsize=10, color=FAINT, linespacing=1.4)
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]

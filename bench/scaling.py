@@ -1,6 +1,6 @@
 """How does the rate grow with the cores? Images per second by number of threads: both backends, a DataLoader, bare threads.
 
-    python bench/scaling.py [--shards FOLDER] [--threads 1 2 4 8 16]
+    python bench/scaling.py [--shards FOLDER] [--threads 1 2 4 8 16] [--chart FILE.png]
 
 For each number of threads the contenders race as in `end_to_end.py`: this package, from its second epoch on, plain and K = 5,
 and webdataset with torch's DataLoader, which has as many worker processes and does not mix. "bare threads" decode and resize the
@@ -10,16 +10,17 @@ the length of an epoch, at least. --threads defaults to powers of two up to the 
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 from data import chosen_shards, open_backend, repeated
-from harness import in_a_new_process, parser, report
+from harness import in_a_new_process, machine_line, parser, report
 from multimix_pipe.augment.host import crop_and_resize
 from multimix_pipe.native.decode import Decoder
 from multimix_pipe.shards import open_index
@@ -73,34 +74,56 @@ def powers_of_two(most: int) -> list[int]:
     return sorted({min(2**power, most) for power in range(most.bit_length() + 1)})
 
 
+def draw(path: Path, medians: Mapping[str, Mapping[int, float]], about: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in medians.items():
+        axes.plot([*points], [*points.values()], marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="threads, or worker processes", ylabel="images/s")
+    axes.set_title(f"{about}\n{machine_line()}", loc="left", fontsize=10)
+    axes.grid(which="both")
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     arguments = parser(__doc__, shards=True, batch_size=64, images=6400, seconds=2.0, device="cpu")
     arguments.add_argument("--threads", type=int, nargs="+", default=powers_of_two(usable_cores()), metavar="N")
     names = (BARE, *OURS, *PEERS)
     arguments.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    arguments.add_argument("--chart", type=Path, help="also draw the medians to this PNG file")
     args = arguments.parse_args()
     folder, num_classes = chosen_shards(args.shards)
     shards = repeated(folder, -(-args.images // len(open_index(folder, progress=False))))
     first_epoch = len(open_index(shards, progress=False)) // args.batch_size + 1
     # our first epoch and K = 5 of the others are left out
-    ours = {name: replace(CONTENDERS[name], queued=(0, first_epoch)) for name in OURS}
+    ours = {name: replace(CONTENDERS[name], first=first_epoch) for name in OURS}
     peers = {name: replace(CONTENDERS[name], mixes=(None,)) for name in PEERS}
     contenders = {name: contender for name, contender in {**ours, **peers}.items() if name in args.only}
-    print(f"images/s; B = {args.batch_size}, 224x224 float32, {args.device}, median of {args.rounds}")
+    about = f"Images per second, B = {args.batch_size}, 224x224 float32, {args.device}, median of {args.rounds}"
+    print(about)
     results: dict[int, list[dict[str, Any]]] = {}
+    medians: dict[str, dict[int, float]] = defaultdict(dict)
     for threads in args.threads:
         setting = Setting(shards, num_classes, args.batch_size, k=None, threads=threads, device=args.device)
         rows = race(contenders, [setting, replace(setting, k=5)], seconds=args.seconds, rounds=args.rounds, limit=LIMIT)
         if BARE in args.only:
             bare = in_a_new_process(bare_rates, setting, args.rounds, args.seconds)
             rows.insert(0, Row(BARE, BARE, None, rates=bare))
-        results[threads] = [asdict(row) for row in rows if row.status != "cannot"]
+        rows = [row for row in rows if row.status != "cannot"]
+        results[threads] = [asdict(row) for row in rows]
         for row in rows:
-            title = f"{threads:3} threads  {row.title}, {'plain' if row.k is None else f'K = {row.k}'}"
-            if row.status != "cannot":
-                found = f"{statistics.median(row.rates):9,.0f}" if row.rates else f"{row.status}: {row.message}"
-                print(f"{title:60} {found}", flush=True)
-    report(__doc__, {"images/s": results, "batch_size": args.batch_size, "device": args.device}, args.json)
+            title = f"{row.title}, {'plain' if row.k is None else f'K = {row.k}'}"
+            if row.rates:
+                medians[title][threads] = row.rate
+            found = f"{row.rate:9,.0f}" if row.rates else f"{row.status}: {row.message}"
+            print(f"{threads:3} threads  {title:48} {found}", flush=True)
+    settings = {"batch_size": args.batch_size, "device": args.device}
+    report(__doc__, {**settings, "rows": results, "median": medians}, args.json)
+    if args.chart:
+        draw(args.chart, medians, about)
 
 
 if __name__ == "__main__":

@@ -24,34 +24,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
 
-from data import kept_folder, open_backend, write_tar
+from data import kept_folder, open_backend, write_shards
 from harness import Bar, draw_bars, machine_line, parser, report
 from multimix_pipe import TrainTransform
 
 CLASSES, PER_CLASS, BATCH = 20, 1000, 256
 COUNT = CLASSES * PER_CLASS
-NUMBER = "txt"
-"""Extension of the members that hold a sample's number in stored order."""
 
 Order = NDArray[np.int64]
 """(COUNT,) sample numbers; a sample's number is its position in stored order."""
 
 
-def write_sorted_shards(folder: Path) -> None:
-    """Write CLASSES shards in which all images of a class are the same tiny JPEG."""
-    for label in range(CLASSES):
-        picture = io.BytesIO()
-        Image.new("RGB", (8, 8), (12 * label, 255 - 12 * label, 128)).save(picture, "JPEG")
-        contents = {"jpg": picture.getvalue(), "cls": b"%d" % label}
-        numbers = range(label * PER_CLASS, (label + 1) * PER_CLASS)
-        write_tar(
-            folder / f"sorted-{label:02}.tar",
-            (
-                (f"{number:05}.{extension}", content)
-                for number in numbers
-                for extension, content in (*contents.items(), (NUMBER, b"%d" % number))
-            ),
-        )
+def write_numbered_shards(folder: Path) -> None:
+    """Write CLASSES shards of PER_CLASS samples with one image, whose class ids are their numbers, so that a batch's labels tell
+    which samples it has; the class that the figures are about is number // PER_CLASS.
+    """
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "JPEG")
+    write_shards(folder, [picture.getvalue()], COUNT, CLASSES, classes=COUNT)
 
 
 def shards_of(folder: Path) -> list[str]:
@@ -59,11 +49,11 @@ def shards_of(folder: Path) -> list[str]:
 
 
 def own_order(folder: Path, shuffle: str, seed: int) -> Order:
-    """Return the order of this package's loader: epoch number `seed`, read from the keys of its batches."""
-    options = {"num_classes": CLASSES, "last_batch": "partial", "transform": TrainTransform(size=8)}
+    """Return the order of this package's loader: epoch number `seed`, read from its labels."""
+    options = {"num_classes": COUNT, "last_batch": "partial", "transform": TrainTransform(size=8)}
     with open_backend("torch", k=None, shards=folder, batch_size=BATCH, shuffle=shuffle, **options) as loader:
         loader.set_epoch(seed)
-        return np.array([int(key) for batch in loader for key in batch.keys])
+        return np.concatenate([batch.labels.numpy() for batch in loader])
 
 
 def webdataset_order(folder: Path, shardshuffle: int | bool, seed: int) -> Order:
@@ -71,7 +61,7 @@ def webdataset_order(folder: Path, shardshuffle: int | bool, seed: int) -> Order
     import webdataset
 
     samples = webdataset.WebDataset(shards_of(folder), shardshuffle=shardshuffle, seed=seed).shuffle(1000, seed=seed)
-    return np.array([int(sample[NUMBER]) for sample in samples])
+    return np.array([int(sample["cls"]) for sample in samples])
 
 
 def dali_order(folder: Path, seed: int) -> Order:
@@ -80,7 +70,7 @@ def dali_order(folder: Path, seed: int) -> Order:
 
     reader = Pipeline(batch_size=1000, num_threads=1, device_id=None, seed=seed)
     with reader:
-        reader.set_outputs(fn.readers.webdataset(paths=shards_of(folder), ext=[NUMBER], random_shuffle=True))
+        reader.set_outputs(fn.readers.webdataset(paths=shards_of(folder), ext=["cls"], random_shuffle=True))
     reader.build()
     read = [int(bytes(np.asarray(number))) for _ in range(-(-COUNT // 1000)) for number in reader.run()[0]]
     return np.array(read[:COUNT])
@@ -135,7 +125,7 @@ def main() -> None:
     arguments.add_argument("--chart", type=Path, help="also draw the figures to this PNG file")
     args = arguments.parse_args()
     logging.getLogger("multimix_pipe").setLevel(logging.ERROR)
-    folder = kept_folder("sorted", write_sorted_shards)
+    folder = kept_folder("numbered", write_numbered_shards)
     results: dict[str, dict[str, list[float]]] = {}
     for name, order_of in CONTENDERS.items():
         orders = [order_of(folder, seed) for seed in range(args.rounds)]

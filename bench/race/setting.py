@@ -20,7 +20,7 @@ class Setting:
     """
 
     shards: list[str]
-    """Paths of at least one tar. Contenders may read shards and samples in any order."""
+    """Paths of at least one tar, with class ids in `.cls`. Contenders may read shards and samples in any order."""
     num_classes: int
     batch_size: int
     """B, the number of images decoded per batch."""
@@ -35,5 +35,3 @@ class Setting:
     """Device of the batches: "cpu", "cuda" or "cuda:N"."""
     dtype: str = "float32"
     """Type of the images."""
-    label: str = "cls"
-    """Extension of the member that holds the class id, in ASCII; or "json:KEY"."""

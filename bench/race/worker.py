@@ -43,8 +43,7 @@ def main() -> None:
         if answer is None:
             batches = contender.load()(setting)
             _check(next(batches), setting)
-            per_thread, more = contender.queued
-            for _ in range(per_thread * setting.threads + more):
+            for _ in range(contender.first - 1):
                 next(batches)
             answer = {"ready": True}
         print(json.dumps(answer), file=answers)

@@ -35,8 +35,8 @@ class Contender:
     """Required modules; if one is missing, the row says so."""
     mixes: tuple[int | None, ...] | None = None
     """The values of `Setting.k` that it supports; None: all."""
-    queued: tuple[int, int] = (2, 4)
-    """(n, m): at most n * threads + m batches are prefetched while it is idle. They are skipped before measuring."""
+    first: int = 1
+    """Number of batches to take before it is ready to be measured."""
 
     def load(self) -> Callable[[Setting], Iterator[object]]:
         """Import the function that `batches` names."""
@@ -47,38 +47,26 @@ class Contender:
 
 _HERE = "race.contenders"
 _WEBDATASET = f"{_HERE}.webdataset_loaders"
-_DATALOADER = (2, 0)  # prefetch_factor of each worker, the DataLoader's own default
-
 OURS = ("own_dali", "own_torch")
 CONTENDERS = {
     "own_dali": Contender("multimix_pipe, dali", f"{_HERE}.own:dali_batches", ("nvidia.dali",)),
     "own_torch": Contender("multimix_pipe, torch", f"{_HERE}.own:torch_batches"),
-    # DALI's queue of 2, and 2 batches that its iterator has already requested
     "dali_reader": Contender(
-        "DALI readers.webdataset, mixed in torch", f"{_HERE}.dali_reader:batches", ("nvidia.dali",), queued=(0, 4)
+        "DALI readers.webdataset, mixed in torch", f"{_HERE}.dali_reader:batches", ("nvidia.dali",)
     ),
     "webdataset_tuned": Contender(
-        "DataLoader, webdataset, tuned", f"{_WEBDATASET}:tuned", ("webdataset", "torchvision"), queued=_DATALOADER
+        "DataLoader, webdataset, tuned", f"{_WEBDATASET}:tuned", ("webdataset", "torchvision")
     ),
     "webdataset_torchvision": Contender(
-        "DataLoader, webdataset, torchvision",
-        f"{_WEBDATASET}:with_torchvision",
-        ("webdataset", "torchvision"),
-        queued=_DATALOADER,
+        "DataLoader, webdataset, torchvision", f"{_WEBDATASET}:with_torchvision", ("webdataset", "torchvision")
     ),
-    "webdataset_pillow": Contender(
-        "DataLoader, webdataset, Pillow", f"{_WEBDATASET}:with_pillow", ("webdataset",), queued=_DATALOADER
-    ),
-    # the workers' batches, and one that timm's prefetcher holds
+    "webdataset_pillow": Contender("DataLoader, webdataset, Pillow", f"{_WEBDATASET}:with_pillow", ("webdataset",)),
     "timm_loader": Contender(
         "timm create_loader and Mixup",
         f"{_HERE}.timm_loader:batches",
         ("timm", "torchvision", "webdataset"),
         mixes=(None, 1),
-        queued=(2, 1),
     ),
-    # the sink of 3, one batch in each stage and its queue, and decoded images that wait for their batch
-    "spdl_loader": Contender("SPDL pipeline, mixed in torch", f"{_HERE}.spdl_loader:batches", ("spdl",), queued=(0, 8)),
-    # FFCV's queue of 3, and one batch that waits to enter it
-    "ffcv_loader": Contender("FFCV, mixed in torch", f"{_HERE}.ffcv_loader:batches", ("ffcv",), queued=(0, 4)),
+    "spdl_loader": Contender("SPDL pipeline, mixed in torch", f"{_HERE}.spdl_loader:batches", ("spdl",)),
+    "ffcv_loader": Contender("FFCV, mixed in torch", f"{_HERE}.ffcv_loader:batches", ("ffcv",)),
 }

@@ -10,7 +10,6 @@ A queue of 3 batches or index files made no difference to the rate.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +49,7 @@ def batches_ahead(setting: Setting, prefetch: int, *, fancy_upsampling: bool = F
     )
     iterator = DALIGenericIterator(pipeline, ["images", "labels"], size=-1, last_batch_policy=LastBatchPolicy.FILL)
     for (batch,) in iterator:
-        labels = torch.tensor([_class_id(row, setting.label) for row in batch["labels"].numpy()])
+        labels = torch.tensor([int(row.tobytes().rstrip(b"\0")) for row in batch["labels"].numpy()])
         yield mix(batch["images"], labels.to(batch["images"].device), setting, draw)
 
 
@@ -60,7 +59,7 @@ def classification(setting: Setting, fancy_upsampling: bool = False) -> tuple[An
     on_gpu = setting.device != "cpu"
     encoded, labels = fn.readers.webdataset(
         paths=setting.shards,
-        ext=[";".join(IMAGE_EXTENSIONS), setting.label.partition(":")[0]],
+        ext=[";".join(IMAGE_EXTENSIONS), "cls"],
         random_shuffle=True,
         name="reader",
     )
@@ -86,10 +85,3 @@ def classification(setting: Setting, fancy_upsampling: bool = False) -> tuple[An
         mirror=fn.random.coin_flip(probability=0.5),
     )
     return images, fn.pad(labels)
-
-
-def _class_id(text: Any, label: str) -> int:
-    """Parse the class id from the bytes of a label member, a uint8 array that may end in zeros."""
-    content = text.tobytes().rstrip(b"\0")
-    kind, _, key = label.partition(":")
-    return int(json.loads(content)[key] if kind == "json" else content)

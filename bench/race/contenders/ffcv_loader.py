@@ -49,7 +49,7 @@ def batches(setting: Setting) -> Iterator[object]:
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "samples.beton")
-        index = open_index(setting.shards, label=setting.label, progress=False)
+        index = open_index(setting.shards, progress=False)
         _write_file(index, file, setting.threads)
         samples = np.arange(np.count_nonzero(index.problem == 0), dtype=np.uint64)
         loader = Loader(

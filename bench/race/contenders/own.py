@@ -35,6 +35,5 @@ def _batches(setting: Setting, backend: Backend) -> Iterator[object]:
         world_size=1,
         on_bad_sample="replace",
         num_threads=setting.threads,
-        label=setting.label,
     )
     return forever(loader)

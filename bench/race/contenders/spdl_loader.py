@@ -69,7 +69,6 @@ def batches(setting: Setting) -> Iterator[object]:
 def _samples(setting: Setting) -> Iterator[tuple[Any, int]]:
     """Yield (encoded image, class id) endlessly."""
     shuffle = np.random.default_rng(1)
-    label = setting.label.partition(":")[0]
     while True:
         for position in shuffle.permutation(len(setting.shards)):
             with open(setting.shards[position], "rb") as file:
@@ -78,7 +77,7 @@ def _samples(setting: Setting) -> Iterator[tuple[Any, int]]:
             for name, content in members:
                 folder, _, base = name.rpartition("/")
                 key, _, extension = base.partition(".")
-                samples.setdefault(f"{folder}/{key}", {})[extension] = bytes(content) if extension == label else content
-            order = [sample for sample in samples.values() if label in sample]
+                samples.setdefault(f"{folder}/{key}", {})[extension] = bytes(content) if extension == "cls" else content
+            order = [sample for sample in samples.values() if "cls" in sample]
             for sample in shuffle.permutation(len(order)):
-                yield image_and_class(order[sample], setting.label)
+                yield image_and_class(order[sample])

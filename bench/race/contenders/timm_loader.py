@@ -32,7 +32,6 @@ def batches(setting: Setting) -> Iterator[object]:
     """Yield (images, targets) endlessly."""
     device = torch.device(setting.device)
     mixup = FastCollateMixup(mixup_alpha=ALPHA, label_smoothing=0.0, num_classes=setting.num_classes)
-    key = setting.label.partition(":")[2]
     with tempfile.TemporaryDirectory() as root:
         _describe(setting.shards, Path(root))
         dataset = create_dataset(
@@ -42,7 +41,6 @@ def batches(setting: Setting) -> Iterator[object]:
             is_training=True,
             batch_size=setting.batch_size,
             num_samples=ENDLESS,
-            **({"target_key": key} if key else {}),
         )
     loader = create_loader(
         dataset,

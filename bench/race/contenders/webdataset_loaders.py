@@ -8,7 +8,6 @@ process, which costs copies; this is left out, in favour of these contenders.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -55,11 +54,9 @@ def tuned(setting: Setting) -> Iterator[object]:
     return (_mixed_pair_by_pair if setting.device == "cpu" else _mixed)(loaded, setting)
 
 
-def image_and_class(sample: Mapping[str, Any], label: str) -> tuple[bytes, int]:
-    """Return the encoded image and the class id of a webdataset sample; `label` is "cls" or "json:KEY"."""
-    encoded: bytes = next(sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample)
-    kind, _, key = label.partition(":")
-    return encoded, int(json.loads(sample["json"])[key] if kind == "json" else sample[kind])
+def image_and_class(sample: Mapping[str, Any]) -> tuple[bytes, int]:
+    """Return the encoded image and the class id of a webdataset sample."""
+    return next(sample[extension] for extension in IMAGE_EXTENSIONS if extension in sample), int(sample["cls"])
 
 
 def _load(
@@ -69,7 +66,7 @@ def _load(
     import webdataset
 
     samples = webdataset.WebDataset(setting.shards, resampled=True, shardshuffle=False).shuffle(1000)
-    prepared = samples.map(partial(image_and_class, label=setting.label)).map(prepare)
+    prepared = samples.map(image_and_class).map(prepare)
     batched = prepared.batched(setting.batch_size, **({} if collate is None else {"collation_fn": collate}))
     loader = webdataset.WebLoader(
         batched,
