@@ -81,9 +81,10 @@ def draw(path: Path, medians: Mapping[str, Mapping[int, float]], about: str) -> 
     axes = figure.subplots()
     for name, points in medians.items():
         axes.plot([*points], [*points.values()], marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="threads, or worker processes", ylabel="images/s")
+    axes.set(xlabel="threads, or worker processes", ylabel="images/s")
+    axes.set_ylim(bottom=0)
     axes.set_title(f"{about}\n{machine_line()}", loc="left", fontsize=10)
-    axes.grid(which="both")
+    axes.grid()
     axes.legend()
     figure.savefig(path, dpi=100)
 

@@ -4,8 +4,8 @@ Host threads read a step's bytes ahead of DALI and check every new header with D
 DALI never enter it.
 
 On a GPU the graph ends with the mixed batch. On a CPU it ends with decoded windows, and the host resizes and mixes: there DALI's
-resize takes three to four times as long as torch's (bench/decode.py), and its arithmetic needs several passes over memory, the
-mix stage only one (bench/mix_stage.py). The mix stage also serves `expand=False`, crops="each", and steps in which DALI failed to
+resize takes three to four times as long as torch's, and its arithmetic needs several passes over memory, the mix stage only one
+(bench/loading.py mixing). The mix stage also serves `expand=False`, crops="each", and steps in which DALI failed to
 decode a row: these are decoded a few rows at a time, but must be mixed as a whole.
 """
 

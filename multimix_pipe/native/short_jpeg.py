@@ -1,7 +1,7 @@
 """Decodes only the first rows of a JPEG: a smaller height in its header makes libjpeg-turbo stop there.
 
 Most training windows end above the last row, and simplejpeg cannot decode part of an image. This saves 12% of the decoding time
-(bench/decode.py). It is correct because:
+(bench/loading.py mixing). It is correct because:
 
 - A baseline JPEG with one scan stores its rows from top to bottom, and they do not depend on the height.
 - Fancy upsampling of chroma reads one row below, which ROWS_BELOW includes: the rows equal those of the whole image to the bit.
