@@ -20,7 +20,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,8 +80,8 @@ class Figures:
     unit: str
     peer: str
     """The contender that ratios refer to."""
-    values: dict[str, list[float]] = field(default_factory=dict)
-    cores: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, list[float]]
+    cores: dict[str, list[float]]
     """Number of busy cores: CPU seconds of this process and its finished children per second of the measurement."""
 
     def ratio(self, name: str, peer: str | None = None) -> float:
@@ -100,24 +100,15 @@ class Figures:
         width = max(map(len, self.values))
         lines = []
         for name, values in self.values.items():
-            spread = f"({min(values):.4g} .. {max(values):.4g})"
-            busy = f"{statistics.median(self.cores[name]):5.2f} cores" if name in self.cores else ""
-            lines.append(
-                f"{name:{width}}  {statistics.median(values):10.4g} {self.unit} {spread:24} "
-                f"x {self.ratio(name):.2f}  {busy}".rstrip()
-            )
+            spread, cores = f"({min(values):.4g} .. {max(values):.4g})", statistics.median(self.cores[name])
+            figure = f"{statistics.median(values):10.4g} {self.unit} {spread:24}"
+            lines.append(f"{name:{width}}  {figure} x {self.ratio(name):.2f}  {cores:5.2f} cores")
         return "\n".join([*lines, f"x: ratio to {self.peer!r} in the same round"])
 
     def summary(self) -> dict[str, Any]:
         """Return the same figures as JSON-ready data."""
-        return {
-            "unit": self.unit,
-            "peer": self.peer,
-            "values": self.values,
-            "cores": self.cores,
-            "median": {name: statistics.median(values) for name, values in self.values.items()},
-            "ratio_to_peer": {name: self.ratio(name) for name in self.values},
-        }
+        medians = {name: statistics.median(values) for name, values in self.values.items()}
+        return {**asdict(self), "median": medians, "ratio_to_peer": {name: self.ratio(name) for name in self.values}}
 
 
 def in_turn(contenders: Mapping[str, Callable[[], float]], *, unit: str, peer: str, rounds: int) -> Figures:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from itertools import count
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +44,24 @@ def bare_rates(setting: Setting, rounds: int, seconds: float) -> list[float]:
     encoded = [context.reader.read(sample) for sample in plan.sample.tolist()]
     transform, decoder = context.config.transform, Decoder(context.index)
 
-    def work(rows: count[int], going_on: Callable[[int], bool]) -> int:
+    def decode(row: int) -> None:
+        window, sample = plan.window[row], int(plan.sample[row])
+        image = decoder.decode(sample, encoded[row].copy(), int(window[0] + window[2]))
+        crop_and_resize(image, transform, window=window, orientation=1)
+
+    def images_until(stop: float) -> int:
         done = 0
-        while going_on(row := next(rows)):
-            row %= len(encoded)
-            window, sample = plan.window[row], int(plan.sample[row])
-            image = decoder.decode(sample, encoded[row].copy(), int(window[0] + window[2]))
-            crop_and_resize(image, transform, window=window, orientation=1)
+        while time.perf_counter() < stop:
+            decode(next(rows))
             done += 1
         return done
 
+    rows, found = cycle(range(len(encoded))), []
     with ThreadPoolExecutor(setting.threads) as pool:
-
-        def together(going_on: Callable[[int], bool]) -> int:
-            rows = count()
-            return sum(pool.map(lambda _: work(rows, going_on), range(setting.threads)))
-
-        together(lambda row: row < len(encoded))  # as the loader's first epoch: each image as a whole
-        found = []
+        list(pool.map(decode, range(len(encoded))))  # as the loader's first epoch: each image as a whole
         for _ in range(rounds):
             start = time.perf_counter()
-            done = together(lambda row, stop=start + seconds: time.perf_counter() < stop)  # type: ignore[misc]
+            done = sum(pool.map(images_until, repeat(start + seconds, setting.threads)))
             found.append(done / (time.perf_counter() - start))
     return found
 

@@ -12,24 +12,21 @@ channels_last.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
-from itertools import islice, repeat
 from typing import Any
 
 import torch
 from torch import nn
 
 from data import chosen_shards, open_backend, repeated
-from harness import forever, in_turn, parser, report, seconds
+from harness import forever, in_turn, parser, rate, report
 from multimix_pipe import MultiMixLoss, TrainTransform
 from multimix_pipe.shards.cores import usable_cores
 from race.contenders import CONTENDERS
 from race.setting import Setting
 
 RESIDENT = "tensors that lie ready"
-AHEAD = 5
-"""Batches that may be prefetched before a measurement, and are therefore not counted."""
 
 
 def make_network(name: str, num_classes: int, width: int = 8) -> nn.Module:
@@ -44,33 +41,16 @@ def make_network(name: str, num_classes: int, width: int = 8) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, num_classes))
 
 
-def pace_of(network: nn.Module, steps: int, device: torch.device) -> Callable[[Iterable[Any]], Callable[[], float]]:
-    """Return a function that takes batches and returns a function that measures training steps per second on them."""
-    on_gpu = device.type == "cuda"
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+def training(network: nn.Module, batches: Iterable[Any], optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Make a training step on each batch, endlessly."""
     loss_function = MultiMixLoss()
-
-    def train(batches: Iterable[Any]) -> None:
-        for images, targets in batches:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
-                logits = network(images)
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_function(logits, targets)
-            loss.backward()
-            optimizer.step()
-        if not loss.isfinite():
-            raise RuntimeError(f"training diverged: the loss is {loss}")
-
-    def pace(batches: Iterable[Any]) -> Callable[[], float]:
-        iterator = forever(batches)
-
-        def measure() -> float:
-            train(islice(iterator, AHEAD))
-            return steps / seconds(lambda: train(islice(iterator, steps)), device)
-
-        return measure
-
-    return pace
+    for images, targets in forever(batches):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=images.is_cuda):
+            logits = network(images)
+        optimizer.zero_grad(set_to_none=True)
+        loss_function(logits, targets).backward()
+        optimizer.step()
+        yield
 
 
 def main() -> None:
@@ -90,18 +70,25 @@ def main() -> None:
     first: Any = [next(iter(loader)) for loader in loaders.values()][-1]
     # not before: torchvision would load an older nvJPEG than DALI's
     network: Any = make_network(args.network, num_classes, args.width).to(device)
-    pace = pace_of(network.to(memory_format=torch.channels_last) if on_gpu else network, args.steps, device)
+    network = network.to(memory_format=torch.channels_last) if on_gpu else network
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
     resident = (first.images.clone(memory_format=torch.preserve_format), first.targets.clone())
     del first
-    contenders = {RESIDENT: pace(repeat(resident))}
-    contenders |= {f"multimix_pipe {backend}": pace(loader) for backend, loader in loaders.items()}
+    sources: dict[str, Iterable[Any]] = {RESIDENT: [resident]}
+    sources |= {f"multimix_pipe {backend}": loader for backend, loader in loaders.items()}
     if on_gpu:
         setting = Setting(
             shards, num_classes, args.batch_size, k=args.k or None, threads=usable_cores(), size=args.size,
             device=str(device), dtype="float32",
         )  # fmt: skip
-        contenders["DALI's classification pipeline"] = pace(CONTENDERS["dali_reader"].load()(setting))
+        sources["DALI's classification pipeline"] = CONTENDERS["dali_reader"].load()(setting)
+    contenders = {
+        name: rate(training(network, batches, optimizer), 1, args.steps, device=device)
+        for name, batches in sources.items()
+    }
     figures = in_turn(contenders, unit="steps/s", peer=RESIDENT, rounds=args.rounds)
+    if not all(parameter.isfinite().all() for parameter in network.parameters()):
+        raise RuntimeError("training diverged: not all of the network's parameters are finite")
     rows = len(resident[0])
     rows_a_second = rows * statistics.median(figures.values[RESIDENT])
     print(

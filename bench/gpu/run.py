@@ -55,7 +55,9 @@ def parts(device: str, shards: list[object]) -> dict[str, Part]:
     handover = ["--device", device, *shards, *([] if gpu else ["--batch-size", 4, "--repeat", 1, "--take", 2])]
     host_side = [*common[2:], *([] if gpu else ["--samples", 512, "--tars", 8, "--seconds", 0.2])]
     methods = ["--batch-size", 256, "--images", 12800] if gpu else ["--batch-size", 4, "--size", 32, "--images", 8]
-    scaling = ["--rounds", 3, *shards] if gpu else ["--rounds", 1, "--seconds", 0.2, "--images", 256, "--threads", 2, *shards]
+    scaling = (
+        ["--rounds", 3, *shards] if gpu else ["--rounds", 1, "--seconds", 0.2, "--images", 256, "--threads", 2, *shards]
+    )
     mix_stage = partial(run_script, "mix_stage.py", *common, *stage)
     rates = partial(run_script, "gpu/rates.py", *common, *shards, *tiny)
     training = partial(run_script, "training.py", *common, *shards, *resnet)
