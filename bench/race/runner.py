@@ -5,17 +5,16 @@ A contender that is missing, fails, dies or hangs gets a row with the reason, an
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -82,7 +81,7 @@ def race(
                 bar.set_description(name)
                 process = _Process(Row(name, contender.title, setting.k), logs / f"{len(processes)}.log")
                 stack.callback(process.end)
-                process.ask({"contender": asdict(contender), "setting": asdict(setting)}, limit)
+                process.ask((contender, setting), limit)
                 processes.append(process)
                 bar.update()
         for turn in range(rounds + 1):
@@ -100,33 +99,33 @@ class _Process:
         self.row = row
         self._log = log
         path = os.pathsep.join(filter(None, [*PATHS, os.environ.get("PYTHONPATH")]))
-        with log.open("wb") as errors:
+        self._connection, others = Pipe()
+        with log.open("wb") as printed:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "race.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
+                [sys.executable, "-m", "race.worker", str(others.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                pass_fds=[others.fileno()],
                 env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(log.parent)},  # removed with the logs
             )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        others.close()
 
     def take_turn(self, seconds: float, limit: float, *, counts: bool) -> None:
         """Let the contender run for `seconds`; do nothing if it has failed before."""
         if self.row.status != "ok":
             return
         self._signal(signal.SIGCONT)
-        answer = self.ask({"seconds": seconds}, seconds + limit)
+        answer = self.ask(seconds, seconds + limit)
         if counts and "images" in answer:
             self.row.rates.append(answer["images"] / answer["seconds"])
             if answer["cpu_seconds"] is not None:
                 self.row.cpu_seconds.append(1000 * answer["cpu_seconds"] / answer["images"])
             self.row.memory = max(self.row.memory, memory_bytes(self._process.pid) or 0)
 
-    def ask(self, question: Mapping[str, Any], limit: float) -> dict[str, Any]:
+    def ask(self, question: object, limit: float) -> dict[str, Any]:
         """Send a question, suspend the process and return its answer. After a failure, note it in the row and end the process."""
-        answer = self._exchange(json.dumps(question).encode() + b"\n", limit)
+        answer = self._exchange(question, limit)
         self._signal(signal.SIGSTOP)
         for status in ("missing", "cannot", "failed"):
             if status in answer:
@@ -143,31 +142,26 @@ class _Process:
         except ProcessLookupError:
             self._process.kill()
         self._process.wait()
-        for stream in (self._stdin, self._stdout):
-            with suppress(BrokenPipeError):
-                stream.close()
+        self._connection.close()
 
-    def _exchange(self, question: bytes, limit: float) -> dict[str, Any]:
+    def _exchange(self, question: object, limit: float) -> dict[str, Any]:
         deadline = time.monotonic() + limit
-        with suppress(BrokenPipeError):  # the process is dead, which is reported below
-            self._stdin.write(question)
-            self._stdin.flush()
-        line = b""
-        while not line.endswith(b"\n"):
-            dead = self._process.poll() is not None  # checked before reading, so that its last output is still read
-            # children of a dead process may keep the pipe open, so do not rely on its end
-            if select.select([self._stdout], [], [], 0 if dead else 0.2)[0]:
-                part = os.read(self._stdout.fileno(), 1 << 16)
-                line += part
-                dead = dead or not part
-            elif not dead and time.monotonic() > deadline:
-                return {"failed": f"no answer within {limit:g} s{self._last_line()}"}
-            if dead and not line.endswith(b"\n"):
-                status = self._process.wait()
-                how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-                return {"failed": f"ended {how}{self._last_line()}"}
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        try:
+            self._connection.send(question)
+            while not self._connection.poll(0.2):
+                # children of a dead process may keep the pipe open, so do not rely on its end
+                if self._process.poll() is not None and not self._connection.poll():
+                    break
+                if time.monotonic() > deadline:
+                    return {"failed": f"no answer within {limit:g} s{self._last_line()}"}
+            else:
+                answer: dict[str, Any] = self._connection.recv()
+                return answer
+        except (OSError, EOFError):
+            pass  # it has closed its end
+        status = self._process.wait()
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        return {"failed": f"ended {how}{self._last_line()}"}
 
     def _last_line(self) -> str:
         lines = self._log.read_text(errors="replace").split("\n")

@@ -1,25 +1,21 @@
-"""The process of one contender: `python -m race.worker`, started and controlled by `runner`.
+"""The process of one contender: `python -m race.worker FD`, started and controlled by `runner` through a `Connection`.
 
-It reads lines of JSON from stdin and writes its answers to stdout; everything else that is printed goes to stderr. The first line
-names the contender and the setting and is answered once the contender is warm; each further line requests one turn:
-
-    {"contender": {"batches": "race.contenders.own:torch_batches", ...}, "setting": {...}}  ->  {"ready": true}
-    {"seconds": 5.0}                                            ->  {"images": 3456, "seconds": 5.1, "cpu_seconds": 9.8}
-
-On a problem, the answer is {"missing": reason}, {"cannot": reason} or {"failed": reason}, and the process ends.
+It receives the contender and the setting, and answers {"ready": True} once the contender is warm. Then each number that it
+receives requests a turn of at least so many seconds, and is answered with {"images": ..., "seconds": ..., "cpu_seconds": ...}. On
+a problem the answer is {"missing": reason}, {"cannot": reason} or {"failed": reason}, and the process ends.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 from race.contenders import INSTALL, Contender
@@ -30,29 +26,28 @@ _PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 
 
 def main() -> None:
-    """Answer the lines of stdin until it ends."""
+    """Answer what the connection sends until it ends."""
     os.setpgrp()  # the runner suspends, measures and ends this process together with its children
     if sys.platform == "linux":  # a killed runner cannot end a process that is suspended or hangs
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    first = json.loads(sys.stdin.readline())
-    contender, setting = Contender(**first["contender"]), Setting(**first["setting"])
+    connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    contender, setting = connection.recv()
     try:
-        answer: dict[str, Any] | None = _refusal(contender, setting)
-        if answer is None:
-            batches = contender.load()(setting)
-            _check(next(batches), setting)
-            for _ in range(contender.first - 1):
-                next(batches)
-            answer = {"ready": True}
-        print(json.dumps(answer), file=answers)
-        while "ready" in answer and (line := sys.stdin.readline()):
-            print(json.dumps(_turn(batches, setting, json.loads(line)["seconds"])), file=answers)
+        if refusal := _refusal(contender, setting):
+            connection.send(refusal)
+            return
+        batches = contender.load()(setting)
+        _check(next(batches), setting)
+        for _ in range(contender.first - 1):
+            next(batches)
+        connection.send({"ready": True})
+        while True:
+            connection.send(_turn(batches, setting, connection.recv()))
     except Exception as error:
         traceback.print_exc()
-        print(json.dumps({"failed": _in_a_line(error)}), file=answers)
+        connection.send({"failed": _in_a_line(error)})
     finally:
+        sys.stdout.flush()
         sys.stderr.flush()
         # skip the contender's own shutdown, whose threads and processes may be slow or crash
         os._exit(0)
