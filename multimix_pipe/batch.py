@@ -34,10 +34,11 @@ class Batch:
     """(B*K, C, H, W), normalised; (B, C, H, W) if nothing is mixed. With expand=False and crops="each" they are (B*K, C, H, W),
     too: row b*K + k is crop k of image b."""
     targets: Tensor | PairTargets
-    """(B*K, num_classes) float32 rows that sum to 1. With targets="pairs", a tuple of labels (B,), the partners' labels (B,), or
-    (B, K) with partners="each", and lam (B, K). If nothing is mixed, int64 class ids, one per image."""
+    """(B*K, num_classes) float32 rows that sum to 1; with multilabel=True they need not. With targets="pairs", a tuple of labels
+    (B,), the partners' labels (B,), or (B, K) with partners="each", and lam (B, K). If nothing is mixed, the labels, one per
+    image."""
     labels: Tensor
-    """(B,) int64 class ids of the samples."""
+    """(B,) int64 class ids of the samples. With multilabel=True, (B, num_classes) float32 rows of 0 and 1, also in pairs."""
     plan: StepPlan | MixPlan
     """The decisions behind the batch, in NumPy arrays: its samples, crop windows and flips, and how they are mixed: `partner`
     (B,) or (B, K), `lam` (B, K), `method` (B,), `box` (B, K, 4). A `MixPlan` if made by `mix_batch` or `apply_mix`."""
@@ -172,7 +173,7 @@ def mix_batch(
 
     Args:
         images: (B, ...) of a floating or integer type, on any device.
-        labels: (B,) int64 in [0, num_classes), on the images' device.
+        labels: (B,) int64 in [0, num_classes), on the images' device. Several labels per sample: (B, num_classes) float32.
         mix: the settings.
         num_classes: width of the target rows.
         step: a number >= 0 that is different in every call of a run, over all processes. The draws are keyed by (seed, step), so
@@ -214,7 +215,7 @@ def apply_mix(
 
     Args:
         images: (B, ...) of a floating or integer type, on any device.
-        labels: (B,) int64 in [0, num_classes), on the images' device.
+        labels: (B,) int64 in [0, num_classes), on the images' device. Several labels per sample: (B, num_classes) float32.
         plan: the mixing of B pairs; its weights need not be ordered.
         num_classes: width of the target rows.
         axes: the axes that boxes span, counted without the batch axis: one axis, or two adjacent ones. Default: the last two.
@@ -249,13 +250,16 @@ def apply_mix(
 
 def _check_mix_arguments(images: Tensor, labels: Tensor, plan: MixPlan, num_classes: int) -> None:
     check_int("num_classes", num_classes, 1)
-    if images.ndim < 1 or labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+    several = labels.ndim == 2
+    shape = (*images.shape[:1], num_classes) if several else images.shape[:1]
+    if images.ndim < 1 or labels.shape != shape or labels.dtype != (torch.float32 if several else torch.int64):
         raise ConfigError(
-            "images must be (B, ...) and labels int64 (B,); "
+            f"images must be (B, ...) and labels int64 (B,), or float32 (B, num_classes={num_classes}) if samples have several; "
             f"found images {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
         )
     # labels on a GPU are not checked: that would wait for the device
-    if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    read = labels.device.type == "cpu" and len(labels) and not several
+    if read and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ConfigError(
             f"labels must lie in [0, num_classes={num_classes}); found {int(labels.min())} .. {int(labels.max())}"
         )

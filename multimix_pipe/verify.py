@@ -86,6 +86,7 @@ def verify(
     label: str | None = "cls",
     classes: Classes | None = None,
     label_offset: int = 0,
+    multilabel: bool = False,
     cache_dir: str | PathLike[str] | None = None,
     backend: Backend = "auto",
     workers: int | None = None,
@@ -94,10 +95,10 @@ def verify(
 ) -> VerifyReport:
     """Read and decode every sample of `source` in `workers` threads (None: one per usable core).
 
-    `source`, `label`, `classes`, `label_offset`, `cache_dir` and `backend` are those of `open_loader`. A sample is bad if the
-    index has a problem for it, if the backend's decoder cannot decode it in full on the CPU, or if its size differs from the
-    indexed size. Training may succeed on a bad sample, on a GPU or if the damage lies outside the crop, but it fails on no
-    other sample. `found` is called with each bad sample and shard as soon as it is found.
+    `source`, `label`, `classes`, `label_offset`, `multilabel`, `cache_dir` and `backend` are those of `open_loader`. A sample is
+    bad if the index has a problem for it, if the backend's decoder cannot decode it in full on the CPU, or if its size differs
+    from the indexed size. Training may succeed on a bad sample, on a GPU or if the damage lies outside the crop, but it fails on
+    no other sample. `found` is called with each bad sample and shard as soon as it is found.
 
     A shard that cannot be indexed to its end is reported, and the other shards are verified. Raises ShardError if none of the
     shards exists, and MultiMixError if an index cannot be written.
@@ -112,6 +113,7 @@ def verify(
             label=label,
             classes=classes,
             label_offset=label_offset,
+            multilabel=multilabel,
             cache_dir=cache_dir,
             progress=progress,
             workers=workers,

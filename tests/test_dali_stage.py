@@ -159,3 +159,21 @@ def test_outside_a_pipeline_the_stage_says_where_it_belongs() -> None:
 def inside_a_pipeline(stage: Callable[..., object]) -> None:
     with Pipeline(batch_size=B, num_threads=1, device_id=None):
         stage(fn.external_source(name="x", ndim=3), fn.external_source(name="y", ndim=0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint8])
+@pytest.mark.parametrize("partners", ["same", "each"])
+def test_the_stage_mixes_several_labels(dtype: type[np.generic], partners: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random((B, CLASSES)) < 0.4
+    mix = MultiMix(k=K, partners=partners)  # type: ignore[arg-type]
+    options = {"k": K, "partners": partners, "num_classes": CLASSES, "multilabel": True}
+    images = rng.random((B, 3, 4, 4), dtype=np.float32)
+    _, targets = next(stage_on(images, labels.astype(dtype), **options))
+    oracle = reference.mix_targets(labels.astype(np.float32), draw_mixing(mix, 0, 0, 0, B), CLASSES)
+    assert np.allclose(targets.flatten(0, 1).numpy(), oracle, rtol=0, atol=1e-6)
+    for wrong in (labels.astype(dtype)[:, 1:], np.arange(B)):
+        with pytest.raises(RuntimeError, match="reshape"):
+            next(stage_on(images, wrong, **options))
+    with pytest.raises(RuntimeError, match="reshape"):
+        next(stage_on(images, labels.astype(dtype), **options | {"multilabel": False}))

@@ -18,7 +18,7 @@ from helpers.batches import Open, same_batch
 from helpers.methods import registered
 from helpers.processes import environment
 from helpers.samples import CLASSES
-from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch
+from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, mix_batch, mixed_accuracy
 from multimix_pipe.mixing import MixPlan, reference
 from multimix_pipe.plan import draw_mixing
 from multimix_pipe.runtime.kernels import Layout, blend
@@ -67,6 +67,39 @@ def test_the_dali_stage_is_the_oracle_on_the_gpu() -> None:
     for expected, found in zip(on_cpu, on_gpu, strict=True):
         assert found.is_cuda
         assert torch.allclose(found.cpu(), expected, rtol=0, atol=BLEND_TOLERANCE)
+
+
+@pytest.mark.parametrize("targets", ["rows", "pairs"])
+def test_several_labels_on_a_gpu_are_those_on_the_cpu(opened: Open, backend: str, targets: str) -> None:
+    settings = {"backend": backend, "mix": MultiMix(k=3, partners="each"), "multilabel": True, "targets": targets}
+    on_cpu, on_gpu = (next(iter(opened(device=device, **settings))) for device in ("cpu", "cuda"))
+    assert on_gpu.labels.is_cuda
+    for expected, found in zip(*map(_parts, (on_cpu, on_gpu)), strict=True):
+        assert torch.allclose(found.cpu(), expected, rtol=0, atol=BLEND_TOLERANCE)
+    logits = torch.randn(24, CLASSES)
+    loss = MultiMixLoss(multilabel=True)
+    assert torch.allclose(loss(logits.cuda(), on_gpu.targets).cpu(), loss(logits, on_cpu.targets), rtol=0, atol=1e-6)
+
+
+def _parts(batch: Batch) -> tuple[Tensor, ...]:
+    return (batch.labels, *(batch.targets if isinstance(batch.targets, tuple) else (batch.targets,)))
+
+
+def test_rows_of_several_labels_give_nan_where_one_is_meant() -> None:
+    logits, rows = torch.zeros(4, 3, device="cuda"), torch.ones(4, 3, device="cuda")
+    assert MultiMixLoss()(logits, rows).isnan()
+    assert mixed_accuracy(logits, rows).isnan()
+    assert MultiMixLoss()(logits, rows / 3).isfinite()
+
+
+@needs_dali
+def test_the_dali_stage_mixes_several_labels_on_the_gpu() -> None:
+    from helpers.dali_pipelines import stage_on
+
+    images, labels = a_batch()[0], (np.arange(6 * CLASSES).reshape(6, CLASSES) % 3 == 0).astype(np.int64)
+    options: dict[str, object] = {"num_classes": CLASSES, "k": 5, "multilabel": True}
+    on_cpu, on_gpu = (next(stage_on(images, labels, device=device, **options))[1] for device in ("cpu", "gpu"))
+    assert torch.allclose(on_gpu.cpu(), on_cpu, rtol=0, atol=BLEND_TOLERANCE)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

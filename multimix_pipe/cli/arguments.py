@@ -47,6 +47,11 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
         help="subtract N from labels that are numbers, e.g. 1 for 1..1000",
     )
     parser.add_argument(
+        "--multilabel",
+        action="store_true",
+        help="samples may have several labels, as with open_loader(multilabel=True)",
+    )
+    parser.add_argument(
         "--cache-dir",
         metavar="FOLDER",
         help="where to keep downloaded shards, and the indexes of shards in read-only folders",
@@ -56,7 +61,8 @@ def add_shards(parser: argparse.ArgumentParser) -> None:
 def data_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_shards` parsed, except SHARDS, as arguments of `open_index` and `open_loader`."""
     label = None if args.label == "none" else args.label
-    return {"label": label, "classes": args.classes, "label_offset": args.label_offset, "cache_dir": args.cache_dir}
+    names = ("classes", "label_offset", "multilabel", "cache_dir")
+    return {"label": label, **{name: getattr(args, name) for name in names}}
 
 
 def data_command(args: argparse.Namespace, **changes: Any) -> str:
@@ -69,4 +75,5 @@ def data_command(args: argparse.Namespace, **changes: Any) -> str:
     }
     default = {"label": "cls", "classes": None, "label-offset": 0, "cache-dir": None}
     options = [[f"--{name}", str(value)] for name, value in {**given, **changes}.items() if value != default[name]]
-    return redacted(shlex.join(sum(options, [*args.source])))
+    flags = ["--multilabel"] * args.multilabel
+    return redacted(shlex.join([*sum(options, [*args.source]), *flags]))

@@ -92,6 +92,11 @@ def run(args: argparse.Namespace) -> int:
     data = data_options(args)
     if data["label"] is None:
         raise ConfigError("--label must name labels to compare with; found none")
+    if data["multilabel"]:
+        raise ConfigError(
+            "evaluate measures models of one label per sample; found --multilabel. Measure the average precision of each class "
+            "as docs/guides/multilabel.md does"
+        )
     index = open_index(args.source, progress=not args.quiet, **data)
     names = class_names(index)
     num_classes = len(names) if args.num_classes is None else args.num_classes

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def summary(index: Index) -> str:
     """Return one line with the numbers of samples, shards, classes, bytes and problems."""
-    classes = len(np.unique(index.label[index.label >= 0]))
+    classes = len(index.class_ids)
     problems, bad = [], int(np.count_nonzero(index.problem))
     for code in np.unique(index.problem[index.problem > 0]).tolist():
         ids = np.flatnonzero(index.problem == code)

@@ -38,6 +38,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="classes of images in no class folder: a table of file names and classes, LOC_val_solution.csv, or the devkit",
     )
     parser.add_argument(
+        "--multilabel",
+        action="store_true",
+        help="--labels has any number of classes per image: a CSV with lines NAME,CLASS;CLASS or a column of 0 and 1 for each "
+        "class, or a JSON of {NAME: [CLASS, ...]}; folders are no classes",
+    )
+    parser.add_argument(
         "--val", type=float, metavar="FRACTION", help="hold this fraction of each class out as OUT/val, e.g. 0.1"
     )
     parser.add_argument(
@@ -64,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         classes=args.classes,
         labels=args.labels,
+        multilabel=args.multilabel,
         val=args.val,
         samples_per_shard=args.samples_per_shard,
         bytes_per_shard=args.bytes_per_shard,
@@ -86,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"packed {counted(len(report.kept), 'image')} unchanged, as re-encoding failed; the first is {first}")
     folders = [shard.parent for shard in report.shards]
     folder = next((folder for folder in folders if folder.name.casefold() in TRAIN), folders[0])
-    print(f"next: multimix-pipe preview {shlex.quote(str(folder))} -o grid.png")
+    several = " --multilabel" * args.multilabel
+    print(f"next: multimix-pipe preview {shlex.quote(str(folder))}{several} -o grid.png")
     return 0
 
 

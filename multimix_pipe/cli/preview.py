@@ -147,6 +147,7 @@ def _rows(
 
     plain: (B, H, W, 3), or (B*K, H, W, 3) with a crop for each member. named: whether each line tells its method.
     """
+    from multimix_pipe.cli.classes import shown_labels
     from multimix_pipe.cli.picture import Row, to_pixels
     from multimix_pipe.plan import StepPlan
 
@@ -154,7 +155,7 @@ def _rows(
     plan = batch.plan.mix
     plain = plain.reshape(len(plan), -1, *plain.shape[1:])
     mixed = to_pixels(batch.images.numpy(), transform).reshape(len(plan), plan.k, *plain.shape[2:])
-    own, fields = [names[label] for label in batch.labels.tolist()], plan.weights(transform.height_width)
+    own, fields = shown_labels(batch.labels, names), plan.weights(transform.height_width)
     rows = []
     for b in distinct_pairs(plan.partner, batch.plan.sample, pairs):
         other = int(plan.partner[b])

@@ -115,7 +115,7 @@ def problems_table(index: Index) -> str:
 
 def classes_table(index: Index, names: Sequence[str]) -> str:
     """Return the number of usable samples of each class, by id."""
-    counts = np.bincount(index.label[(index.problem == 0) & (index.label >= 0)], minlength=len(names))
+    counts = index.class_counts(len(names))
     most = max(int(counts.max()), 1)
     rows = [
         (str(i), _text(names[i]), f"{count:,}", f'<div class="bar" style="width:{20 * count / most:.2f}rem"></div>')
@@ -152,6 +152,7 @@ def sample_grid(source: list[str], count: int, names: Sequence[str], settings: d
     """Return `count` samples drawn at random, with their classes and names."""
     from PIL import Image
 
+    from multimix_pipe.cli.classes import shown_labels
     from multimix_pipe.cli.picture import to_pixels
     from multimix_pipe.loader import open_loader
     from multimix_pipe.plan import StepPlan
@@ -160,11 +161,11 @@ def sample_grid(source: list[str], count: int, names: Sequence[str], settings: d
     options = {"transform": transform, "batch_size": count, "shuffle": "global", "device": "cpu", **settings}
     with open_loader(source, on_bad_sample="replace", **options) as loader:
         batch = next(iter(loader))
-        pixels, labels = to_pixels(batch.images.numpy(), transform), batch.labels.tolist()
+        pixels, labels = to_pixels(batch.images.numpy(), transform), shown_labels(batch.labels, names)
         assert isinstance(batch.plan, StepPlan)
         full = [loader.index.full_key(int(i)) for i in batch.plan.sample]
     figures = (
-        f"<figure>{_image(Image.fromarray(image))}<br>{_text(names[label] if label >= 0 else '')}<br>"
+        f"<figure>{_image(Image.fromarray(image))}<br>{_text(label)}<br>"
         f'<span class="muted">{_text(key)}</span></figure>'
         for image, label, key in zip(pixels, labels, full, strict=True)
     )

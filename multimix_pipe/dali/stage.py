@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
-from multimix_pipe.config import check_choice, check_height_width, check_int
+from multimix_pipe.config import check_bool, check_choice, check_height_width, check_int
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing import (
     Alpha,
@@ -162,11 +162,18 @@ def resized_partners(pixels: DataNode, mix: MixNodes, size: Size) -> DataNode:
     return fn.stack(*members, axis_name="F")
 
 
-def mix_targets(labels: DataNode, mix: MixNodes, lam: DataNode, num_classes: int) -> DataNode:
+def mix_targets(labels: DataNode, mix: MixNodes, lam: DataNode, num_classes: int, multilabel: bool) -> DataNode:
     """Return lam_k * y + (1 - lam_k) * y' for one-hot y: float32 (K, num_classes) for each label.
 
-    labels: class ids, int scalars or (1,). lam: float32 (K,).
+    labels: class ids, int scalars or (1,); with `multilabel` y itself, (num_classes,). lam: float32 (K,).
     """
+    rows = _label_rows(labels, num_classes, multilabel)
+    return _blend(rows, mix, fn.reshape(_on(rows, lam), shape=[-1, 1]))
+
+
+def _label_rows(labels: DataNode, num_classes: int, multilabel: bool) -> DataNode:
+    if multilabel:
+        return fn.reshape(fn.cast(labels, dtype=types.FLOAT), shape=[num_classes])
     labels = fn.reshape(labels, shape=[])
     one_hot = fn.one_hot(labels, num_classes=num_classes, dtype=types.FLOAT)
     # for a label without a class, one_hot leaves zeros, which a loss would accept
@@ -175,8 +182,7 @@ def mix_targets(labels: DataNode, mix: MixNodes, lam: DataNode, num_classes: int
         valid = fn.slice(ones, start=fn.cast(labels, dtype=types.INT32), shape=1, axes=[0])
     else:  # nothing can raise on a GPU: 0 / 0 is NaN
         valid = fn.cast((labels >= 0) & (labels < num_classes), dtype=types.FLOAT)
-    one_hot = one_hot / valid
-    return _blend(one_hot, mix, fn.reshape(_on(one_hot, lam), shape=[-1, 1]))
+    return one_hot / valid
 
 
 def _on(other: DataNode, node: DataNode) -> DataNode:
@@ -230,6 +236,7 @@ def multi_mix(
     labels: DataNode,
     *,
     num_classes: int,
+    multilabel: bool = False,
     k: int = 5,
     alpha: Alpha = 1.0,
     method: str | Method | Mapping[str | Method, float] = "mixup",
@@ -251,6 +258,7 @@ def multi_mix(
         images: 3-dimensional samples (HWC or CHW, any numeric dtype), of one shape in the whole batch, on the CPU or the GPU.
         labels: class ids in [0, num_classes), int scalars or (1,). For those of `readers.webdataset`, see `class_id`. Any
             other label is an error on a CPU; on a GPU the target rows of its pairs are NaN, and so is their loss.
+        multilabel: whether the labels are rows (num_classes,) of 0 and 1, of any numeric type.
         k, alpha, method, sampling, lam_per, partners, pairing, prob: as in `MultiMix`.
         crops: only "same", because the images are cropped already.
         size, layout: (height, width) of the images, and "CHW" or "HWC"; required for every method except "mixup".
@@ -258,7 +266,7 @@ def multi_mix(
 
     Returns:
         images: samples (K, *shape) float32, on the images' device;
-        targets: samples (K, num_classes) float32 whose rows sum to 1, on the labels' device.
+        targets: samples (K, num_classes) float32 whose rows sum to 1 (with `multilabel` they need not), on the labels' device.
 
     Raises ConfigError for an invalid argument, or outside a pipeline definition. Every batch must have `max_batch_size` samples,
     as those of DALI's readers have.
@@ -287,6 +295,7 @@ def multi_mix(
             'open_loader(backend="dali"), which decodes each image once for K crops'
         )
     check_int("num_classes", num_classes, 1)
+    check_bool("multilabel", multilabel)
     check_int("seed", seed, 0, 2**64 - 1)
     check_int("world_size", world_size, 1)
     check_int("rank", rank, 0, world_size - 1)
@@ -319,7 +328,8 @@ def multi_mix(
         resized = fn.cast(z if layout == "HWC" else fn.transpose(z, perm=[0, 3, 1, 2]), dtype=types.FLOAT)
     # DALI has no float16 arithmetic on a CPU, and float64 would stay float64
     images = fn.cast(images, dtype=types.FLOAT)
-    return mix_images(images, nodes, size, layout, resized), mix_targets(labels, nodes, inputs["lam"], num_classes)
+    targets = mix_targets(labels, nodes, inputs["lam"], num_classes, multilabel)
+    return mix_images(images, nodes, size, layout, resized), targets
 
 
 def _draws(

@@ -29,7 +29,9 @@ def check_ranks(context: LoaderContext, world: World, position: Position) -> Non
             )
         return
     config = context.config
-    settings = {name: getattr(config, name) for name in ("num_classes", "label", "targets", "expand", "dtype")}
+    settings = {
+        name: getattr(config, name) for name in ("num_classes", "label", "multilabel", "targets", "expand", "dtype")
+    }
     mine = {
         **identity(context),
         **settings,

@@ -359,7 +359,7 @@ class Loader:
         elif mix is not None:
             targets = mix_targets(labels, mix.partner, mix.lam, config.num_classes)
         elif step.crops_each:
-            targets = labels[:, None].expand(-1, step.crops).reshape(-1)
+            targets = labels.repeat_interleave(step.crops, dim=0)
         return Batch(executed.images, targets, labels, step, PackedKeys.of(index, step.sample))
 
     def _stop_running(self) -> None:

@@ -67,6 +67,7 @@ def open_loader(
     targets: Targets = "rows",
     label: str | None = "cls",
     label_offset: int = 0,
+    multilabel: bool = False,
     exif: bool = False,
     expand: bool = True,
     exclude: Keys | None = None,
@@ -124,9 +125,12 @@ def open_loader(
             "folder" for the last folder of the key. A label is a class id or one of `classes`. None: there are no labels;
             `mix` must be None, and labels and targets are -1.
         label_offset: subtracted from labels that are numbers: 1 for labels 1..1000.
+        multilabel: whether a sample may have several labels, or none: ids or names in `label`, separated by commas or spaces
+            (in json: a list of ids or names, or num_classes times 0 or 1). Labels are then (B, num_classes) float32 of 0 and 1,
+            and targets lam*y + (1-lam)*y'. Train with `MultiMixLoss(multilabel=True)`.
         exif: whether to apply the images' EXIF orientation. Off by default, as is usual in ImageNet training.
-        expand: if False, nothing is mixed: images are (B, C, H, W), or (B*K, C, H, W) with crops="each"; targets are class
-            ids, and `batch.plan` says how to mix.
+        expand: if False, nothing is mixed: images are (B, C, H, W), or (B*K, C, H, W) with crops="each"; targets are their
+            labels, and `batch.plan` says how to mix.
         exclude: keys of samples to leave out: a list, or the path of a text file with one key per line.
         samples: keys of the samples to use, likewise. Default: all.
         weights: a number >= 0 for each sample used, in stored order. Samples are drawn with replacement, in proportion to it.
@@ -158,6 +162,7 @@ def open_context(
     classes: Classes | None = None,
     label: str | None = "cls",
     label_offset: int = 0,
+    multilabel: bool = False,
     transform: Transform = TrainTransform(),
     mix: MultiMix | Mapping[int, MultiMix | None] | Literal["auto"] | None = "auto",
     shuffle: Shuffle | Literal["auto"] = "auto",
@@ -178,6 +183,7 @@ def open_context(
     config = LoaderConfig(
         num_classes=1 if num_classes is None else num_classes,
         label=label,
+        multilabel=multilabel,
         transform=transform,
         mix=_resolved_mix(mix, mixes=trains and label is not None),
         shuffle=("global" if trains else "none") if shuffle == "auto" else shuffle,
@@ -195,6 +201,8 @@ def open_context(
         label=label,
         classes=classes,
         label_offset=label_offset,
+        multilabel=multilabel,
+        num_classes=num_classes,
         cache_dir=None if cache_dir is None else Path(cache_dir),
         keep_damaged=config.on_bad_sample == "replace",
     )

@@ -69,12 +69,15 @@ def _check_usable(index: Index, sample_id: NDArray[np.int64], config: LoaderConf
 
 def _check_labels(index: Index, sample_id: NDArray[np.int64], num_classes: int) -> None:
     usable = sample_id[index.problem[sample_id] == 0]
-    outside = usable[(index.label[usable] < 0) | (index.label[usable] >= num_classes)]
+    label = index.label[usable]
+    wrong = (label < 0) | (label >= num_classes) if index.sets is None else np.isin(label, index.sets.outside())
+    outside = usable[wrong]
     if len(outside):
         first = int(outside[0])
+        found = index.label[first] if index.sets is None else index.sets[int(index.label[first])]
         raise ConfigError(
             f"labels must lie in [0, num_classes={num_classes}); {len(outside)} do not, the first: "
-            f"{index.name(first)} has {index.label[first]}. Raise num_classes, or leave these samples out with exclude="
+            f"{index.name(first)} has {found}. Raise num_classes, or leave these samples out with exclude="
         )
 
 
@@ -86,6 +89,10 @@ def _weights(config: LoaderConfig, labels: NDArray[np.int64]) -> NDArray[np.floa
     if config.shuffle != "global":
         raise ConfigError(f'weights= draws samples at random and needs shuffle="global"; found {config.shuffle!r}')
     if isinstance(config.weights, str) and config.weights == "balanced":
+        if config.multilabel:
+            raise ConfigError(
+                'weights="balanced" needs one label per sample; found multilabel=True. Pass a number for each sample'
+            )
         if config.label is None:
             raise ConfigError('weights="balanced" needs labels; found label=None')
         frequency = np.bincount(labels[labels >= 0], minlength=1)

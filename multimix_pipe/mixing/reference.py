@@ -56,10 +56,10 @@ def resize_rows(size: int, original: int) -> NDArray[np.float64]:
     return rows
 
 
-def mix_targets(labels: NDArray[np.int64], plan: MixPlan, num_classes: int) -> Float:
-    """Mix labels (B,) int64 into float32 target rows (B*K, num_classes), each of which sums to 1."""
-    one_hot = np.eye(num_classes, dtype=np.float32)[labels]
-    return _mix(one_hot, plan.lam[..., None], one_hot[plan.member_partner])
+def mix_targets(labels: NDArray[Any], plan: MixPlan, num_classes: int) -> Float:
+    """Mix labels (B,) int64, or rows (B, num_classes) float32, into float32 target rows (B*K, num_classes)."""
+    rows = labels if labels.dtype == np.float32 else np.eye(num_classes, dtype=np.float32)[labels]
+    return _mix(rows, plan.lam[..., None], rows[plan.member_partner])
 
 
 def _mix(values: Float, weight: Float, z: Float) -> Float:

@@ -62,6 +62,7 @@ class LoaderConfig:
     decode: Decode
     targets: Targets
     label: str | None
+    multilabel: bool
     exif: bool
     expand: bool
     exclude: Keys | None
@@ -112,7 +113,7 @@ class LoaderConfig:
         check_int("prefetch", self.prefetch, 1, 64)
         check_choice("decode", self.decode, get_args(Decode))
         check_choice("targets", self.targets, get_args(Targets))
-        for name in ("channels_last", "exif", "expand"):
+        for name in ("channels_last", "exif", "expand", "multilabel"):
             check_bool(name, getattr(self, name))
         check_label(self.label)
         if self.label is None and self.mix is not None:
@@ -173,7 +174,7 @@ class LoaderContext:
 
     def tensors(self, step: StepPlan) -> StepTensors:
         """Return a step's labels, and its mixing plan if the executor mixes, on the loader's device."""
-        return StepTensors.of(self.index.label[step.sample], step.mix if self.mixes else None, self.device)
+        return StepTensors.of(self.index.labels(step.sample), step.mix if self.mixes else None, self.device)
 
     def replacements(self, step: StepPlan) -> Replacements:
         """Return the `Replacements` of a step that is about to be executed."""

@@ -71,12 +71,14 @@ class StepTensors:
     """A step's labels and mixing plan, from which its images and targets are made."""
 
     labels: Tensor
-    """(B,) int64 class ids."""
+    """(B,) int64 class ids, or (B, C) float32 of 0 and 1 with several labels."""
     mix: MixTensors | None
     """None without mixing."""
 
     @classmethod
-    def of(cls, labels: NDArray[np.int64], plan: MixPlan | None, device: torch.device) -> StepTensors:
+    def of(
+        cls, labels: NDArray[np.int64] | NDArray[np.float32], plan: MixPlan | None, device: torch.device
+    ) -> StepTensors:
         """Return `labels`, and `plan` unless it is None, on `device`."""
         on_device, *mix = upload([labels, *([] if plan is None else mix_arrays(plan))], device)
         return cls(on_device, None if plan is None else MixTensors.from_uploaded(plan, mix))

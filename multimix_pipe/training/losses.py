@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from multimix_pipe.config import check_choice, check_number
+from multimix_pipe.config import check_bool, check_choice, check_number
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.runtime.tensors import per_member
-from multimix_pipe.training.targets import MixedTargets, Pairs, target_form
+from multimix_pipe.training.targets import MixedTargets, Pairs, one_label_rows, several_label_rows, target_form
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -37,6 +37,15 @@ class MultiMixLoss(nn.Module):
 
     The loss of 16-bit logits is computed in float32. The loss applies the smoothing: pass targets without smoothing.
 
+    With multilabel=True, for loaders with that, it is the binary cross-entropy of each class, p = sigmoid(logit):
+
+        "none"   loss_i = sum_c w_c * (-s_ic * log p_ic - (1 - s_ic) * log(1 - p_ic)) / sum_c w_c,   s = (1 - e) * t + e / 2
+        "sum"    sum_i loss_i
+        "mean"   sum_i loss_i / (B*K)
+
+    Targets are rows in [0, 1] of the logits' shape, which need not sum to 1, or the pairs of such a loader. Without weights and
+    smoothing, the mean is `F.binary_cross_entropy_with_logits`. Use that function itself if you need its `pos_weight`.
+
     >>> loss = MultiMixLoss()
     >>> loss(torch.zeros(4, 3), (torch.tensor([0, 2]), torch.tensor([2, 0]), torch.tensor([[0.9, 0.4], [0.7, 0.1]])))
     tensor(1.0986)
@@ -45,28 +54,39 @@ class MultiMixLoss(nn.Module):
     weight: Tensor | None
 
     def __init__(
-        self, weight: Tensor | None = None, label_smoothing: float = 0.0, reduction: Reduction = "mean"
+        self,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        multilabel: bool = False,
     ) -> None:
-        """`weight`: (C,) floating point, finite and >= 0. `label_smoothing`: in [0, 1]."""
+        """`weight`: (C,) floating point, finite and >= 0. `label_smoothing`: in [0, 1]. `multilabel`: whether it is binary."""
         super().__init__()
         check_number("label_smoothing", label_smoothing, 0.0, 1.0)
         check_choice("reduction", reduction, get_args(Reduction))
+        check_bool("multilabel", multilabel)
         if weight is not None:
             _check_weight(weight)
         self.register_buffer("weight", weight)
         self.label_smoothing = label_smoothing
         self.reduction = reduction
+        self.multilabel = multilabel
 
     def forward(self, logits: Tensor, targets: MixedTargets) -> Tensor:
         """Return the loss of logits (N, C): 0-dim, or (N,) with reduction="none".
 
-        Raises ConfigError if the shapes do not match.
+        Raises ConfigError if the shapes do not match, or if rows on a CPU do not sum to 1; elsewhere their loss is NaN.
         """
+        if self.multilabel:
+            targets = several_label_rows(logits, targets)
         form = target_form(logits, targets)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         weight = None if self.weight is None else self.weight.to(logits)
         if weight is not None and weight.shape[0] != logits.shape[1]:
             raise ConfigError(f"weight must hold one number for each of {logits.shape[1]} classes; found {len(weight)}")
+        if self.multilabel:
+            assert isinstance(targets, Tensor)
+            return self._binary(logits, targets, weight)
         if form == "ids":
             assert isinstance(targets, Tensor)
             return F.cross_entropy(
@@ -84,14 +104,23 @@ class MultiMixLoss(nn.Module):
             return loss
         return loss.sum() / mass if self.reduction == "mean" else loss.sum()
 
+    def _binary(self, logits: Tensor, rows: Tensor, weight: Tensor | None) -> Tensor:
+        rows = (1 - self.label_smoothing) * rows.to(logits.dtype) + self.label_smoothing / 2
+        loss = F.binary_cross_entropy_with_logits(logits, rows, reduction="none")
+        loss = loss.mean(1) if weight is None else (loss * weight).sum(1) / weight.sum()
+        if self.reduction == "none":
+            return loss
+        return loss.mean() if self.reduction == "mean" else loss.sum()
+
     def extra_repr(self) -> str:
         weight = None if self.weight is None else f"({len(self.weight)} classes)"
-        return f"weight={weight}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        text = f"weight={weight}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        return text + ", multilabel=True" * self.multilabel
 
 
 def _rows(weighted: Tensor, rows: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor | int]:
     """Return the unsmoothed loss (N,) of dense rows and the mean's divisor; `weighted` is `w_c * -log p_ic`."""
-    rows = rows.to(weighted.dtype)
+    rows = one_label_rows(rows).to(weighted.dtype)
     return (rows * weighted).sum(1), len(rows) if weight is None else (rows * weight).sum()
 
 

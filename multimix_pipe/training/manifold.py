@@ -79,7 +79,8 @@ class ManifoldMix:
         """Run the model on a batch of `open_loader(..., expand=False)`.
 
         Returns:
-            The logits (B*K, C) and the targets (B*K, C), float32 rows that sum to 1. Row b*K + k is member k of pair b.
+            The logits (B*K, C) and the targets (B*K, C), float32 rows that sum to 1 (with multilabel=True they need not). Row
+            b*K + k is member k of pair b.
 
         Raises:
             ConfigError: the batch is mixed already, or the drawn layer cannot be mixed: it is not called exactly once, or does

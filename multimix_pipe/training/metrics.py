@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from multimix_pipe.runtime.tensors import per_member
-from multimix_pipe.training.targets import MixedTargets, target_form
+from multimix_pipe.training.targets import MixedTargets, one_label_rows, target_form
 
 
 def mixed_accuracy(logits: Tensor, targets: MixedTargets) -> Tensor:
@@ -18,6 +18,7 @@ def mixed_accuracy(logits: Tensor, targets: MixedTargets) -> Tensor:
 
     Takes logits (N, C) and targets in any form that MultiMixLoss takes. Returns a 0-dim float32 tensor in [0, 1] on the
     logits' device, without synchronizing. The best possible value on mixed rows is the mean of max(lam, 1 - lam), not 1.
+    Rows must sum to 1: others, such as those of several labels per sample, are a ConfigError on a CPU and give NaN elsewhere.
 
     >>> mixed_accuracy(torch.eye(3)[:2], torch.tensor([[0.75, 0.0, 0.25], [0.5, 0.5, 0.0]]))
     tensor(0.6250)
@@ -74,7 +75,7 @@ def _hits(logits: Tensor, targets: MixedTargets) -> Tensor:
         predicted = predicted.view_as(lam)
         hits = lam * (predicted == own[:, None]) + (1 - lam) * (predicted == per_member(other, lam))
     elif form == "rows":
-        hits = targets.gather(1, predicted[:, None])
+        hits = one_label_rows(targets).gather(1, predicted[:, None])
     else:
         hits = predicted == targets
     return hits.to(torch.float32)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PlainBatch(Protocol):
-    """A `Batch` of `open_loader(expand=False)`: B plain images, their class ids, and the plan of their mixing."""
+    """A `Batch` of `open_loader(expand=False)`: B plain images, their labels, and the plan of their mixing."""
 
     def __replace__(self, **changes: Any) -> Self:
         """Return the batch with some of its parts changed."""
@@ -31,11 +31,11 @@ class PlainBatch(Protocol):
 
     @property
     def targets(self) -> Any:
-        """The class ids once more."""
+        """The labels once more."""
 
     @property
     def labels(self) -> Tensor:
-        """(B,) int64."""
+        """(B,) int64, or (B, C) float32 with several labels per sample."""
 
     @property
     def plan(self) -> StepPlan | MixPlan:
@@ -47,7 +47,10 @@ def check_plain(batch: PlainBatch, name: str) -> StepPlan:
     if not all(hasattr(batch, part) for part in ("images", "targets", "labels", "plan")):
         raise ConfigError(f"{name} takes a Batch of open_loader(..., expand=False); found {type(batch).__name__}")
     plan = batch.plan
-    plain = isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point()
+    # with several labels per sample, plain targets and those mixed with K = 1 look alike
+    plain = batch.targets is batch.labels or (
+        isinstance(batch.targets, Tensor) and not batch.targets.is_floating_point()
+    )
     if isinstance(plan, StepPlan) and plan.crops_each:
         raise ConfigError(
             f'{name} mixes one crop of each image, crops="same"; found crops="each", which open_loader mixes without expand=False'
@@ -130,16 +133,27 @@ def check_logits(logits: object, rows: int, why: str = ", one row per image") ->
 
 
 def gradient(forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, scale: float = 1.0) -> Tensor:
-    """Return the gradient by the images of `scale` times the summed cross-entropy of `forward(images)`, logits (B, C)."""
+    """Return the gradient by the images of `scale` times the summed cross-entropy of `forward(images)`, logits (B, C).
+
+    It is the binary cross-entropy if samples have several labels, (B, C) floating point.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits if labels.is_floating_point() else F.cross_entropy
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
-        loss = scale * F.cross_entropy(forward(leaf).float(), labels.clone(), reduction="sum")
+        loss = scale * cross_entropy(forward(leaf).float(), labels.clone(), reduction="sum")
         (found,) = torch.autograd.grad(loss, leaf)
     return found
 
 
 def check_labels(labels: Tensor, classes: int) -> None:
-    """Raise ConfigError if labels on a CPU do not lie in [0, classes); those on a GPU are not read."""
+    """Raise ConfigError if labels on a CPU do not lie in [0, classes); those on a GPU are not read.
+
+    Several labels per sample must be rows (B, classes).
+    """
+    if labels.ndim == 2:
+        if labels.shape[1] != classes:
+            raise ConfigError(f"labels must be rows of the model's {classes} outputs; found {labels.shape[1]} classes")
+        return
     if labels.device.type == "cpu" and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ConfigError(
             f"labels must lie in [0, {classes}), the number of the model's outputs; "

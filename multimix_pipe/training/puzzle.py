@@ -72,7 +72,8 @@ class PuzzlePlan(MixPlan):
 class PuzzleMix:
     """Mixes plain batches by masks that keep the salient blocks of both images.
 
-    The saliency of a pixel is the norm of the loss's gradient over the channels. One backward pass of the plain batch serves all
+    The saliency of a pixel is the norm over the channels of the gradient of the loss, which is the binary cross-entropy if the
+    loader has multilabel=True. One backward pass of the plain batch serves all
     K members. With s and s' the saliency of the blocks of x and x', each summing to 1, member k shows x in the blocks Z that
     minimise
 
@@ -137,7 +138,7 @@ class PuzzleMix:
         """Mix a batch of `open_loader(..., expand=False)`.
 
         Args:
-            batch: B plain images (B, C, H, W), their class ids, and the plan of their mixing.
+            batch: B plain images (B, C, H, W), their labels, and the plan of their mixing.
             saliency: the gradient of the loss by the images, (B, C, H, W), or its size (B, H, W), if you have it from a pass of
                 your own. Default: one pass of the model in eval mode, which changes no parameter, gradient or statistic.
             num_classes: width of the target rows, required with `saliency`. Default: the number of the model's logits.

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from multimix_pipe.config import check_int, check_label
-from multimix_pipe.errors import ShardError, counted, printable, redacted
+from multimix_pipe.errors import ConfigError, ShardError, counted, printable, redacted
 from multimix_pipe.shards.classes import Classes, common_classes, read_mapping
 from multimix_pipe.shards.index.build import build_indexes
-from multimix_pipe.shards.index.labels import NO_LABELS
+from multimix_pipe.shards.index.labels import NO_LABELS, SEVERAL
 from multimix_pipe.shards.index.problems import (
     FINE,
     LABEL_NOT_INT,
@@ -33,6 +33,7 @@ from multimix_pipe.shards.index.problems import (
     UNKNOWN_CLASS,
 )
 from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS, Table
+from multimix_pipe.shards.index.sets import LabelSets, looks_several, translate_sets
 from multimix_pipe.shards.index.store import index_name, load_table, locked_folder
 from multimix_pipe.shards.listing import distinct_names, list_shards
 from multimix_pipe.shards.packed import incomplete
@@ -59,7 +60,7 @@ class Index:
     size: npt.NDArray[np.int64]
     """(N,) size of the encoded image in bytes."""
     label: npt.NDArray[np.int64]
-    """(N,) class id; -1 without a valid label."""
+    """(N,) class id; -1 without a valid label. Where samples may have several labels, the number of a set in `sets`."""
     width: npt.NDArray[np.int32]
     """(N,) width in pixels as stored, before EXIF orientation is applied; 0 if the header cannot be read."""
     height: npt.NDArray[np.int32]
@@ -84,8 +85,27 @@ class Index:
     note: npt.NDArray[np.int32] | None = None
     """(N,) position in `notes` of what was found, or -1; None if there are no notes."""
 
+    sets: LabelSets | None = None
+    """The different sets of labels if samples may have several; None otherwise."""
+
     def __len__(self) -> int:
         return len(self.offset)
+
+    def labels(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:
+        """Return the class ids (B,) int64 of samples, or rows (B, num_classes) float32 of 0 and 1 if they may have several."""
+        found = self.label[sample_ids]
+        return found if self.sets is None else self.sets.rows(found)
+
+    @property
+    def class_ids(self) -> npt.NDArray[np.int64]:
+        """The class ids that samples have, in ascending order."""
+        return np.unique(self.label[self.label >= 0] if self.sets is None else self.sets.ids)
+
+    def class_counts(self, num_classes: int) -> npt.NDArray[np.int64]:
+        """Return how many usable samples have each class: (num_classes,), or longer if there are larger ids."""
+        found = self.label[(self.problem == FINE) & (self.label >= 0)]
+        counts = np.bincount(found) if self.sets is None else self.sets.counts(found)
+        return np.pad(counts, (0, max(0, num_classes - len(counts))))
 
     def key(self, sample_id: int) -> str:
         """Return the webdataset `__key__` of a sample."""
@@ -120,7 +140,8 @@ class Index:
         if note is None:
             return text
         is_label = self.problem[sample_id] in (LABEL_NOT_INT, UNKNOWN_CLASS)
-        return printable(f"{text}; found {repr(note) if is_label else note}")
+        hint = " (several labels need multilabel=True)" if is_label and looks_several(note, self.classes or ()) else ""
+        return printable(f"{text}; found {repr(note) if is_label else note}{hint}")
 
     def other_labels(self, sample_id: int) -> list[str]:
         """Return which `label` of `open_index` might find a label of a sample that has none: "txt", "json:KEY", "folder"."""
@@ -140,6 +161,8 @@ class Index:
         digest = hashlib.sha256("\n".join(shard.name for shard in self.shards).encode("utf-8", "surrogateescape"))
         for column in (self.shard, self.offset, self.size, self.label):
             digest.update(column.astype("<i8").tobytes())
+        if self.sets is not None:
+            digest.update(self.sets.start.astype("<i8").tobytes() + self.sets.ids.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -149,6 +172,8 @@ def open_index(
     label: str | None = "cls",
     classes: Classes | None = None,
     label_offset: int = 0,
+    multilabel: bool = False,
+    num_classes: int | None = None,
     cache_dir: str | PathLike[str] | None = None,
     progress: bool = True,
     workers: int | None = None,
@@ -168,6 +193,9 @@ def open_index(
     are always names. By default the classes are those of the classes.json beside the shards for "cls", "txt" and "folder", and
     for "folder" else the sorted folders.
 
+    With `multilabel`, a sample may have any number of labels, see `translate_sets`: `num_classes` says how many 0 and 1 a list
+    in JSON must have to be taken for a vector. Default: the number of names, else that of the labels.
+
     Raises ConfigError for invalid arguments and shards whose classes.json differs from `classes` or another one, ShardError if
     a shard is missing, damaged (unless `keep_damaged`) or not a plain tar, or if no sample has an image, and MultiMixError if
     an index cannot be written.
@@ -181,6 +209,10 @@ def open_index(
     spec = NO_LABELS if label is None else label
     if spec in ("cls", "txt", "folder"):
         names = common_classes(shards, names)
+    if multilabel:
+        if spec in (NO_LABELS, "folder"):
+            raise ConfigError(f'multilabel=True needs label="cls", "txt" or "json:KEY"; found label={label!r}')
+        spec = SEVERAL + spec
     tables = {shard: None if rebuild else load_table(shard, spec, cache_dir) for shard in shards}
     missing = [shard for shard, table in tables.items() if table is None]
     with Progress("indexing", total=len(missing), unit="shard", disable=not progress or not missing) as bar:
@@ -188,12 +220,13 @@ def open_index(
             tables.update(_build_folder(folder, list(group), spec, cache_dir, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
     index = _join(shards, found)
-    if index.note is not None or label_offset or spec == "folder":
+    if not multilabel and (index.note is not None or label_offset or spec == "folder"):
         if spec == "folder" and names is None and index.note is not None:
             names = tuple(sorted({index.notes[i] for i in np.unique(index.note[index.problem == LABEL_NOT_INT])}))
-        if ids is None and names is not None:
-            ids = {name: i for i, name in enumerate(names)}
-        index = _translate(index, ids, label_offset)
+        index = _translate(index, _ids_of(ids, names), label_offset)
+    if multilabel:
+        width = len(names) if num_classes is None and names is not None else num_classes
+        index = translate_sets(index, spec.startswith(SEVERAL + "json:"), width, _ids_of(ids, names), label_offset)
     samples = (len(table.rows) for table in found)
     index = replace(index, classes=names, damage=index.damage + tuple(incomplete(source, shards, samples)))
     if index.damage and not (keep_damaged and len(index)):
@@ -264,6 +297,10 @@ def _join(shards: tuple[Path, ...], tables: list[Table]) -> Index:
         note=note,
         damage=tuple((shard, table.damage) for shard, table in zip(shards, tables, strict=True) if table.damage),
     )
+
+
+def _ids_of(ids: dict[str, int] | None, names: tuple[str, ...] | None) -> dict[str, int] | None:
+    return {name: i for i, name in enumerate(names)} if ids is None and names is not None else ids
 
 
 def _translate(index: Index, ids: dict[str, int] | None, label_offset: int) -> Index:

@@ -7,15 +7,19 @@ import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 
-from multimix_pipe.shards.index.problems import BAD_JSON, FINE, LABEL_NOT_INT, LABEL_RANGE, NO_LABEL, Notes
+from multimix_pipe.shards.index.problems import BAD_JSON, BAD_LABELS, FINE, LABEL_NOT_INT, LABEL_RANGE, NO_LABEL, Notes
 
 NO_LABELS = "none"
 """The label specification of `label=None`."""
+
+SEVERAL = "several:"
+"""Prefix of the label specification where samples may have several labels; all of them are noted as texts, see `sets`."""
 
 _INTEGER = re.compile(rb"\s*[+-]?[0-9]+\s*")
 _MAX_JSON = 2**24  # bytes; longer texts are cut, so that they do not parse
 _MAX_INTEGER = 64  # bytes, with white space
 _MAX_TEXT = 256  # bytes; enough for a name
+_MAX_SEVERAL = 2**16  # bytes of the text of several labels
 _MAX_SHOWN = 60  # characters of a text that is too long
 _MAX_FIELDS = 12
 
@@ -25,21 +29,29 @@ Parsed = tuple[int, int]
 
 def member_of(label: str) -> str | None:
     """Return the extension of the members that hold labels; None if no members do."""
+    label = label.removeprefix(SEVERAL)
     return {"folder": None, NO_LABELS: None}.get(label, label.partition(":")[0])
 
 
 def limit_of(label: str) -> int:
     """Return how many bytes of a member to read."""
-    return _MAX_JSON if label.startswith("json:") else _MAX_TEXT + 1
+    if label.removeprefix(SEVERAL).startswith("json:"):
+        return _MAX_JSON
+    return (_MAX_SEVERAL if label.startswith(SEVERAL) else _MAX_TEXT) + 1
 
 
 def parser_of(label: str) -> Callable[[bytes], Parsed]:
     """Return a function that parses the text of a member."""
+    if label.startswith(SEVERAL):
+        key = label.removeprefix(SEVERAL + "json:")
+        return partial(_parse_several_json, key=key) if key != label else _parse_several
     return partial(_parse_json, key=label.removeprefix("json:")) if label.startswith("json:") else _parse_text
 
 
 def note_of(label: str, text: bytes) -> str:
     """Return what to note of a text that has no valid label: the text, or what a .json member has in its place."""
+    if label.startswith(SEVERAL):
+        return _note_of_several(label.removeprefix(SEVERAL), text)
     if not label.startswith("json:"):
         return _decoded(text.strip() if len(text) <= _MAX_TEXT else text[:_MAX_SHOWN] + b"...")
     fields, key = json.loads(text), label.removeprefix("json:")
@@ -76,6 +88,27 @@ def _parse_json(text: bytes, key: str) -> Parsed:
     if isinstance(value, bool) or not isinstance(value, int):
         return -1, LABEL_NOT_INT
     return _in_range(value)
+
+
+def _parse_several(text: bytes) -> Parsed:
+    return -1, LABEL_NOT_INT if len(text) <= _MAX_SEVERAL else BAD_LABELS
+
+
+def _parse_several_json(text: bytes, key: str) -> Parsed:
+    _, problem = _parse_json(text, key)
+    if problem not in (FINE, LABEL_RANGE, LABEL_NOT_INT):
+        return -1, problem
+    value = json.loads(text)[key]
+    nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(i, (dict, list)) for i in value))
+    return -1, BAD_LABELS if nested else LABEL_NOT_INT
+
+
+def _note_of_several(label: str, text: bytes) -> str:
+    """Return all labels of a sample: the text of a member, or the JSON of a field."""
+    if not label.startswith("json:"):
+        return _decoded(text.strip())
+    fields, key = json.loads(text), label.removeprefix("json:")
+    return json.dumps(fields[key], separators=(",", ":")) if key in fields else note_of(label, text)
 
 
 def _in_range(value: int) -> Parsed:

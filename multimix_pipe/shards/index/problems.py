@@ -5,7 +5,7 @@ from __future__ import annotations
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, UNREAD_FORMATS
 
 FINE, BAD_HEADER, TOO_MANY_PIXELS, NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON, TOO_MANY_BYTES = range(8)
-NO_IMAGE, DUPLICATE, UNKNOWN_CLASS = range(8, 11)
+NO_IMAGE, DUPLICATE, UNKNOWN_CLASS, BAD_LABELS = range(8, 12)
 UNREAD_FORMAT = 16
 """Code of the first of UNREAD_FORMATS; the others follow."""
 
@@ -23,6 +23,7 @@ PROBLEMS: dict[int, str] = {
     NO_IMAGE: "there is no image",
     DUPLICATE: "two members have the same key and extension",
     UNKNOWN_CLASS: "the label is neither an integer nor one of the class names",
+    BAD_LABELS: "the labels are not different class ids or class names",
     **{
         UNREAD_FORMAT + i: f"{name} is not read{'' if name in _NOT_AN_IMAGE else _CONVERT}"
         for i, name in enumerate(UNREAD_FORMATS)
@@ -30,23 +31,24 @@ PROBLEMS: dict[int, str] = {
 }
 """What is wrong with a sample, by the code in `Index.problem`; code 0 is a sample without a known problem."""
 
-LABEL_PROBLEMS = (NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON, UNKNOWN_CLASS)
+LABEL_PROBLEMS = (NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON, UNKNOWN_CLASS, BAD_LABELS)
 
 NOTED = (NO_LABEL, LABEL_NOT_INT, NO_IMAGE, DUPLICATE)
 """Problems of which an index file notes what was found: the row's label is the position of that text, or -1."""
 
 MAX_NOTES = 2**16
-"""Different texts noted in an index file."""
+"""Different texts noted in an index file, unless they are labels."""
 
 
 class Notes:
     """Collects distinct texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: float = MAX_NOTES) -> None:
         self.texts: dict[str, int] = {}
+        self._most = most
 
     def __call__(self, text: str) -> int:
         """Return the position of `text`, or -1 if there are too many."""
-        if len(self.texts) >= MAX_NOTES and text not in self.texts:
+        if len(self.texts) >= self._most and text not in self.texts:
             return -1
         return self.texts.setdefault(text, len(self.texts))

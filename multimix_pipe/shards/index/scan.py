@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ import numpy.typing as npt
 from multimix_pipe.errors import ShardError
 from multimix_pipe.shards.files import read_fully
 from multimix_pipe.shards.header import MAX_BYTES, MAX_PIXELS, read_headers
-from multimix_pipe.shards.index.labels import NO_LABELS, limit_of, member_of, note_of, parse_folder, parser_of
+from multimix_pipe.shards.index.labels import NO_LABELS, SEVERAL, limit_of, member_of, note_of, parse_folder, parser_of
 from multimix_pipe.shards.index.problems import (
     BAD_HEADER,
     DUPLICATE,
     FINE,
+    MAX_NOTES,
     NO_IMAGE,
     NO_LABEL,
     NOTED,
@@ -102,7 +104,7 @@ class _Scan:
 
     def __init__(self, descriptor: int, label: str) -> None:
         self._descriptor = descriptor
-        self._notes = Notes()
+        self._notes = Notes(math.inf if label.startswith(SEVERAL) else MAX_NOTES)
         self._label, self._label_extension = label, member_of(label)
         self._parse_label, self._label_limit = parser_of(label), limit_of(label)
         self._samples: dict[bytes, int] = {}  # position by key, in order of appearance

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from multimix_pipe.errors import ConfigError, printable
+from multimix_pipe.config import check_bool
+from multimix_pipe.errors import ConfigError, counted, printable
 from multimix_pipe.shards.classes import read_names
 from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
 from multimix_pipe.shards.pack.labels import Labels, find_labels
-from multimix_pipe.shards.pack.layout import SPLITS, arrange
+from multimix_pipe.shards.pack.layout import SPLITS, Layout, arrange, arrange_labelled
+from multimix_pipe.shards.pack.several import match, read_several
 from multimix_pipe.shards.pack.source import Files, open_files
 
 __all__ = ["SPLITS", "Image", "ImageFolder", "Skipped", "open_image_folder"]
@@ -51,6 +53,8 @@ class ImageFolder:
     classes: tuple[str, ...]
     skipped: tuple[Skipped, ...]
     """What is not packed, most frequent first."""
+    several: Mapping[str, tuple[str, ...]] | None = None
+    """The classes of each image by its path, if it may have several; `class_name` is then ""."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -68,6 +72,7 @@ def open_image_folder(
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
     split: str | None = None,
+    multilabel: bool = False,
 ) -> ImageFolder:
     """List the images of `source`, a folder, zip or tar of `class/name.jpg`, as torchvision's ImageFolder does.
 
@@ -76,13 +81,23 @@ def open_image_folder(
     gives splits, which share one list of classes. Images in no class folder take their class from the table `labels`, or from
     ImageNet's own files in the source. Hidden files and __MACOSX are ignored.
 
+    With `multilabel`, the classes of all images are those in `labels`, see `read_several`, and no folder is a class. Images
+    without an entry are left out.
+
     Raises ConfigError if there are no images with a class, and where it would be a guess which folders are classes.
     """
+    check_bool("multilabel", multilabel)
+    if multilabel and labels is None:
+        raise ConfigError(
+            "multilabel=True (--multilabel) needs labels=FILE (--labels) with the classes of each image; found none"
+        )
     files = open_files(Path(source))
     try:
-        return _arranged(
-            files, read_names(classes), find_labels(files, None if labels is None else Path(labels)), split
-        )
+        names, file = read_names(classes), None if labels is None else Path(labels)
+        if multilabel:
+            assert file is not None
+            return _labelled(files, names, file, split)
+        return _arranged(files, names, find_labels(files, file), split)
     except BaseException:
         files.__exit__()
         raise
@@ -104,16 +119,60 @@ def _arranged(files: Files, classes: tuple[str, ...] | None, labels: Labels, spl
             + (f"{found or 'no files'}" if layout is None else f"{len(paths):,} images, none with a class")
             + advice
         )
+    images = _images(files, layout)
+    used = {image.class_name for image in images}
+    names = _checked(files, classes or tuple(sorted(used)), used)
+    return ImageFolder(files, images, names, _skipped(shown, layout.left_out, set(layout.place)))
+
+
+def _images(files: Files, layout: Layout) -> tuple[Image, ...]:
     images = []
     for path in sorted(layout.place):
         split_name, class_name, inner = layout.place[path]
         stem, _, extension = inner.rpartition(".")
         images.append(Image(path, files.sizes[path], split_name, class_name, stem, extension.lower()))
-    found_classes = {image.class_name for image in images}
-    if classes is not None and (unknown := sorted(found_classes - set(classes))):
+    return tuple(images)
+
+
+def _checked(files: Files, names: tuple[str, ...], used: Iterable[str]) -> tuple[str, ...]:
+    """Return the names of the classes. Raises ConfigError if an image has another one."""
+    if unknown := sorted(set(used) - set(names)):
         raise ConfigError(f"{files.path}: labels must be among the names of --classes; found {unknown[0]!r}")
-    names = classes or tuple(sorted(found_classes))
-    return ImageFolder(files, tuple(images), names, _skipped(shown, layout.left_out, set(layout.place)))
+    return names
+
+
+def _labelled(files: Files, classes: tuple[str, ...] | None, file: Path, split: str | None) -> ImageFolder:
+    shown = [name for name in files.sizes if not _hidden(name)]
+    paths = {name for name in shown if _is_image(name)}
+    try:
+        entries, columns = read_several(file, classes)
+        labels = match(entries, paths)
+        if not labels:
+            raise ConfigError(
+                f"labels must name images of the source; found {counted(len(paths), 'image')}{_first(paths)} and "
+                f"{counted(len(entries), 'name')}{_first(entries)} in {file}"
+            )
+        layout = arrange_labelled(paths, labels, split)
+        known = classes or columns
+        name_of = _names_of({label for own in labels.values() for label in own}, known or ())
+        if not known and not name_of:
+            raise ConfigError(f"labels must give some image a class; found none in {file}")
+    except ConfigError as error:
+        raise ConfigError(f"{files.path}: {error}") from error
+    several = {path: tuple(name_of[label] for label in labels[path]) for path in layout.place}
+    names = known or tuple(sorted(name_of.values()))
+    return ImageFolder(
+        files,
+        _images(files, layout),
+        _checked(files, names, name_of.values()),
+        _skipped(shown, layout.left_out, set(layout.place)),
+        several,
+    )
+
+
+def _first(names: Iterable[str]) -> str:
+    first = next(iter(sorted(names)), None)
+    return "" if first is None else f" ({printable(first)}, ...)"
 
 
 def _translated(labels: Labels, paths: Iterable[str], classes: Sequence[str] | None) -> Labels:
@@ -124,20 +183,27 @@ def _translated(labels: Labels, paths: Iterable[str], classes: Sequence[str] | N
         label = labels.get(name) or labels.get(name.rpartition(".")[0])
         if label is not None:
             used[name] = label
-    if not used or not all(label.isdecimal() for label in used.values()):
-        return used
-    names = list(
-        classes
-        or sorted({path.split("/")[-2] for path in paths if "/" in path and path.rpartition("/")[2] not in used})
-    )
-    if set(used.values()) <= set(names):
-        return used
-    if max(map(int, used.values())) >= len(names):
+    if classes is None and (several := next((label for label in used.values() if ";" in label or "|" in label), None)):
         raise ConfigError(
-            f"labels that are numbers must be positions in the {len(names)} classes; found {max(map(int, used.values()))}; "
-            "name the classes with --classes FILE"
+            f"labels must give each image one class; found {several!r}. Several classes per image need multilabel=True "
+            "(--multilabel); if it is the name of a class, name all with --classes FILE"
         )
-    return {name: names[int(label)] for name, label in used.items()}
+    in_folders = {path.split("/")[-2] for path in paths if "/" in path and path.rpartition("/")[2] not in used}
+    name_of = _names_of(set(used.values()), classes or sorted(in_folders))
+    return {name: name_of[label] for name, label in used.items()}
+
+
+def _names_of(labels: set[str], names: Sequence[str]) -> dict[str, str]:
+    """Return the names of the classes that `labels` stand for: positions in `names` if all are numbers, else names themselves."""
+    if not all(label.isdecimal() for label in labels) or labels <= set(names):
+        return {label: label for label in labels}
+    largest = max(map(int, labels))
+    if largest >= len(names):
+        raise ConfigError(
+            f"labels that are numbers must be positions in the {len(names)} classes; found {largest}; name the classes with "
+            "--classes FILE"
+        )
+    return {label: names[int(label)] for label in labels}
 
 
 def _skipped(shown: Iterable[str], left_out: dict[str, str], placed: set[str]) -> tuple[Skipped, ...]:

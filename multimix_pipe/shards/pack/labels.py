@@ -24,7 +24,7 @@ def find_labels(files: Files, given: Path | None) -> Labels:
     """Return the labels in the file or folder `given`, else those in ImageNet's own files among `files`, else none.
 
     A table has a line for each image: file name and class, separated by a comma or white space. Raises ConfigError if
-    `given` has no labels.
+    `given` has no labels, or several for an image.
     """
     if given is None:
         known = (name for name in files.sizes if name.rpartition("/")[2] in (KAGGLE, GROUND_TRUTH, META, DEVKIT))
@@ -34,6 +34,10 @@ def find_labels(files: Files, given: Path | None) -> Labels:
     try:
         beside = given if given.is_dir() else given.parent
         if given.is_file() and given.name not in (KAGGLE, GROUND_TRUTH) and not given.name.endswith(".tar.gz"):
+            if given.suffix == ".json":
+                raise ConfigError(
+                    f"labels in JSON are several per image and need multilabel=True (--multilabel); found {given}"
+                )
             labels = _table(given.read_bytes(), given.suffix == ".csv")
         elif given.is_file() and given.name != GROUND_TRUTH:
             labels = _from_imagenet({DEVKIT if given.name.endswith(".tar.gz") else given.name: given.read_bytes})
@@ -81,5 +85,14 @@ def _ground_truth(numbers: bytes, meta: bytes) -> Labels:
 def _table(data: bytes, commas: bool) -> Labels:
     lines = data.decode("utf-8").splitlines()
     rows = csv.reader(lines) if commas else (line.split(None, 1) for line in lines)
-    labels = {row[0].strip().rpartition("/")[2]: row[1].strip() for row in rows if len(row) >= 2}
+    labels: Labels = {}
+    for row in rows:
+        if len(row) < 2:
+            continue
+        name, value = row[0].strip().rpartition("/")[2], row[1].strip()
+        if labels.setdefault(name, value) != value:
+            raise ConfigError(
+                f"labels must give each file name one class; found {labels[name]!r} and {value!r} for {name}. Several classes "
+                "per image need multilabel=True (--multilabel)"
+            )
     return labels | {name.rpartition(".")[0]: value for name, value in labels.items() if "." in name}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from multimix_pipe.errors import ConfigError, printable
@@ -38,22 +38,48 @@ def arrange(
     is taken for one; without it, a folder is a split if it has the name of one. With `split`, folders that are not splits are
     ignored. Raises ConfigError if folders could be splits or classes.
     """
-    parts = {path: tuple(part for part in path.split("/") if part not in ("", ".")) for path in sorted(paths)}
-    parts = _without_wrapper(parts, () if classes is None else classes)
+    parts = _without_wrapper(_parts(paths), () if classes is None else classes)
     if classes is not None:
         return _with_classes(parts, labels, classes)
+    splits, parts = _find_splits(parts, split)
+    return _with_splits(parts, labels) if splits else _without_splits(parts, labels)
+
+
+def arrange_labelled(paths: Iterable[str], labelled: Container[str], split: str | None) -> Layout:
+    """Return the layout of images whose classes a file names: folders are splits, or a part of the images' names.
+
+    Images at `paths` that are not `labelled` are left out. Raises ConfigError if there are other folders beside splits, unless
+    `split` names one.
+    """
+    layout = Layout()
+    splits, parts = _find_splits(_without_wrapper(_parts(paths), ()), split)
+    for path, part in parts.items():
+        inside = part[0] in splits and len(part) > 1
+        if path not in labelled:
+            layout.left_out[path] = "without labels"
+        elif splits and not inside:
+            layout.left_out[path] = "in no split"
+        else:
+            layout.place[path] = (part[0], "", "/".join(part[1:])) if inside else ("", "", "/".join(part))
+    return layout
+
+
+def _parts(paths: Iterable[str]) -> dict[str, Parts]:
+    return {path: tuple(part for part in path.split("/") if part not in ("", ".")) for path in sorted(paths)}
+
+
+def _find_splits(parts: dict[str, Parts], split: str | None) -> tuple[set[str], dict[str, Parts]]:
+    """Return the folders that are splits, and `parts` without what lies in folders beside them."""
     tops = {part[0] for part in parts.values() if len(part) > 1}
     splits = {top for top in tops if _is_split(top)}
-    if not splits:
-        return _without_splits(parts, labels)
-    if others := tops - splits:
+    if splits and (others := tops - splits):
         if split is None:
             raise ConfigError(
                 f"the folders {_named(splits)} are splits, but beside them is {_named(others)}; pack one split with --split, "
                 "move the others away, or name all class folders with --classes FILE"
             )
         parts = {path: part for path, part in parts.items() if part[0] not in others}
-    return _with_splits(parts, labels)
+    return splits, parts
 
 
 def _is_split(name: str) -> bool:

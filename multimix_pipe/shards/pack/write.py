@@ -76,6 +76,7 @@ def pack(
     split: str | None = None,
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
+    multilabel: bool = False,
     val: float | None = None,
     samples_per_shard: int = 10_000,
     bytes_per_shard: int = 2**30,
@@ -93,8 +94,11 @@ def pack(
 
     `classes` names the classes in the order of their ids, as a sequence or a file (one per line, or the classes.json of
     another set), by default their names in sorted order. `labels` is a file with the classes of images that lie in no class
-    folder. `val` in (0, 0.5] holds that fraction of each class out, as the split `val` beside `train`, if the source has no
-    such split: at least one image of each class that has two.
+    folder. With `multilabel` it has any number of classes for each image, see `read_several`; the `cls` members then hold ids
+    with spaces between them, for `open_loader(multilabel=True)`.
+
+    `val` in (0, 0.5] holds that fraction of each class out, as the split `val` beside `train`, if the source has no such split:
+    at least one image of each class that has two. With `multilabel` it is a fraction of all images.
 
     `shuffle_seed` shuffles the images before writing, and chooses those of `val`; None keeps them sorted by path. Files are
     copied unchanged unless they are re-encoded as JPEG: with `max_side`, images with a longer side (in pixels) are shrunk to
@@ -108,14 +112,14 @@ def pack(
     if workers is not None:
         check_int("workers", workers, 1)
     _check_apart(Path(source), Path(out))
-    folder = open_image_folder(source, classes=classes, labels=labels, split=split)
+    folder = open_image_folder(source, classes=classes, labels=labels, split=split, multilabel=multilabel)
     with folder.files, ThreadPoolExecutor(workers or usable_cores()) as pool:
         if val is not None:
             folder = _hold_out(folder, val, shuffle_seed or 0)
         if split is not None and split not in folder.splits:
             have = ", ".join(map(repr, folder.splits)) if folder.splits != ("",) else "no splits"
             raise ConfigError(f"split must be one of the source's splits; found {split!r}, {source} has {have}")
-        if len(folder.classes) == 1:
+        if len(folder.classes) == 1 and not multilabel:
             logger.warning("all images are of one class, %r: required folders class/name.jpg", folder.classes[0])
         reports = [
             _pack_set(folder, name, Path(out) / name, settings, pool, progress)
@@ -184,7 +188,9 @@ def _pack_set(
         for image, key, (data, extension, fine) in zip(
             images, keys, encode_images(folder, images, settings.max_side, settings.quality, pool), strict=True
         ):
-            shards.write({"__key__": key, extension: data, "cls": str(ids[image.class_name]).encode()})
+            classes = (image.class_name,) if folder.several is None else folder.several[image.path]
+            label = " ".join(map(str, sorted(ids[name] for name in classes)))
+            shards.write({"__key__": key, extension: data, "cls": label.encode()})
             if not fine:
                 kept.append(image.path)
             bar.update()
@@ -199,7 +205,8 @@ def _unique_keys(images: Sequence[Image]) -> list[str]:
     taken: set[str] = set()
     keys = []
     for image in images:
-        base = f"{image.class_name}/{image.name}".replace(".", "_").lstrip("_")  # a leading "__" marks metadata
+        path = f"{image.class_name}/{image.name}".lstrip("/")  # with several classes per image, class_name is ""
+        base = path.replace(".", "_").lstrip("_")  # a leading "__" marks metadata
         key, number = base, 2
         while key in taken:
             key, number = f"{base}_{number}", number + 1
@@ -209,7 +216,10 @@ def _unique_keys(images: Sequence[Image]) -> list[str]:
 
 
 def _run_description(folder: ImageFolder, images: Sequence[Image], settings: _Settings) -> dict[str, Any]:
-    digest = hashlib.sha256(json.dumps([folder.classes, images]).encode()).hexdigest()
+    what: list[object] = [folder.classes, images]
+    if folder.several is not None:
+        what.append([folder.several[image.path] for image in images])
+    digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     return {"source": folder.files.path.name, "images": len(images), IMAGES_DIGEST: digest, **vars(settings)}
 
 

@@ -198,7 +198,8 @@ class _Place:
                 found = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
                 raise ConfigError(
                     "evaluation takes plain images (B, ...) with class ids (B,) int64, as open_loader gives them with "
-                    f"transform=EvalTransform(); found targets {found}"
+                    f"transform=EvalTransform(); found targets {found}. For several labels per sample see "
+                    "docs/guides/multilabel.md"
                 )
             numbers = getattr(getattr(batch, "plan", None), "sample", range(seen, seen + len(images)))
             seen += len(images)

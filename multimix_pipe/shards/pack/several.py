@@ -1,0 +1,163 @@
+"""Several classes per image, from a table or a JSON file."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from multimix_pipe.errors import ConfigError
+from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
+
+_CELLS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_SEPARATORS = re.compile(r"[;|,]")
+
+Entries = dict[str, tuple[str, ...]]
+"""The classes, or their ids, by the image's path as it is written, with or without folders and extension."""
+
+
+Parts = tuple[str, ...]
+
+
+class Several(NamedTuple):
+    """What a file says of images."""
+
+    entries: Entries
+    columns: tuple[str, ...] | None
+    """The names of the classes, if the file has a column for each."""
+
+
+def read_several(path: Path, classes: Sequence[str] | None) -> Several:
+    """Return the classes of images in a file.
+
+        JSON         {"a.jpg": ["cat", "dog"], "b.jpg": [], ...}
+        CSV          a header, and a column of 0 and 1 for each class; or two columns, the name and the classes, separated by ;
+                     or | (by spaces if they are numbers or in `classes`), of which an image may have several lines
+        other text   as CSV with two columns, with white space between them
+
+    Raises ConfigError if it is none of these.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            found = Several(_from_json(json.loads(text)), None)
+        else:
+            found = _from_rows(text.splitlines(), path.suffix == ".csv", classes or ())
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"labels must name a file of image names and their classes; {path}: {error}") from error
+    if not found.entries:
+        raise ConfigError(f"labels must name a file of image names and their classes; found none in {path}")
+    return found
+
+
+def _from_json(found: object) -> Entries:
+    if not isinstance(found, dict):
+        raise ValueError(f'required {{"name.jpg": ["class", ...], ...}}, found a {type(found).__name__}')
+    entries = {}
+    for name, classes in found.items():
+        items = classes if isinstance(classes, list) else [classes]
+        if not all(type(item) in (str, int) for item in items):
+            raise ValueError(f"required names or ids of classes, found {classes!r} for {name!r}")
+        if len(set(items)) < len(items):
+            raise ValueError(f"a class of {name!r} is repeated: {classes!r}")
+        entries[name] = tuple(map(str, items))
+    return entries
+
+
+def _from_rows(lines: Sequence[str], commas: bool, classes: Container[str]) -> Several:
+    rows = list(csv.reader(lines)) if commas else [line.split(None, 1) for line in lines]
+    rows = [[cell.strip() for cell in row] for row in rows if row]
+    columns = len(rows) > 1 and len(rows[0]) > 2 and all(cell.lower() in _CELLS for cell in rows[1][1:])
+    return _from_columns(rows) if columns else Several(_from_lines(rows, classes), None)
+
+
+def _from_columns(rows: Sequence[Sequence[str]]) -> Several:
+    names, entries = tuple(rows[0][1:]), {}
+    for line, row in enumerate(rows[1:], 2):
+        wrong = next((cell for cell in row[1:] if cell.lower() not in _CELLS), None)
+        if wrong is not None or len(row) != len(names) + 1:
+            raise ValueError(
+                f"row {line}: required 0 or 1 for each of {len(names)} classes, found "
+                + (f"{len(row) - 1} cells" if wrong is None else repr(wrong))
+            )
+        if row[0] in entries:
+            raise ValueError(f"row {line}: {row[0]!r} is repeated")
+        entries[row[0]] = tuple(name for name, cell in zip(names, row[1:], strict=True) if _CELLS[cell.lower()])
+    return Several(entries, names)
+
+
+def _from_lines(rows: Iterable[Sequence[str]], classes: Container[str]) -> Entries:
+    entries: Entries = {}
+    for line, row in enumerate(rows, 1):
+        if len(row) > 2:
+            raise ValueError(
+                f"row {line}: required two columns, name and classes as in a;b, or a header and a column of 0 and 1 for each "
+                f"class; found {len(row)} columns"
+            )
+        found = _split(row[1], classes) if len(row) > 1 else ()
+        entries[row[0]] = tuple(dict.fromkeys((*entries.get(row[0], ()), *found)))
+    return entries
+
+
+def _split(text: str, classes: Container[str]) -> list[str]:
+    found: list[str] = []
+    for part in [text] if text in classes else map(str.strip, _SEPARATORS.split(text)):
+        words = part.split()
+        apart = part not in classes and all(word.isdecimal() or word in classes for word in words)
+        found += words if apart else [part]
+    return found
+
+
+def match(entries: Entries, paths: Iterable[str]) -> Entries:
+    """Return the entries by the path of their image, which may have more folders before it than the entry.
+
+    If no entry fits so, the first folders of all entries are ignored, as in `/data/images/cat/1.jpg`. Raises ConfigError if an
+    entry could mean several images, or two entries the same one.
+    """
+    written = {name: _parts(name) for name in entries}
+    ordered = sorted(paths)
+    for ignored in range(max(map(len, written.values()), default=0)):
+        names: dict[Parts, str] = {}
+        for name, parts in written.items():
+            if len(parts) > ignored and names.setdefault(parts[ignored:], name) != name:
+                raise ConfigError(
+                    f"labels must have one entry for each image; found {names[parts[ignored:]]!r} and {name!r}"
+                )
+        if found := _matched(names, ordered):
+            return {path: entries[name] for path, name in found.items()}
+    return {}
+
+
+def _matched(names: dict[Parts, str], paths: Sequence[str]) -> dict[str, str]:
+    """Return the name of each path that has one. Whole paths come first, then parts of them from the longest on."""
+    found: dict[str, str] = {}
+    owner: dict[Parts, tuple[str, bool]] = {}
+    for whole in (True, False):
+        for path in paths:
+            parts = _parts(path)
+            tails = [parts] if whole else [parts[i:] for i in range(1, len(parts))]
+            keys = (key for tail in tails for key in (tail, (*tail[:-1], _stem(tail[-1]))) if key in names)
+            key = next(keys, None)
+            if path in found or key is None:
+                continue
+            other, exact = owner.setdefault(key, (path, whole))
+            if other == path:
+                found[path] = names[key]
+            elif exact == whole:
+                raise ConfigError(
+                    f"labels must name each image; found {names[key]!r}, which could be {other} or {path}. Write the folder, or "
+                    "the extension, too"
+                )
+    return found
+
+
+def _parts(path: str) -> Parts:
+    return tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _stem(name: str) -> str:
+    stem, _, extension = name.rpartition(".")
+    return stem if stem and extension.lower() in IMAGE_EXTENSIONS else name
