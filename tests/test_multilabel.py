@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle  # noqa: TID251
+import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ from multimix_pipe import (
 from multimix_pipe.cli import main
 from multimix_pipe.mixing import reference
 from multimix_pipe.shards.index import scan
+from multimix_pipe.shards.index.problems import LABEL_NOT_INT
+from multimix_pipe.shards.index.sets import translate_sets
 from multimix_pipe.training.evaluation import evaluate
 
 C = 5
@@ -207,6 +211,37 @@ def test_there_may_be_more_sets_of_labels_than_notes(tmp_path: Path, monkeypatch
     path = shard(tmp_path, "cls", "0 1", "0 2", "0 3", "0 4", "1 2")
     assert index_of(path, multilabel=True, num_classes=C).labels(np.arange(5)).tolist()[-2:] == [hot(0, 4), hot(1, 2)]
     assert index_of(path).note.tolist() == [0, 1, -1, -1, -1]
+
+
+def test_bad_samples_have_a_row_of_zeros_and_only_their_texts_are_kept(tmp_path: Path) -> None:
+    path = shard(tmp_path, "cls", "3 3", "0 4", "", "ant", "0 4")
+    index = index_of(path, multilabel=True, num_classes=C)
+    assert index.labels(np.arange(5)).tolist() == [hot(), hot(0, 4), hot(), hot(), hot(0, 4)]
+    assert index.label[1] == index.label[4]
+    assert len(index.notes) == 2
+    assert index.reason(0).endswith("found '3 3': a class is repeated")
+    assert index.reason(3).endswith("found 'ant': 'ant' is neither a class id nor a known class name")
+
+
+def test_different_sets_take_little_memory(tmp_path: Path) -> None:
+    samples, labels = 3000, 20
+    one = index_of(shard(tmp_path, "cls", "0 1"))
+    texts = [" ".join(str(10 * j + i // 10 ** (j % 4) % 10) for j in range(labels)) for i in range(samples)]
+    many = replace(
+        one,
+        offset=np.zeros(samples, np.int64),
+        problem=np.full(samples, LABEL_NOT_INT, np.uint8),
+        note=np.arange(samples, dtype=np.int32),
+        notes=tuple(texts),
+    )
+    tracemalloc.start()
+    try:
+        sets = translate_sets(many, False, 10 * labels, None, 0).sets
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sets[samples - 1] == [int(word) for word in texts[-1].split()]
+    assert peak < 30 * samples * labels  # bytes; the int of a Python list takes 36
 
 
 @pytest.mark.parametrize("text", [b"[4,0 ", b"[[4]]", b"{}   ", b"NaN  ", b"1e999"])

@@ -86,20 +86,25 @@ class Index:
     """(N,) position in `notes` of what was found, or -1; None if there are no notes."""
 
     sets: LabelSets | None = None
-    """The different sets of labels if samples may have several; None otherwise."""
+    """The sets of labels if samples may have several; None otherwise."""
 
     def __len__(self) -> int:
         return len(self.offset)
 
     def labels(self, sample_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:
-        """Return the class ids (B,) int64 of samples, or rows (B, num_classes) float32 of 0 and 1 if they may have several."""
+        """Return the class ids (B,) int64 of samples, or rows (B, num_classes) float32 of 0 and 1 if they may have several.
+
+        A sample without a valid label has -1, or a row of 0.
+        """
         found = self.label[sample_ids]
         return found if self.sets is None else self.sets.rows(found)
 
     @property
     def class_ids(self) -> npt.NDArray[np.int64]:
         """The class ids that samples have, in ascending order."""
-        return np.unique(self.label[self.label >= 0] if self.sets is None else self.sets.ids)
+        if self.sets is not None:
+            return np.flatnonzero(np.bincount(self.sets.ids))
+        return np.unique(self.label[self.label >= 0])
 
     def class_counts(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Return how many usable samples have each class: (num_classes,), or longer if there are larger ids."""
@@ -220,13 +225,13 @@ def open_index(
             tables.update(_build_folder(folder, list(group), spec, cache_dir, workers, rebuild, bar))
     found = [table for table in tables.values() if table is not None]
     index = _join(shards, found)
-    if not multilabel and (index.note is not None or label_offset or spec == "folder"):
-        if spec == "folder" and names is None and index.note is not None:
-            names = tuple(sorted({index.notes[i] for i in np.unique(index.note[index.problem == LABEL_NOT_INT])}))
-        index = _translate(index, _ids_of(ids, names), label_offset)
     if multilabel:
         width = len(names) if num_classes is None and names is not None else num_classes
         index = translate_sets(index, spec.startswith(SEVERAL + "json:"), width, _ids_of(ids, names), label_offset)
+    elif index.note is not None or label_offset or spec == "folder":
+        if spec == "folder" and names is None and index.note is not None:
+            names = tuple(sorted({index.notes[i] for i in np.unique(index.note[index.problem == LABEL_NOT_INT])}))
+        index = _translate(index, _ids_of(ids, names), label_offset)
     samples = (len(table.rows) for table in found)
     index = replace(index, classes=names, damage=index.damage + tuple(incomplete(source, shards, samples)))
     if index.damage and not (keep_damaged and len(index)):

@@ -76,18 +76,21 @@ def _parse_text(text: bytes) -> Parsed:
 
 
 def _parse_json(text: bytes, key: str) -> Parsed:
+    value, problem = _field(text, key)
+    if problem != FINE or type(value) is not int:
+        return -1, problem or LABEL_NOT_INT
+    return _in_range(value)
+
+
+def _field(text: bytes, key: str) -> tuple[object, int]:
+    """Return what a .json member has at `key`, and the problem if that is missing."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
-        return -1, BAD_JSON
+        return None, BAD_JSON
     if not isinstance(fields, dict):
-        return -1, BAD_JSON
-    if key not in fields:
-        return -1, NO_LABEL
-    value = fields[key]
-    if isinstance(value, bool) or not isinstance(value, int):
-        return -1, LABEL_NOT_INT
-    return _in_range(value)
+        return None, BAD_JSON
+    return (fields[key], FINE) if key in fields else (None, NO_LABEL)
 
 
 def _parse_several(text: bytes) -> Parsed:
@@ -95,12 +98,9 @@ def _parse_several(text: bytes) -> Parsed:
 
 
 def _parse_several_json(text: bytes, key: str) -> Parsed:
-    _, problem = _parse_json(text, key)
-    if problem not in (FINE, LABEL_RANGE, LABEL_NOT_INT):
-        return -1, problem
-    value = json.loads(text)[key]
+    value, problem = _field(text, key)
     nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(i, (dict, list)) for i in value))
-    return -1, BAD_LABELS if nested else LABEL_NOT_INT
+    return -1, problem or (BAD_LABELS if nested else LABEL_NOT_INT)
 
 
 def _note_of_several(label: str, text: bytes) -> str:
