@@ -21,7 +21,7 @@ from helpers.images import plain_image
 from helpers.tars import index_of, plain_members, resealed, write_tar
 from multimix_pipe.errors import ConfigError, MultiMixError, ShardError
 from multimix_pipe.shards import PROBLEMS, Index
-from multimix_pipe.shards.index.store import load_table, save_table
+from multimix_pipe.shards.index.store import cache_folder, load_table, save_table
 
 
 def image_bytes(index: Index, i: int) -> bytes:
@@ -386,6 +386,22 @@ def test_a_damaged_index_is_noticed_and_built_again(
     assert_holds(index_of(path), members)
     assert caplog.text.count("is damaged") == 1
     assert file.read_bytes() == good
+
+
+def test_a_stale_index_is_no_warning_even_beside_a_damaged_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tar(tmp_path / "x.tar", plain_members(3))
+    index_of(path)
+    place = cache_folder(tmp_path, tmp_path / "cache")
+    place.mkdir(parents=True)
+    (tmp_path / "x.tar.index").rename(place / "x.tar.index")
+    (tmp_path / "x.tar.index").write_bytes(b"damaged")
+    os.utime(path, (0, 0))
+    caplog.set_level(logging.INFO)
+    assert load_table(path, "cls", tmp_path / "cache") is None
+    found = [(record.levelname, "is damaged" in record.message) for record in caplog.records]
+    assert found == [("WARNING", True), ("INFO", False)]
 
 
 @pytest.mark.parametrize(

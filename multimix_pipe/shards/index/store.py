@@ -123,7 +123,7 @@ def load_table(
     shard: Path, label: str, cache_dir: str | os.PathLike[str] | None, *, again: bool = False
 ) -> Table | None:
     """Load the index of `shard`; None if none matches the shard. Others are logged, unless it is asked `again`."""
-    level = logging.DEBUG if again else logging.INFO
+    stale, damaged = (logging.DEBUG, logging.DEBUG) if again else (logging.INFO, logging.WARNING)
     try:
         stat = os.stat(shard)
     except OSError as error:
@@ -134,12 +134,11 @@ def load_table(
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            level = logging.DEBUG if again else logging.WARNING
-            log.log(level, "the index %s is damaged (%s: %s) and will be rebuilt", path, type(error).__name__, error)
+            log.log(damaged, "the index %s is damaged (%s: %s) and will be rebuilt", path, type(error).__name__, error)
             continue
         if (table.shard_size, table.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return table
-        log.log(level, "the index %s does not match its shard and will be rebuilt", path)
+        log.log(stale, "the index %s does not match its shard and will be rebuilt", path)
     return None
 
 
