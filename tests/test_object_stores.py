@@ -61,6 +61,23 @@ def test_the_class_names_of_a_store_come_with_its_shards(store: Any, tmp_path: P
         assert sorted(label for batch in loader for label in batch.labels.tolist()) == list(range(24))
 
 
+def test_class_names_that_a_store_does_not_give_are_left_out_with_a_warning(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(self: Any, path: str) -> bytes:
+        raise PermissionError("forbidden: s3://b?X-Signature=5ecret")
+
+    store.rm("/bucket/train/classes.json")
+    assert len(list_shards("memory://bucket/train", tmp_path / "none", progress=False)) == 12
+    assert not caplog.text
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refused)
+    assert len(list_shards("memory://bucket/train", tmp_path / "refused", progress=False)) == 12
+    assert (
+        "bucket/train/classes.json cannot be read and is left out: PermissionError: forbidden: s3://b?..."
+        in caplog.text
+    )
+
+
 def test_what_is_cached_is_not_asked_for(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://bucket/train/train-{000000..000003}.tar"
     shards = list_shards(url, tmp_path, progress=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import posixpath
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from multimix_pipe.errors import ConfigError, ShardError, redacted
+
+log = logging.getLogger(__name__)
 
 
 class _Transferred(fsspec.Callback):  # type: ignore[misc]  # untyped
@@ -50,11 +52,17 @@ def get(url: str, target: Path, advance: Callable[[int], None]) -> int:
 
 
 def read_if_there(url: str) -> bytes | None:
-    """Return the bytes of a small object; None if it cannot be read: some stores refuse what others lack."""
+    """Return the bytes of a small object; None if there is none, or, with a warning, if it cannot be read."""
     store, path = _opened(url)
-    with suppress(Exception):  # each store has errors of its own
+    try:
         return bytes(store.cat_file(path))
-    return None
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # each store has errors of its own, and some refuse to say that an object is not there
+        log.warning(
+            "%s cannot be read and is left out: %s: %s", redacted(url), type(error).__name__, redacted(str(error))
+        )
+        return None
 
 
 def _opened(url: str) -> tuple[Any, str]:
