@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
@@ -19,19 +18,8 @@ Entries = dict[str, tuple[str, ...]]
 """The classes, or their ids, by the image's path as it is written, with or without folders and extension."""
 
 
-Parts = tuple[str, ...]
-
-
-class Several(NamedTuple):
-    """What a file says of images."""
-
-    entries: Entries
-    columns: tuple[str, ...] | None
-    """The names of the classes, if the file has a column for each."""
-
-
-def read_several(path: Path, classes: Sequence[str] | None) -> Several:
-    """Return the classes of images in a file.
+def read_several(path: Path, classes: Sequence[str] | None) -> tuple[Entries, tuple[str, ...] | None]:
+    """Return the classes of images in a file, and the names of all classes if it has a column for each.
 
         JSON         {"a.jpg": ["cat", "dog"], "b.jpg": [], ...}
         CSV          a header, and a column of 0 and 1 for each class; or two columns, the name and the classes, separated by ;
@@ -43,14 +31,14 @@ def read_several(path: Path, classes: Sequence[str] | None) -> Several:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".json":
-            found = Several(_from_json(json.loads(text)), None)
+            entries, columns = _from_json(json.loads(text)), None
         else:
-            found = _from_rows(text.splitlines(), path.suffix == ".csv", classes or ())
+            entries, columns = _from_rows(text.splitlines(), path.suffix == ".csv", classes or ())
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"labels must name a file of image names and their classes; {path}: {error}") from error
-    if not found.entries:
+    if not entries:
         raise ConfigError(f"labels must name a file of image names and their classes; found none in {path}")
-    return found
+    return entries, columns
 
 
 def _from_json(found: object) -> Entries:
@@ -67,15 +55,17 @@ def _from_json(found: object) -> Entries:
     return entries
 
 
-def _from_rows(lines: Sequence[str], commas: bool, classes: Container[str]) -> Several:
+def _from_rows(lines: Sequence[str], commas: bool, classes: Container[str]) -> tuple[Entries, tuple[str, ...] | None]:
     rows = list(csv.reader(lines)) if commas else [line.split(None, 1) for line in lines]
     rows = [[cell.strip() for cell in row] for row in rows if row]
-    columns = len(rows) > 1 and len(rows[0]) > 2 and all(cell.lower() in _CELLS for cell in rows[1][1:])
-    return _from_columns(rows) if columns else Several(_from_lines(rows, classes), None)
+    if len(rows) > 1 and len(rows[0]) > 2 and all(cell.lower() in _CELLS for cell in rows[1][1:]):
+        names = tuple(rows[0][1:])
+        return _from_columns(rows, names), names
+    return _from_lines(rows, classes), None
 
 
-def _from_columns(rows: Sequence[Sequence[str]]) -> Several:
-    names, entries = tuple(rows[0][1:]), {}
+def _from_columns(rows: Sequence[Sequence[str]], names: Sequence[str]) -> Entries:
+    entries: Entries = {}
     for line, row in enumerate(rows[1:], 2):
         wrong = next((cell for cell in row[1:] if cell.lower() not in _CELLS), None)
         if wrong is not None or len(row) != len(names) + 1:
@@ -86,7 +76,7 @@ def _from_columns(rows: Sequence[Sequence[str]]) -> Several:
         if row[0] in entries:
             raise ValueError(f"row {line}: {row[0]!r} is repeated")
         entries[row[0]] = tuple(name for name, cell in zip(names, row[1:], strict=True) if _CELLS[cell.lower()])
-    return Several(entries, names)
+    return entries
 
 
 def _from_lines(rows: Iterable[Sequence[str]], classes: Container[str]) -> Entries:
@@ -117,47 +107,49 @@ def match(entries: Entries, paths: Iterable[str]) -> Entries:
     If no entry fits so, the first folders of all entries are ignored, as in `/data/images/cat/1.jpg`. Raises ConfigError if an
     entry could mean several images, or two entries the same one.
     """
-    written = {name: _parts(name) for name in entries}
-    ordered = sorted(paths)
-    for ignored in range(max(map(len, written.values()), default=0)):
-        names: dict[Parts, str] = {}
-        for name, parts in written.items():
-            if len(parts) > ignored and names.setdefault(parts[ignored:], name) != name:
-                raise ConfigError(
-                    f"labels must have one entry for each image; found {names[parts[ignored:]]!r} and {name!r}"
-                )
+    ordered = sorted(paths, key=lambda path: (_plain(path).count("/"), path))
+    named = [(_plain(name), name) for name in entries]
+    while named:
+        names: dict[str, str] = {}
+        for key, name in named:
+            if names.setdefault(key, name) != name:
+                raise ConfigError(f"labels must have one entry for each image; found {names[key]!r} and {name!r}")
         if found := _matched(names, ordered):
             return {path: entries[name] for path, name in found.items()}
+        named = [(key.partition("/")[2], name) for key, name in named if "/" in key]
     return {}
 
 
-def _matched(names: dict[Parts, str], paths: Sequence[str]) -> dict[str, str]:
-    """Return the name of each path that has one. Whole paths come first, then parts of them from the longest on."""
+def _matched(names: dict[str, str], paths: Iterable[str]) -> dict[str, str]:
+    """Return the name of each path that has one. Paths come in order of their folders: a whole path before a part of one."""
     found: dict[str, str] = {}
-    owner: dict[Parts, tuple[str, bool]] = {}
-    for whole in (True, False):
-        for path in paths:
-            parts = _parts(path)
-            tails = [parts] if whole else [parts[i:] for i in range(1, len(parts))]
-            keys = (key for tail in tails for key in (tail, (*tail[:-1], _stem(tail[-1]))) if key in names)
-            key = next(keys, None)
-            if path in found or key is None:
-                continue
-            other, exact = owner.setdefault(key, (path, whole))
-            if other == path:
-                found[path] = names[key]
-            elif exact == whole:
-                raise ConfigError(
-                    f"labels must name each image; found {names[key]!r}, which could be {other} or {path}. Write the folder, or "
-                    "the extension, too"
-                )
+    owner: dict[str, tuple[str, bool]] = {}
+    for path in paths:
+        key = next((end for end in _ends(path) if end in names), None)
+        if key is None:
+            continue
+        whole = _plain(path).count("/") == key.count("/")
+        other, other_whole = owner.setdefault(key, (path, whole))
+        if other == path:
+            found[path] = names[key]
+        elif other_whole == whole:
+            raise ConfigError(
+                f"labels must name each image; found {names[key]!r}, which could be {other} or {path}. Write the folder, or "
+                "the extension, too"
+            )
     return found
 
 
-def _parts(path: str) -> Parts:
-    return tuple(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
+def _plain(path: str) -> str:
+    return "/".join(part for part in path.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _stem(name: str) -> str:
-    stem, _, extension = name.rpartition(".")
-    return stem if stem and extension.lower() in IMAGE_EXTENSIONS else name
+def _ends(path: str) -> Iterator[str]:
+    """Yield a path, then parts of it from the longest on, each with and without the extension of an image."""
+    end = _plain(path)
+    while end:
+        yield end
+        stem, _, extension = end.rpartition(".")
+        if extension.lower() in IMAGE_EXTENSIONS:
+            yield stem
+        end = end.partition("/")[2]
