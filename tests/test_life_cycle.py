@@ -25,6 +25,7 @@ from helpers.batches import Open, all_same
 from helpers.processes import start
 from helpers.samples import CLASSES, TINY
 from multimix_pipe import Batch, ConfigError, Loader, MultiMixError, ShardError, TrainTransform, open_loader
+from multimix_pipe.loader import epoch
 from multimix_pipe.loader.backend import make_executor
 from multimix_pipe.shards.index import open_index
 from multimix_pipe.shards.reader import ShardReader
@@ -535,6 +536,20 @@ begun.wait()
 time.sleep(0.1)
 """
     assert script.run(text) == (0, "", "")
+
+
+def test_daemon_threads_that_do_something_else_hold_up_the_exit_once_not_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait, daemon=True) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    monkeypatch.setattr(epoch, "_alive", set())
+    monkeypatch.setattr(epoch, "_exiting", threading.Event())
+    monkeypatch.setattr(epoch, "_parked", {thread: threading.Event() for thread in threads})
+    began = time.monotonic()
+    epoch._close_all()
+    assert time.monotonic() - began < 4
+    done.set()
 
 
 def test_a_thread_that_iterates_when_the_main_thread_has_ended_is_told_so(script: Script) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import concurrent.futures.thread  # noqa: F401  (registers its exit handler before ours: see the call below)
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import NoReturn, Protocol
@@ -25,6 +26,7 @@ _alive: weakref.WeakSet[Closeable] = weakref.WeakSet()
 _exiting = threading.Event()
 _parked: weakref.WeakKeyDictionary[threading.Thread, threading.Event] = weakref.WeakKeyDictionary()
 """For each thread that has begun an epoch: whether it waits in `_refuse_at_exit`."""
+_PATIENCE = 0.5  # seconds, for all of them together: some may never ask for another batch
 
 
 class Epoch(Iterator[Batch]):
@@ -102,9 +104,10 @@ def _close_all() -> None:
     for loader in list(_alive):
         loader.close()
     # a daemon thread that the interpreter ends while torch frees its last batch would abort the process
+    deadline = time.monotonic() + _PATIENCE
     for thread, parked in list(_parked.items()):
         if thread.daemon and thread.is_alive():
-            parked.wait(timeout=0.5)
+            parked.wait(timeout=max(0.0, deadline - time.monotonic()))
 
 
 # `atexit` would be too late: threads are joined before it runs. These handlers run before that, the last registered one first;
