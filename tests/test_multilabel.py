@@ -223,6 +223,16 @@ def test_bad_samples_have_a_row_of_zeros_and_only_their_texts_are_kept(tmp_path:
     assert index.reason(3).endswith("found 'ant': 'ant' is neither a class id nor a known class name")
 
 
+@pytest.mark.parametrize("label", ["cls", "json:y"])
+def test_labels_without_an_image_are_a_bad_sample(tmp_path: Path, label: str) -> None:
+    extension, text = ("cls", b"0 1") if label == "cls" else ("json", b'{"y": [0, 1]}')
+    write_tar(tmp_path / "x.tar", [("0.jpg", IMAGE), (f"0.{extension}", text), (f"1.{extension}", text)])
+    index = index_of(tmp_path / "x.tar", label=label, multilabel=True, num_classes=C)
+    assert [index.reason(i) for i in np.flatnonzero(index.problem)] == [
+        f"there is no image; found the members .{extension}"
+    ]
+
+
 def test_different_sets_take_little_memory(tmp_path: Path) -> None:
     samples, labels = 3000, 20
     one = index_of(shard(tmp_path, "cls", "0 1"))

@@ -20,6 +20,7 @@ from multimix_pipe.shards.index.problems import (
     BAD_HEADER,
     DUPLICATE,
     FINE,
+    LABEL_NOT_INT,
     MAX_NOTES,
     NO_IMAGE,
     NO_LABEL,
@@ -253,7 +254,8 @@ class _Scan:
         else:
             labelled[columns[np.array([kind == self._label_extension for kind in kinds])[columns[:, 1]], 0]] = True
             # a .cls member is a label even if it is invalid; a .json or .txt member may be anything
-            has_label = problem == FINE if self._label_extension != "cls" else problem != NO_LABEL
+            valid = LABEL_NOT_INT if self._label.startswith(SEVERAL + "json:") else FINE
+            has_label = problem == valid if self._label_extension != "cls" else problem != NO_LABEL
             shows |= has_label
         found = self._members_of(columns, np.flatnonzero(without & shows & labelled))
         return {sample: _members_note(extensions) for sample, extensions in found.items()}
