@@ -126,17 +126,19 @@ class Batch:
             yield self._pairs(slice(part * pairs // parts, (part + 1) * pairs // parts), k)
 
     def _pairs(self, pairs: slice, k: int) -> Batch:
-        rows = slice(pairs.start * k, pairs.stop * k)
-        if isinstance(self.targets, Tensor):
-            targets: Tensor | PairTargets = self.targets[rows]
+        rows, labels = slice(pairs.start * k, pairs.stop * k), self.labels[pairs]
+        if self.targets is self.labels:
+            targets: Tensor | PairTargets = labels
+        elif isinstance(self.targets, Tensor):
+            targets = self.targets[rows]
         else:
-            labels, partner_labels, lam = self.targets
-            targets = (labels[pairs], partner_labels[pairs], lam[pairs])
+            own, other, lam = self.targets
+            targets = own[pairs], other[pairs], lam[pairs]
         share = (pairs.stop - pairs.start) / len(self.plan)
         return Batch(
             self.images[rows],
             targets,
-            self.labels[pairs],
+            labels,
             self.plan.rows(pairs),
             self._keys[pairs],
             self.chunk_weight * share,

@@ -544,6 +544,8 @@ def test_methods_at_the_model_refuse_mixed_batches_and_models_of_other_classes(o
             method(model)(mixed)
         with pytest.raises(ConfigError, match="labels must be rows of the model's 4 outputs; found 5 classes"):
             method(smaller)(plain)
+        with pytest.raises(ConfigError, match="found a chunk"):
+            method(model)(next(plain.chunks(2)))
 
 
 # commands
