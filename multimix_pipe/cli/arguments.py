@@ -26,7 +26,7 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shards(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that choose the data: SHARDS, --label and --cache-dir."""
+    """Add the arguments that choose the data: SHARDS, where their labels are, and --cache-dir."""
     parser.add_argument("source", metavar="SHARDS", nargs="+", help="path, glob, brace pattern, folder or URL")
     parser.add_argument(
         "--label",
@@ -67,13 +67,9 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def data_command(args: argparse.Namespace, **changes: Any) -> str:
     """Return what `add_shards` parsed as words of a command line, with options where they are not the defaults."""
-    given = {
-        "label": args.label,
-        "classes": args.classes,
-        "label-offset": args.label_offset,
-        "cache-dir": args.cache_dir,
-    }
-    default = {"label": "cls", "classes": None, "label-offset": 0, "cache-dir": None}
-    options = [[f"--{name}", str(value)] for name, value in {**given, **changes}.items() if value != default[name]]
-    flags = ["--multilabel"] * args.multilabel
-    return redacted(shlex.join([*sum(options, [*args.source]), *flags]))
+    words = [*args.source]
+    for name, default in {"label": "cls", "classes": None, "label_offset": 0, "cache_dir": None}.items():
+        value = changes.get(name, getattr(args, name))
+        if value != default:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return redacted(shlex.join([*words, *["--multilabel"] * args.multilabel]))
