@@ -170,7 +170,7 @@ def test_swapped_arguments_are_noticed_in_training() -> None:
         (torch.zeros(8, C + 1), r"found \(8, 8\).*num_classes"),
         (
             torch.zeros(4, dtype=torch.int64),
-            r"int64 of shape \(8,\).*found torch.int64 of shape \(4,\). Of a .*pass batch.targets",
+            r"int64 of shape \(8,\).*found torch.int64 of shape \(4,\). For a mixed batch, pass batch.targets",
         ),
         (torch.zeros(5, dtype=torch.int64), r"found torch.int64 of shape \(5,\)$"),
         (torch.zeros(8, dtype=torch.int32), r"class ids must be int64.*found torch.int32"),

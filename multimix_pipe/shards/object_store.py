@@ -45,7 +45,7 @@ def expand(names: Sequence[str]) -> list[str]:
 
 
 def get(url: str, target: Path, advance: Callable[[int], None]) -> int:
-    """Copy the object at `url` to `target` and return its size by the store; `advance(n)` is called for each n bytes."""
+    """Copy the object at `url` to `target` and return the size that the store states; calls `advance(n)` after n more bytes."""
     store, path = _opened(url)
     store.get_file(path, str(target), callback=_Transferred(advance))
     return int(store.size(path))

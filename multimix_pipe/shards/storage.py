@@ -147,7 +147,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def _get(url: str, target: Path, advance: Advance) -> int | None:
-    """Copy what a server sends to `target`; return its length by the server, None if it does not say."""
+    """Copy what a server sends to `target`; return the length that the server states, or None."""
     with urllib.request.urlopen(_request(url), timeout=_TIMEOUT) as response, open(target, "wb") as file:
         length: int | None = response.length  # Content-Length; None if missing or invalid
         while chunk := response.read(_CHUNK):

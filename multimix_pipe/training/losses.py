@@ -37,7 +37,7 @@ class MultiMixLoss(nn.Module):
 
     The loss of 16-bit logits is computed in float32. The loss applies the smoothing: pass targets without smoothing.
 
-    With multilabel=True, for loaders with that, it is the binary cross-entropy of each class, p = sigmoid(logit):
+    With multilabel=True, for loaders opened so, it is the binary cross-entropy, with p = sigmoid(logit) for each class:
 
         "none"   loss_i = sum_c w_c * (-s_ic * log p_ic - (1 - s_ic) * log(1 - p_ic)) / sum_c w_c,   s = (1 - e) * t + e / 2
         "sum"    sum_i loss_i
@@ -60,7 +60,10 @@ class MultiMixLoss(nn.Module):
         reduction: Reduction = "mean",
         multilabel: bool = False,
     ) -> None:
-        """`weight`: (C,) floating point, finite and >= 0. `label_smoothing`: in [0, 1]. `multilabel`: whether it is binary."""
+        """`weight`: (C,) floating point, finite and >= 0. `label_smoothing`: in [0, 1].
+
+        `multilabel`: whether samples may have several labels.
+        """
         super().__init__()
         check_number("label_smoothing", label_smoothing, 0.0, 1.0)
         check_choice("reduction", reduction, get_args(Reduction))

@@ -73,9 +73,8 @@ class PuzzleMix:
     """Mixes plain batches by masks that keep the salient blocks of both images.
 
     The saliency of a pixel is the norm over the channels of the gradient of the loss, which is the binary cross-entropy if the
-    loader has multilabel=True. One backward pass of the plain batch serves all
-    K members. With s and s' the saliency of the blocks of x and x', each summing to 1, member k shows x in the blocks Z that
-    minimise
+    loader has multilabel=True. One backward pass of the plain batch serves all K members. With s and s' the saliency of the
+    blocks of x and x', each summing to 1, member k shows x in the blocks Z that minimise
 
         sum_{i in Z} s'_i + sum_{i not in Z} s_i - eta/n^2 * sum_i log(lam_k if i in Z else 1 - lam_k) + sum_{i, j} w_ij [cut]
 

@@ -97,7 +97,7 @@ def target_form(logits: Tensor, targets: MixedTargets) -> Form:
         raise ConfigError(
             f"class ids must be int64 of shape ({logits.shape[0]},), one per row of the logits; "
             f"found {targets.dtype} of shape {tuple(targets.shape)}"
-            + (". Of a mixed batch pass batch.targets; batch.labels are those of its pairs" if fewer else "")
+            + (". For a mixed batch, pass batch.targets; batch.labels has one label for each pair" if fewer else "")
         )
     return "ids"
 

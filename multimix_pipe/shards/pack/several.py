@@ -104,7 +104,7 @@ def _split(text: str, classes: Container[str]) -> list[str]:
 def match(entries: Entries, paths: Iterable[str]) -> Entries:
     """Return the entries by the path of their image, which may have more folders before it than the entry.
 
-    If no entry fits so, the first folders of all entries are ignored, as in `/data/images/cat/1.jpg`. Raises ConfigError if an
+    If no entry matches, the first folders of all entries are ignored, as in `/data/images/cat/1.jpg`. Raises ConfigError if an
     entry could mean several images, or two entries the same one.
     """
     ordered = sorted(paths, key=lambda path: (_plain(path).count("/"), path))
