@@ -57,13 +57,11 @@ def _is_http(url: str) -> bool:
 
 
 def _target(url: str, cache_dir: Path) -> Path:
-    path = urlsplit(url).path if _is_http(url) else url
+    name = PurePosixPath(unquote(urlsplit(url).path if _is_http(url) else url)).name or "shard.tar"
     # the base name is kept for messages, the folder keeps files of the same name from different places apart. A store's folder
     # is one here too; a server's is not, as what follows `?` may say which file it is
     place = url if _is_http(url) else url.rpartition("/")[0]
-    return (
-        cache_dir / hashlib.sha256(place.encode()).hexdigest()[:16] / (PurePosixPath(unquote(path)).name or "shard.tar")
-    )
+    return cache_dir / hashlib.sha256(place.encode()).hexdigest()[:16] / name
 
 
 def _fetch_classes(missing: dict[Path, str]) -> None:
@@ -99,7 +97,7 @@ def _fetch_all(missing: dict[Path, str], bar: Progress) -> None:
 
 def _fetch(url: str, target: Path, advance: Advance) -> None:
     partial = target.with_name(target.name + ".part")
-    with _explained(_failed(url, target)):
+    with _explained(f"{redacted(url)} cannot be downloaded to {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target.with_name(f".{target.name}.lock"), "ab") as lock:
             while not _locked(lock.fileno()):  # another process downloads it
@@ -123,10 +121,6 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _failed(url: str, target: Path) -> str:
-    return f"{redacted(url)} cannot be downloaded to {target}"
 
 
 @contextmanager
