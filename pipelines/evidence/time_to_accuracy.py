@@ -7,7 +7,7 @@ are enlarged to photos of --side x --side pixels with grain, as grain is what ma
 into a temporary folder. One thread decodes, crops and resizes them; the main thread trains the study's small network on 16x16
 pixels. All arms see the same images in the same order, and decode each once per epoch.
 
-The learning rate is constant after a warm-up, and what is evaluated is the average of the latest weights, so a run needs no length
+The learning rate is constant after a warm-up, and the average of the latest weights is evaluated. So a run needs no length
 that is chosen in advance: where its accuracy first reaches a target, between two evaluations, is where it could have stopped. It
 writes time_to_accuracy.json, which it continues if it was stopped, and time_to_accuracy.png (needs matplotlib).
 
