@@ -19,7 +19,7 @@ help:
 	@echo "make types   mypy"
 	@echo "make docs    the documentation, into build/docs"
 	@echo "make bench   the benchmarks of bench/"
-	@echo "make evidence  the studies of pipelines/evidence on a CPU, into build/evidence; SHARDS=FOLDER: on your images"
+	@echo "make evidence  all studies of pipelines/evidence on a CPU, many hours, into build/evidence; DATA=FOLDER: on your images"
 	@echo "make format  let ruff repair what it can"
 	@echo "make clean   remove .venv, caches and the demo's output"
 	@echo "PYTHON=python3.12 make ... chooses the interpreter for .venv (3.10 or newer)"
@@ -52,10 +52,28 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python bench/run.py
 
+# DATA is a folder with shards in train/ and test/ (CIFAR-10), as multimix-pipe pack writes; without it, images are generated. What a
+# script has finished in build/evidence, it does not do again.
+EVIDENCE := build/evidence
+STUDIES := pipelines/evidence
 evidence: $(STAMP)
-	$(BIN)/python pipelines/evidence/gradient_variance.py $(SHARDS) --out build/evidence
-	$(BIN)/python pipelines/evidence/two_moons.py --data moons --out build/evidence
-	$(BIN)/python pipelines/evidence/two_moons.py --data spirals --out build/evidence
+	$(BIN)/python $(STUDIES)/gradient_variance.py $(DATA:%=%/train) --out $(EVIDENCE)
+	$(BIN)/python $(STUDIES)/gradient_variance.py $(DATA:%=%/train) --alpha 0.2 --out $(EVIDENCE)/alpha0.2
+	$(BIN)/python $(STUDIES)/gradient_variance.py $(DATA:%=%/train) --crops --ks 1 2 5 --out $(EVIDENCE)/crops
+	for data in moons spirals; do for alpha in 1 0.2; do \
+	  $(BIN)/python $(STUDIES)/two_moons.py --data $$data --alpha $$alpha --out $(EVIDENCE) || exit; done; done
+	$(BIN)/python $(STUDIES)/time_to_accuracy.py $(DATA:%=%/train) --out $(EVIDENCE)
+	$(BIN)/python -m pip install --disable-pip-version-check -q scikit-learn
+	test -d $(EVIDENCE)/digits-shards || { $(BIN)/python $(STUDIES)/digits.py $(EVIDENCE)/digits && \
+	  $(BIN)/multimix-pipe pack $(EVIDENCE)/digits $(EVIDENCE)/digits-shards; }
+	$(BIN)/python $(STUDIES)/study.py --size digits --data $(EVIDENCE)/digits-shards --out $(EVIDENCE)/study-digits
+	$(BIN)/python $(STUDIES)/study.py --size digits --report --out $(EVIDENCE)/study-digits
+ifdef DATA
+	$(BIN)/python $(STUDIES)/study.py --data $(DATA) --out $(EVIDENCE)/study-small
+	$(BIN)/python $(STUDIES)/study.py --report --out $(EVIDENCE)/study-small
+else
+	@echo "left out: the study on photos, which needs 10,120 training images; run make evidence DATA=FOLDER"
+endif
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

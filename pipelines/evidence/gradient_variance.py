@@ -199,6 +199,10 @@ class Spread:
         self.pairs: Float = self.total - self.weights
         """tr Var(E[G | P]): the part of the pairs."""
 
+    def averaged(self, k: int) -> Float:
+        """Return the variance of the mean of k gradients of the same pairs with independent draws."""
+        return self.pairs + self.weights / k
+
     @classmethod
     def of(cls, sets: Iterator[Float] | list[Float], counts: Float) -> Spread:
         """sets: for each set the gradients (D, P) under its draws of weights."""
@@ -282,7 +286,7 @@ def measure(
     for arm in every:
         spread, predicted = spreads[arm.name], parts.predict(arm, args.pairs)
         if anew is not None and arm.name == f"K={arm.k} crops each":
-            predicted = anew.pairs + anew.weights / arm.k
+            predicted = anew.averaged(arm.k)
         at = measured[arm.name] = {
             "relative": interval(spread.total / spread.mean_square),
             "total": interval(spread.total / one.total),
