@@ -9,7 +9,8 @@ pixels. All arms see the same images in the same order, and decode each once per
 
 The learning rate is constant after a warm-up, and the average of the latest weights is evaluated. So a run needs no length
 that is chosen in advance: where its accuracy first reaches a target, between two evaluations, is where it could have stopped. It
-writes time_to_accuracy.json, which it continues if it was stopped, and time_to_accuracy.png (needs matplotlib).
+writes time_to_accuracy.json, which it continues if it was stopped, tables to time_to_accuracy.md and time_to_accuracy.png (needs
+matplotlib).
 
 Seconds of CPU time are counted for the main thread, without evaluations, and for all other threads of the process, which read,
 decode, crop, resize and mix. On a quiet machine the larger of the two is about the time that passes.
@@ -32,6 +33,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from evidence import Results, checksum, one_line_errors, read_images
 from multimix_pipe import Batch, EvalTransform, MultiMix, MultiMixLoss, TrainTransform, open_loader
 from multimix_pipe.shards.pack import pack
+from study_report import markdown
 from study_run import Arm, small_net
 
 K = 5
@@ -172,27 +174,31 @@ def reach(curve: Curve, target: float) -> dict[str, float] | None:
     return {name: float(column[after] + share * (column[after + 1] - column[after])) for name, column in values.items()}
 
 
-def print_tables(parts: dict[str, Any], targets: list[float], seeds: list[int]) -> None:
-    """Print for each target what each arm needs, as means over the seeds, and relative to mixup at each seed."""
+def tables(parts: dict[str, Any], targets: list[float], seeds: list[int]) -> str:
+    """Return for each target what each arm needs, as means over the seeds, and relative to mixup at each seed; in Markdown."""
     shown = ("decoded", "updates", "rows", "loader_cpu", "training_cpu", "seconds")
     head = ["seeds", "decoded images", "updates", "rows", "CPU s, loader", "CPU s, training", "seconds"]
-    head += ["decoded images / mixup's", "CPU s of the busier side / mixup's"]
+    head += ["decoded images, of mixup's", "CPU s of the busier side, of mixup's"]
     runs = {arm: [parts[f"{arm}, seed {seed}"] for seed in seeds] for arm in ARMS}
+    found = []
     for target in targets:
-        print(f"\n| {target:.0%} accuracy | " + " | ".join(head) + " |\n|---|" + "---|" * len(head))
+        rows = []
         base = [reach(curve, target) for curve in runs["mixup"]]
         for arm, curves in runs.items():
-            found = [reach(curve, target) for curve in curves]
-            there = [at for at in found if at is not None]
-            means = [f"{np.mean([at[name] for at in there]):,.0f}" if there else "never" for name in shown]
-            pairs = [(at, other) for at, other in zip(found, base, strict=True) if at and other]
-            images = ", ".join(f"{at['decoded'] / other['decoded']:.2f}" for at, other in pairs)
-            busier = ", ".join(f"{bottleneck(at) / bottleneck(other):.2f}" for at, other in pairs)
-            print(f"| {arm} | {len(there)} of {len(seeds)} | " + " | ".join([*means, images, busier]) + " |")
-    print("\n| at the end | accuracy, % | each seed |\n|---|---|---|")
+            at = [reach(curve, target) for curve in curves]
+            there = [here for here in at if here is not None]
+            means = [f"{np.mean([here[name] for here in there]):,.0f}" if there else "" for name in shown]
+            pairs = [(here, other) for here, other in zip(at, base, strict=True) if here and other]
+            images = ", ".join(f"{here['decoded'] / other['decoded']:.2f}" for here, other in pairs)
+            busier = ", ".join(f"{bottleneck(here) / bottleneck(other):.2f}" for here, other in pairs)
+            rows.append([arm, f"{len(there)} of {len(seeds)}", *means, images, busier])
+        found.append(markdown([f"{target:.0%} accuracy", *head], rows))
+    rows = []
     for arm, curves in runs.items():
         ends = [100 * curve["accuracy"][-1] for curve in curves]
-        print(f"| {arm} | {np.mean(ends):.1f} | " + ", ".join(f"{end:.1f}" for end in ends) + " |")
+        cost = (f"{np.mean([curve[name][-1] for curve in curves]):,.0f}" for name in shown)
+        rows.append([arm, f"{np.mean(ends):.1f}", ", ".join(f"{end:.1f}" for end in ends), *cost])
+    return "\n\n".join([*found, markdown(["at the end", "accuracy, %", "each seed", *head[1:7]], rows)]) + "\n"
 
 
 def bottleneck(at: dict[str, float]) -> float:
@@ -225,7 +231,7 @@ def draw(parts: dict[str, Any], targets: list[float], seeds: list[int], path: Pa
         axes.set(xlabel=label, ylim=(30, None))
         axes.grid(color="#e8e8e8")
     left.set_ylabel("accuracy, %")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=80)
     print(f"wrote {path}")
 
@@ -277,7 +283,9 @@ def main() -> None:
                     f"CPU {end['loader_cpu']:.0f} s of the loader, {end['training_cpu']:.0f} s of training",
                     flush=True,
                 )
-    print_tables(results.parts, args.targets, args.seeds)
+    text = tables(results.parts, args.targets, args.seeds)
+    (args.out / "time_to_accuracy.md").write_text(text, encoding="utf-8")
+    print("\n" + text)
     draw(results.parts, args.targets, args.seeds, args.out / "time_to_accuracy.png")
 
 
