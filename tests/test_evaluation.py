@@ -258,8 +258,8 @@ def test_more_steps_are_a_stronger_attack(clean) -> None:
 
 
 def test_attacks_are_those_of_a_maintained_library(clean) -> None:
-    """With `pip install adversarial-robustness-toolbox`; skipped without it."""
-    pytest.importorskip("art", reason="needs adversarial-robustness-toolbox")
+    """`make test-outside` installs adversarial-robustness-toolbox; skipped without it."""
+    pytest.importorskip("art")
     from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 

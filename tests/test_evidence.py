@@ -15,9 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import time_to_accuracy
 import two_moons
 from evidence import interval, read_images, resample
+from gradient_crops import random_crops
 from gradient_variance import Arm, Parts, Spread, arms, batches, gradient, network
+from multimix_pipe import MultiMix
 from multimix_pipe.shards.pack import pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +128,39 @@ def test_arms_differ_in_what_they_say_alone(images: tuple[torch.Tensor, torch.Te
     assert len(fresh) == 5 * len(plain)
 
 
+def test_the_variance_of_a_mean_of_draws_is_predicted() -> None:
+    rng, one = np.random.default_rng(0), np.ones((1, 4000))
+    sets = gaussian_sets(rng, 4000, 6)
+    means = [drawn.reshape(2, 3, 2).mean(1) for drawn in sets]
+    assert Spread.of(sets, one).averaged(3) == pytest.approx(Spread.of(means, one).total, rel=0.03)
+    assert Spread.of(means, one).total == pytest.approx([5 + 1 / 3], rel=0.06)
+
+
+def test_crops_are_those_of_their_image_and_differ_between_members() -> None:
+    generator = torch.Generator().manual_seed(0)
+    colours = torch.rand(3, 3, 1, 1, generator=generator)
+    ramp = torch.linspace(0, 1, 32).expand(3, 3, 32, 32)
+    flat = random_crops(colours.expand(3, 3, 32, 32).contiguous(), 4, 16, [0])
+    torch.testing.assert_close(flat, colours.repeat_interleave(4, 0).expand(12, 3, 16, 16))
+    crops = random_crops(ramp.contiguous(), 4, 16, [0])
+    assert torch.equal(crops, random_crops(ramp.contiguous(), 4, 16, [0]))
+    assert len(torch.unique(crops.flatten(1), dim=0)) == 12
+    steps = crops[..., 0, 1:] - crops[..., 0, :-1]
+    falling = (steps < 0).all((1, 2))  # mirrored
+    assert (falling | (steps > 0).all((1, 2))).all()
+    assert 0 < falling.sum() < 12
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_the_draws_of_a_set_have_new_crops_only_with_another_crop_each(each: bool) -> None:
+    images, labels = torch.rand(20, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 10
+    arm = Arm("", MultiMix(k=2, prob=0.0, crops="each" if each else "same"))
+    first, second = (rows for rows, _ in batches(arm, images, labels, 10, PAIRS, 0, 16))
+    assert first.shape == (2 * PAIRS, 3, 16, 16)
+    assert torch.equal(first, second) != each
+    assert torch.equal(first[::2], first[1::2]) != each
+
+
 def test_shards_are_read_whole_and_in_a_fixed_order(tmp_path: Path) -> None:
     for number in range(12):
         place = tmp_path / "images" / f"class{number % 3}" / f"{number:02}.png"
@@ -152,9 +188,38 @@ def test_seeds_are_paired_and_the_figures_are_means() -> None:
     )  # the seeds differ, the difference does not
 
 
-def run(study: str, *options: object) -> subprocess.CompletedProcess[str]:
+def test_a_target_is_reached_between_two_evaluations() -> None:
+    columns = [name for name in time_to_accuracy.COLUMNS if name != "accuracy"]
+    curve = {name: [100.0, 200.0, 300.0, 400.0] for name in columns} | {"accuracy": [0.1, 0.3, 0.2, 0.5]}
+    found = time_to_accuracy.reach(curve, 0.25)
+    assert found == pytest.approx({name: 175 for name in columns} | {"accuracy": 0.25})
+    assert time_to_accuracy.reach(curve, 0.05) == pytest.approx({name: 50 for name in columns} | {"accuracy": 0.05})
+    assert time_to_accuracy.reach(curve, 0.51) is None
+
+
+def test_photos_show_the_images_and_have_grain() -> None:
+    pixels = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain, grainy = (
+        np.asarray(time_to_accuracy.enlarge(pixels, 64, grain, np.random.default_rng(0)), dtype=float)
+        for grain in (0, 8)
+    )
+    assert plain.shape == (64, 64, 3)
+    blocks = plain.reshape(4, 16, 4, 16, 3)[:, 6:10, :, 6:10].mean((1, 3)) / 255  # around the centre of each pixel
+    np.testing.assert_allclose(blocks, pixels.permute(1, 2, 0), atol=0.06)
+    assert 6 < (grainy - plain).std() < 8.5
+    assert abs((grainy - plain).mean()) < 1
+
+
+def test_make_evidence_runs_every_study() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nevidence:")[2].partition("\nformat:")[0]
+    scripts = [path.name for path in STUDIES.glob("*.py") if "def main(" in path.read_text()]
+    assert {"study.py", "time_to_accuracy.py"} <= set(scripts)
+    assert [name for name in scripts if f"/{name} " not in recipe] == []
+
+
+def run(study: object, *options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", STUDIES / study, *map(str, options)],
+        [sys.executable, "-W", "error", STUDIES / str(study), *map(str, options)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
@@ -164,35 +229,39 @@ def run(study: str, *options: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("study", "made", "lost"),
+    ("study", "made", "lost", "alpha"),
     [
-        ("gradient_variance.py", "gradient_variance", "BatchNorm, end"),
-        ("two_moons.py", "moons_alpha1", "seed 1"),
+        (["gradient_variance.py"], "gradient_variance", "BatchNorm, end", 1.0),
+        (["gradient_variance.py", "--crops"], "gradient_variance", "BatchNorm, end", 1.0),
+        (["time_to_accuracy.py"], "time_to_accuracy", "K=5 crops each, seed 0", 0.2),
+        (["two_moons.py"], "moons_alpha1", "seed 1", 1.0),
     ],
 )
 def test_a_study_runs_continues_and_refuses_results_of_other_settings(
-    study: str, made: str, lost: str, tmp_path: Path
+    study: list[str], made: str, lost: str, alpha: float, tmp_path: Path
 ) -> None:
-    done = run(study, "--quick", "--out", tmp_path)
+    options = [*study, "--quick", "--out", tmp_path]
+    done = run(*options)
     assert done.returncode == 0, done.stderr
     path = tmp_path / f"{made}.json"
     whole = json.loads(path.read_text())
     assert {"command", "commit", "machine", "versions", "settings", "parts"} == whole.keys()
     cut = {**whole, "parts": {name: part for name, part in whole["parts"].items() if name not in (lost, "summary")}}
     path.write_text(json.dumps(cut))
-    assert run(study, "--quick", "--out", tmp_path).returncode == 0
+    assert run(*options).returncode == 0
     parts = json.loads(path.read_text())["parts"]
     for both in (whole["parts"], parts):
-        both[lost].pop("seconds", None)
+        for measured in ("seconds", "loader_cpu", "training_cpu"):
+            both[lost].pop(measured, None)
     assert parts[lost] == whole["parts"][lost]
     path.write_text(json.dumps({**whole, "settings": {**whole["settings"], "alpha": 0.3}}))
-    refused = run(study, "--quick", "--out", tmp_path)
+    refused = run(*options)
     assert refused.returncode == 1
     assert refused.stderr.strip() == (
-        f"{path}: must hold results of the same settings; found alpha 0.3 in the file, 1.0 now: choose another --out"
+        f"{path}: must hold results of the same settings; found alpha 0.3 in the file, {alpha} now: choose another --out"
     )
     path.write_text("{}")
-    broken = run(study, "--quick", "--out", tmp_path)
+    broken = run(*options)
     assert broken.returncode == 1
     assert broken.stderr.startswith(f"{path}: must be a results file of this script; found none")
     assert len(broken.stderr.splitlines()) == 1
@@ -204,6 +273,13 @@ def test_a_study_runs_continues_and_refuses_results_of_other_settings(
         ("gradient_variance.py", ["--pairs", 1], "--pairs, --sets, --draws and --updates must be at least 2"),
         ("gradient_variance.py", ["nowhere"], "nowhere"),
         ("gradient_variance.py", ["--alpha", 0], "alpha"),
+        (
+            "gradient_variance.py",
+            ["--ks", 1, 3],
+            "--ks must be numbers from 1 on, with 1, 2 and 5 among them; found 1 3",
+        ),
+        ("time_to_accuracy.py", ["--images", 100], "--images must be a multiple of 64"),
+        ("time_to_accuracy.py", ["--alpha", 0], "alpha"),
         ("two_moons.py", ["--alpha", 0], "alpha"),
         ("two_moons.py", ["--seeds", 1], "--seeds must be at least 2"),
     ],

@@ -1,4 +1,7 @@
-"""The same mix as in other packages, with their weights, boxes and permutations put into `apply_mix`. Skipped without them."""
+"""The same mix as in other packages, with their weights, boxes and permutations put into `apply_mix`.
+
+`make test-outside` installs them; what is missing is skipped.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def test_k_members_are_k_calls_with_one(method: str) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_torchvision(seed: int) -> None:
-    v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is not installed")
+    v2 = pytest.importorskip("torchvision.transforms.v2")
     images, labels = batch()
     rolled = np.roll(np.arange(B), 1)
     with torch.random.fork_rng():
@@ -69,7 +72,7 @@ def test_torchvision(seed: int) -> None:
 
 @pytest.mark.parametrize("mode", ["batch", "elem"])
 def test_timm(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mixup = pytest.importorskip("timm.data.mixup", reason="timm is not installed")
+    mixup = pytest.importorskip("timm.data.mixup")
     reversed_rows = np.arange(B)[::-1].copy()
     images, labels = batch()
     state = np.random.get_state()  # noqa: NPY002  (timm draws from it)
@@ -100,7 +103,7 @@ def test_timm(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_kornia_whose_lam_is_the_partners() -> None:
-    augmentation = pytest.importorskip("kornia.augmentation", reason="kornia is not installed")
+    augmentation = pytest.importorskip("kornia.augmentation")
     images, labels = batch()
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -114,8 +117,24 @@ def test_kornia_whose_lam_is_the_partners() -> None:
     assert torch.allclose(targets[:, 2], 1 - weight[:, 0], rtol=0, atol=1e-6)
 
 
+def test_kornia_cutmix() -> None:
+    augmentation = pytest.importorskip("kornia.augmentation")
+    images, labels = batch()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        mix = augmentation.RandomCutMixV2(p=1.0, data_keys=["input", "class"], use_correct_lambda=True)
+        mixed, targets = mix(images, labels)
+    (partner,), (corners,) = mix._params["mix_pairs"].numpy(), mix._params["crop_src"].numpy()
+    assert len(np.unique(corners, axis=0)) > 1  # each pair has its own box
+    # corners are (x, y) and belong to the box
+    boxes = np.concatenate([corners[:, 0, ::-1], corners[:, 2, ::-1] + 1], axis=1)
+    weight = targets[0, :, 2:]
+    rows = weight * torch.eye(CLASSES) + (1 - weight) * torch.eye(CLASSES)[partner]
+    same(boxed(partner, boxes), mixed, rows)
+
+
 def test_composer() -> None:
-    functional = pytest.importorskip("composer.functional", reason="composer is not installed")
+    functional = pytest.importorskip("composer.functional")
     images, labels = batch()
     partner, (y0, x0, y1, x1) = np.array([3, 0, 5, 1, 2, 4]), (2, 5, 17, 14)
     indices = torch.from_numpy(partner)
@@ -126,3 +145,24 @@ def test_composer() -> None:
     mixed, other, lam = functional.mixup_batch(images, labels, mixing=0.3, indices=indices)
     rows = (1 - lam) * own[labels] + lam * own[other]  # the weight that it returns is the partner's
     same(MixPlan(partner, np.full((B, 1), 0.7, dtype=np.float32)), mixed, rows)
+
+
+@pytest.mark.parametrize("sampling", ["iid", "stratified"])
+@pytest.mark.parametrize("method", ["mixup", "cutmix"])
+def test_k_members_are_k_calls_of_composer(method: str, sampling: str) -> None:
+    functional = pytest.importorskip("composer.functional")
+    images, labels = batch()
+    # composer has one weight and one box for a batch
+    mix = MultiMix(k=4, method=method, sampling=sampling, lam_per="batch")
+    own = mix_batch(images, labels, mix, num_classes=CLASSES, step=0)
+    indices, classes = torch.from_numpy(own.plan.partner), torch.eye(CLASSES)
+    for k in range(4):
+        lam, box = float(own.plan.lam[0, k]), tuple(own.plan.box[0, k].tolist())
+        if method == "mixup":
+            mixed, other, partners_weight = functional.mixup_batch(images, labels, mixing=1 - lam, indices=indices)
+            share = 1 - partners_weight
+        else:
+            mixed, other, share, _ = functional.cutmix_batch(images, labels, bbox=box, indices=indices)
+        rows = share * classes[labels] + (1 - share) * classes[other]
+        torch.testing.assert_close(own.images[k::4], mixed, rtol=0, atol=1e-6)
+        torch.testing.assert_close(own.targets[k::4], rows, rtol=0, atol=1e-6)

@@ -11,6 +11,7 @@ LINES = {
     "iid per batch": ("one set of K iid weights for the batch", "#7f7f7f", "v-"),
     "identical": ("K identical weights", "#bcbd22", "x-"),
     "partners each": ("another partner for each member", "#9467bd", "^-"),
+    "crops each": ("another crop for each member", "#ff7f0e", "P-"),
     "fresh": ("K times as many pairs", "#2ca02c", "d-"),
 }
 
@@ -32,6 +33,8 @@ def draw(parts: dict[str, Any], path: Path) -> None:
                 (int(key.split()[0][2:]), *at["total"]) for key, at in found.items() if key.split(" ", 1)[-1] == arm
             ]
             points = sorted(point for point in points if point[0] > 1 or "batch" in arm or point[1] == 1)
+            if len(points) == 1:
+                continue
             k, value, low, high = (list(column) for column in zip(*points, strict=True))
             axes.plot(k, value, style, color=colour, label=label, markersize=5)
             axes.fill_between(k, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,6 +1,6 @@
 """By how much does mixing each pair K times reduce the variance of the minibatch gradient?
 
-    python pipelines/evidence/gradient_variance.py [SHARDS] [--alpha 1] --out FOLDER
+    python pipelines/evidence/gradient_variance.py [SHARDS] [--alpha 1] [--crops] --out FOLDER
 
 SHARDS is a folder that `multimix-pipe pack` wrote; without it, the images are generated shapes. The script trains a small
 convolutional network, with and without BatchNorm, by mixup, and measures the gradient at its initial weights, half-way and at the
@@ -39,6 +39,15 @@ variance between sets, times B, gives s_pair + 2 s_image (pairs in a cycle) and 
 same sets, so their ratios are more exact than their values. Intervals are percentiles of a bootstrap over the sets. With
 BatchNorm a row's gradient depends on the other rows, so the formulas need not hold; the gradient is then that of training, with
 the batch's own statistics.
+
+--crops trains and measures with random crops and flips. The crop of an image is then a part of its pair, except in the arms with
+another crop each. Given the images of a batch and who is mixed with whom, the batches that the members k = 1 .. K make are
+independent, so with "images" for tr Var(E[G | images]) and "crops" for what the choice of the crops adds,
+
+    one crop for all members    images + crops + weights/K
+    another crop each           images + (crops + weights)/K
+
+where "images" and "crops" + "weights" are estimated from K = 1 with several draws of crops and weights for each set of images.
 """
 
 from __future__ import annotations
@@ -46,7 +55,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +63,7 @@ import torch
 from torch import Tensor, nn
 
 from evidence import Float, Results, checksum, interval, one_line_errors, read_images, resample, show
+from gradient_crops import SCALE, random_crops, resize
 from multimix_pipe import MixPlan, MultiMix, MultiMixLoss, apply_mix, mix_batch
 
 KS = (1, 2, 3, 5, 10)
@@ -78,9 +88,16 @@ class Arm:
     def k(self) -> int:
         return self.mix.k if self.mix else 1
 
+    @property
+    def crops_each(self) -> bool:
+        return self.mix is not None and self.mix.crops == "each"
 
-def arms(alpha: float, draws: int, ks: tuple[int, ...] = KS) -> list[Arm]:
-    """Return all arms; those of K = 1, of which the parts are estimated, have `draws` draws of their weights."""
+
+def arms(alpha: float, draws: int, ks: tuple[int, ...] = KS, crops: bool = False) -> list[Arm]:
+    """Return all arms; those of K = 1, of which the parts are estimated, have `draws` draws of their weights.
+
+    With `crops`, there are those with another crop each in the place of the other methods.
+    """
     at_one = [
         Arm("no mixing", None, "none", 1),
         Arm("K=1", MultiMix(k=1, alpha=alpha), draws=draws),
@@ -102,33 +119,50 @@ def arms(alpha: float, draws: int, ks: tuple[int, ...] = KS) -> list[Arm]:
         Arm(f"{method} K=2 stratified", MultiMix(k=2, alpha=alpha, method=method, sampling="stratified")),
         Arm(f"{method} K=5 iid", MultiMix(k=5, alpha=alpha, method=method)),
     )]  # fmt: skip
-    return at_one + more + family
+    each = [Arm("K=1 crops anew", MultiMix(k=1, alpha=alpha, crops="each"), draws=draws)] + [arm for k in ks[1:] for arm in (
+        Arm(f"K={k} crops each", MultiMix(k=k, alpha=alpha, crops="each")),
+        Arm(f"K={k} crops each, stratified", MultiMix(k=k, alpha=alpha, crops="each", sampling="stratified")),
+        Arm(f"K={k} crops and partners each", MultiMix(k=k, alpha=alpha, crops="each", partners="each")),
+        Arm(f"no mixing, {k} crops each", MultiMix(k=k, prob=0.0, crops="each")),
+    )]  # fmt: skip
+    return at_one + more + (each if crops else family)
 
 
 # gradients
 
 
 def batches(
-    arm: Arm, images: Tensor, labels: Tensor, classes: int, pairs: int, number: int
+    arm: Arm, images: Tensor, labels: Tensor, classes: int, pairs: int, number: int, crop: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `arm.draws` minibatches (rows, targets) of set `number`: the same images and partners, new weights."""
+    """Yield `arm.draws` minibatches (rows, targets) of set `number`: the same images and partners, new weights.
+
+    `crop` is the size of random crops; they are new, too, with another crop each. None: the images are not cropped.
+    """
     made, _, times = arm.made.partition(" ")
     repeats = int(times or 1)
     count = {"fresh": repeats * pairs, "disjoint": 2 * pairs}.get(made, pairs)
     drawn = torch.from_numpy(np.random.default_rng([1, number]).integers(len(images), size=count))
     x, y = images[drawn], labels[drawn]
+    if crop is not None and not arm.crops_each:
+        x = random_crops(x, 1, crop, [3, number])
     if arm.mix is None:
         yield x, y
         return
-    blank, size = torch.zeros(count, 1, *x.shape[2:]), torch.zeros(count, dtype=torch.int64)
-    partner = mix_batch(blank, size, arm.mix, num_classes=1, seed=1, step=number).plan.partner
+    mix, side = replace(arm.mix, crops="same"), x.shape[2:] if crop is None else (crop, crop)
+    blank, size = torch.zeros(count, 1, *side), torch.zeros(count, dtype=torch.int64)
+    partner = mix_batch(blank, size, mix, num_classes=1, seed=1, step=number).plan.partner
     if made == "disjoint":
         partner = np.roll(np.arange(count), pairs)
     for draw in range(arm.draws):
-        plan = mix_batch(blank, size, arm.mix, num_classes=1, seed=2, step=1000 * number + draw).plan.mix
-        lam = np.repeat(plan.lam, repeats, axis=1) if made == "identical" else plan.lam
-        box = None if lam.shape != plan.lam.shape else plan.box
-        batch = apply_mix(x, y, MixPlan(partner, lam, plan.method, box, plan.factors), num_classes=classes)
+        found = mix_batch(blank, size, mix, num_classes=1, seed=2, step=1000 * number + draw).plan.mix
+        lam = np.repeat(found.lam, repeats, axis=1) if made == "identical" else found.lam
+        box = None if lam.shape != found.lam.shape else found.box
+        plan = MixPlan(partner, lam, found.method, box, found.factors)
+        if crop is not None and arm.crops_each:
+            crops = random_crops(x, arm.k, crop, [3, number, 1 + draw])
+            batch = apply_mix(crops, y.repeat_interleave(arm.k), plan.of_crops(), num_classes=classes)
+        else:
+            batch = apply_mix(x, y, plan, num_classes=classes)
         rows = (
             pairs if made == "disjoint" else len(batch.images)
         )  # the second half are the same pairs the other way round
@@ -165,6 +199,10 @@ class Spread:
         self.pairs: Float = self.total - self.weights
         """tr Var(E[G | P]): the part of the pairs."""
 
+    def averaged(self, k: int) -> Float:
+        """Return the variance of the mean of k gradients of the same pairs with independent draws."""
+        return self.pairs + self.weights / k
+
     @classmethod
     def of(cls, sets: Iterator[Float] | list[Float], counts: Float) -> Spread:
         """sets: for each set the gradients (D, P) under its draws of weights."""
@@ -199,7 +237,13 @@ class Parts:
         """Return the variance that the formulas give for an arm of mixup; None where there is no formula."""
         made, _, times = arm.made.partition(" ")
         weights, in_cycle = self.lam + self.both, self.pair + 2 * self.image
-        if made == "none" or arm.mix is None or arm.mix.sampling != "iid" or arm.mix.method != "mixup":
+        if (
+            made == "none"
+            or arm.mix is None
+            or arm.mix.sampling != "iid"
+            or arm.mix.method != "mixup"
+            or arm.crops_each
+        ):
             return None
         if made == "disjoint" and arm.mix.lam_per == "batch":
             return (self.pair + self.both) / pairs + self.lam
@@ -220,9 +264,9 @@ def measure(
     """Measure all arms at the network's present weights."""
     counts = resample(args.sets)
     spreads: dict[str, Spread] = {}
-    every = arms(args.alpha, args.draws, args.ks)
+    every, crop = arms(args.alpha, args.draws, args.ks, args.crops), args.size if args.crops else None
     for arm in every:
-        made = (batches(arm, images, labels, classes, args.pairs, number) for number in range(args.sets))
+        made = (batches(arm, images, labels, classes, args.pairs, number, crop) for number in range(args.sets))
         spreads[arm.name] = Spread.of(
             (np.stack([gradient(net, *batch).numpy() for batch in of_set]) for of_set in made), counts
         )
@@ -234,9 +278,15 @@ def measure(
         },
         "headline": compare(spreads),
     }
+    anew = spreads.get("K=1 crops anew")
+    if anew is not None:
+        shares = {"images": anew.pairs, "crops": anew.weights - one.weights, "weights": one.weights}
+        found["crops"] = {name: interval(value / anew.total) for name, value in shares.items()}
     measured: dict[str, dict[str, list[float]]] = {}
     for arm in every:
         spread, predicted = spreads[arm.name], parts.predict(arm, args.pairs)
+        if anew is not None and arm.name == f"K={arm.k} crops each":
+            predicted = anew.averaged(arm.k)
         at = measured[arm.name] = {
             "relative": interval(spread.total / spread.mean_square),
             "total": interval(spread.total / one.total),
@@ -276,7 +326,7 @@ def train(
     net: nn.Module, images: Tensor, labels: Tensor, classes: int, args: argparse.Namespace
 ) -> Iterator[tuple[str, float]]:
     """Train by mixup and yield at each of STAGES its name and the accuracy on the first HELD_OUT images, which are not used."""
-    held_out = min(HELD_OUT, len(images) // 5)
+    held_out, crop = min(HELD_OUT, len(images) // 5), args.size if args.crops else None
     at = {round(share * args.updates): name for name, share in STAGES.items()}
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=max(args.updates, 2))
@@ -284,13 +334,15 @@ def train(
         if step in at:
             net.eval()
             with torch.no_grad():
-                accuracy = (net(images[:held_out]).argmax(1) == labels[:held_out]).float().mean().item()
+                whole = images[:held_out] if crop is None else resize(images[:held_out], crop)
+                accuracy = (net(whole).argmax(1) == labels[:held_out]).float().mean().item()
             net.train()
             yield at[step], accuracy
         if step < args.updates:
             rows = torch.from_numpy(np.random.default_rng([0, step]).integers(held_out, len(images), size=64))
             mix = MultiMix(k=1, alpha=args.alpha)
-            mixed, targets = mix_batch(images[rows], labels[rows], mix, num_classes=classes, step=step)
+            x = images[rows] if crop is None else random_crops(images[rows], 1, crop, [4, step])
+            mixed, targets = mix_batch(x, labels[rows], mix, num_classes=classes, step=step)
             optimizer.zero_grad()
             MultiMixLoss()(net(mixed), targets).backward()
             optimizer.step()
@@ -309,18 +361,26 @@ def main() -> None:
     add("--sets", type=int, default=64, help="sets of images; default: %(default)s")
     add("--draws", type=int, default=8, help="draws of the weights for each set at K = 1; default: %(default)s")
     add("--updates", type=int, default=3000, help="updates of the training; default: %(default)s")
+    add("--ks", type=int, nargs="+", default=KS, metavar="K", help="1, 2, 5 and others; default: %(default)s")
+    add(
+        "--crops", action="store_true", help="random crops of images of twice the size, and arms with another crop each"
+    )
     add("--quick", action="store_true", help="very little of everything: does it run?")
     args = parser.parse_args()
-    args.ks = KS
+    args.ks = tuple(sorted(args.ks))
     if args.quick:
         args.images, args.sets, args.draws, args.updates, args.pairs, args.size, args.ks = 400, 8, 2, 4, 3, 8, (1, 2, 5)
+    if args.ks[0] != 1 or not {2, 5} <= set(args.ks):
+        parser.error(f"--ks must be numbers from 1 on, with 1, 2 and 5 among them; found {' '.join(map(str, args.ks))}")
     if min(args.pairs, args.sets, args.draws) < 2 or args.updates < 2 or args.images < 10 or args.size < 8:
         parser.error("--pairs, --sets, --draws and --updates must be at least 2, --images 10, --size 8")
 
     arms(args.alpha, args.draws)  # an error of its own if alpha is out of range
-    images, labels, classes = read_images(args.shards, args.size, args.images if args.shards else args.images // 10)
+    size, count = args.size * (2 if args.crops else 1), args.images if args.shards else args.images // 10
+    images, labels, classes = read_images(args.shards, size, count)
     settings = {name: getattr(args, name) for name in ("alpha", "size", "pairs", "sets", "draws", "updates", "ks")}
     settings |= {"images": len(images), "classes": len(classes), "checksum": checksum(images, labels)}
+    settings |= {"crops": SCALE} if args.crops else {}
     results = Results(args.out / "gradient_variance.json", settings)
     held_out = min(HELD_OUT, len(images) // 5)
     for norm in (False, True):
@@ -348,8 +408,8 @@ def print_tables(parts: dict[str, dict[str, dict[str, dict[str, list[float]]]]])
     print("\n| | " + " | ".join(parts) + " |\n|---|" + "---|" * len(parts))
     for name in next(iter(parts.values()))["arms"]:
         print(f"| {name} | " + " | ".join(show(part["arms"][name]["total"]) for part in parts.values()) + " |")
-    for kind in ("parts", "headline"):
-        for name in next(iter(parts.values()))[kind]:
+    for kind in ("parts", "crops", "headline"):
+        for name in next(iter(parts.values())).get(kind, ()):
             print(f"| {kind}: {name} | " + " | ".join(show(part[kind][name]) for part in parts.values()) + " |")
 
 
