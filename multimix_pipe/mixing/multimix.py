@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,6 +11,7 @@ from multimix_pipe.config import check_alpha, check_choice, check_int, check_num
 from multimix_pipe.errors import ConfigError
 from multimix_pipe.mixing.method import Method
 from multimix_pipe.mixing.methods import METHODS, check_needs_no_model
+from multimix_pipe.mixing.presets import PRESETS
 
 Sampling = Literal["iid", "stratified"]
 LamPer = Literal["pair", "batch"]
@@ -131,10 +132,8 @@ class MultiMix:
             openmixup-cifar  mixup with alpha 0.1, CutMix with alpha 1 or none; Westlake-AI/openmixup,
                              configs/classification/cifar100/mixups/basic/r18_mixups_CE_none_multi_mode.py
         """
-        from multimix_pipe.mixing.presets import PRESETS
-
         check_choice("preset", name, tuple(PRESETS))
-        return replace(PRESETS[name], **changes)
+        return MultiMix(**{**PRESETS[name], **changes})
 
     def settings(self) -> dict[str, Any]:
         """Return all settings as a JSON-serialisable dict, for states. Not part of the public API."""
