@@ -30,6 +30,10 @@ FORMS = {
         "x.csv",
         "\ufeffname,ant,dog,traffic light\na,1.0,1.0,0.0\nb,0,0,0\nsub/c,0,0,1\nsub/a,TRUE,0,0\n",
     ),
+    "columns with tabs": (
+        "x.tsv",
+        "\tant\tdog\ttraffic light\na\t1\t1\t0\nb\t0\t0\t0\nsub/c\t0\t0\t1\nsub/a\t1\t0\t0\n",
+    ),
     "text": ("x.txt", "a.jpg dog;ant\nb.jpg\nsub/c.jpg traffic light\nsub/a.jpg ant\n"),
 }
 
@@ -80,6 +84,14 @@ def test_columns_give_the_ids_their_order(source: Path, tmp_path: Path) -> None:
     report = quiet_pack(source, tmp_path / "out", labels=tmp_path / "x.csv", multilabel=True)
     assert report.classes == ("dog", "zebra", "ant")
     assert [(skipped.files, skipped.what) for skipped in report.skipped] == [(2, "image without labels")]
+
+
+@pytest.mark.parametrize("space", ["\t", "  "])
+def test_columns_in_a_text_are_never_taken_for_ids(source: Path, tmp_path: Path, space: str) -> None:
+    (tmp_path / "x.txt").write_text("name dog ant\na 1 0\nb 0 0\nsub/c 0 1\n".replace(" ", space))
+    options = {"labels": tmp_path / "x.txt", "multilabel": True, "classes": ["zebra", "ant", "dog"]}
+    quiet_pack(source, tmp_path / "out", **options)
+    assert read(tmp_path / "out")[1] == {"a": ["dog"], "b": [], "sub/c": ["ant"]}
 
 
 def test_a_name_that_could_be_several_images_is_refused(source: Path, tmp_path: Path) -> None:
@@ -152,7 +164,23 @@ def test_the_same_call_starts_over_and_other_labels_are_another_run(source: Path
         ),
         ("x.json", '{"a.jpg": [], "b.jpg": []}', "labels must give some image a class; found none"),
         ("x.json", "{}", "found none in"),
-        ("x.csv", "a,dog,ant\nb,ant\n", "row 1: required two columns, name and classes as in a;b, .*; found 3 columns"),
+        (
+            "x.csv",
+            "a,dog,ant\nb,ant\n",
+            "row 2: required 0 or 1 .*, found 'ant'. .* required two: name and classes as in a;b",
+        ),
+        ("x.csv", "a,1,0\nb,0,1\n", "required a header with the names of different classes, found '1, 0'"),
+        ("x.csv", "name,dog,dog\na,1,0\n", "required a header with the names of different classes, found 'dog, dog'"),
+        ("x.csv", ",name,dog,ant\n0,a,1,0\n", "row 2: required 0 or 1 for each of 3 classes, found 'a'"),
+        ("x.txt", "a 1 0 0 1\nb 0 0 0 0\n", "row 1: required classes as in a;b, each once; found '1 0 0 1'"),
+        (
+            "x.csv",
+            "a,\"['dog', 'ant']\"\n",
+            r"row 1: required classes as in a;b, each once; found \"\['dog', 'ant'\]\"",
+        ),
+        ("x.csv", "a,ant dog\nb,ant\nsub/c,dog\n", "separate classes by ; or |; found 'ant dog'.* with --classes FILE"),
+        ("x.json", '{"images": [1], "annotations": [], "categories": []}', "found annotations of COCO; docs/guides"),
+        ("x.json", json.dumps({"a": [{"id": i} for i in range(99)]}), r"found \[{'id': 0}.{,60}\.\.\. for 'a'$"),
         ("x.csv", "name,dog,ant\na,1,0\nb,1,-1\n", "row 3: required 0 or 1 for each of 2 classes, found '-1'"),
         ("x.csv", "name,dog,ant\na,1,0\nb,1\n", "row 3: required 0 or 1 for each of 2 classes, found 1 cell"),
         ("x.csv", "name,dog,ant\nb,1,0\nb,1,1\n", "row 3: 'b' is repeated"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -155,8 +155,8 @@ def _labelled(files: Files, classes: tuple[str, ...] | None, file: Path, split: 
         layout = arrange_labelled(paths, labels, split)
         known = classes or columns
         name_of = _names_of({label for own in labels.values() for label in own}, known or ())
-        if not known and not name_of:
-            raise ConfigError(f"labels must give some image a class; found none in {file}")
+        if not known:
+            _check_found(name_of, file)
     except ConfigError as error:
         raise ConfigError(f"{files.path}: {error}") from error
     several = {path: tuple(name_of[label] for label in labels[path]) for path in layout.place}
@@ -168,6 +168,18 @@ def _labelled(files: Files, classes: tuple[str, ...] | None, file: Path, split: 
         _skipped(shown, layout.left_out, set(layout.place)),
         several,
     )
+
+
+def _check_found(names: Collection[str], file: Path) -> None:
+    """Raise ConfigError if a file that alone decides which classes there are has none, or some that may be several."""
+    if not names:
+        raise ConfigError(f"labels must give some image a class; found none in {file}")
+    joined = (name for name in sorted(names) if len(words := name.split()) > 1 and all(word in names for word in words))
+    if several := next(joined, None):
+        raise ConfigError(
+            f"labels must separate classes by ; or |; found {several!r}, whose words are classes, too, in {file}. Name all "
+            "classes with --classes FILE; spaces then separate them, too, unless they are a part of a name"
+        )
 
 
 def _first(names: Iterable[str]) -> str:

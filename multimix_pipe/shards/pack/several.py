@@ -13,6 +13,7 @@ from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
 
 _CELLS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _SEPARATORS = re.compile(r"[;|,]")
+_MAX_SHOWN = 60  # characters of what is wrong
 
 Entries = dict[str, tuple[str, ...]]
 """The classes, or their ids, by the image's path as it is written, with or without folders and extension."""
@@ -24,7 +25,7 @@ def read_several(path: Path, classes: Sequence[str] | None) -> tuple[Entries, tu
         JSON         {"a.jpg": ["cat", "dog"], "b.jpg": [], ...}
         CSV          a header, and a column of 0 and 1 for each class; or two columns, the name and the classes, separated by ;
                      or | (by spaces if they are numbers or in `classes`), of which an image may have several lines
-        other text   as CSV with two columns, with white space between them
+        other text   as CSV, with tabs or other white space between columns
 
     Raises ConfigError if it is none of these.
     """
@@ -44,34 +45,57 @@ def read_several(path: Path, classes: Sequence[str] | None) -> tuple[Entries, tu
 def _from_json(found: object) -> Entries:
     if not isinstance(found, dict):
         raise ValueError(f'required {{"name.jpg": ["class", ...], ...}}, found a {type(found).__name__}')
+    if {"images", "annotations", "categories"} <= found.keys():
+        raise ValueError(
+            'required {"name.jpg": ["class", ...], ...}, found annotations of COCO; docs/guides/multilabel.md converts them'
+        )
     entries = {}
     for name, classes in found.items():
         items = classes if isinstance(classes, list) else [classes]
         if not all(type(item) in (str, int) for item in items):
-            raise ValueError(f"required names or ids of classes, found {classes!r} for {name!r}")
+            raise ValueError(f"required names or ids of classes, found {_shown(classes)} for {name!r}")
         if len(set(items)) < len(items):
-            raise ValueError(f"a class of {name!r} is repeated: {classes!r}")
+            raise ValueError(f"a class of {name!r} is repeated: {_shown(classes)}; required names or ids")
         entries[name] = tuple(map(str, items))
     return entries
 
 
 def _from_rows(lines: Sequence[str], commas: bool, classes: Container[str]) -> tuple[Entries, tuple[str, ...] | None]:
-    rows = list(csv.reader(lines)) if commas else [line.split(None, 1) for line in lines]
-    rows = [[cell.strip() for cell in row] for row in rows if row]
-    if len(rows) > 1 and len(rows[0]) > 2 and all(cell.lower() in _CELLS for cell in rows[1][1:]):
+    tabs = not commas and any("\t" in line for line in lines[:1])
+    cells = csv.reader(lines, delimiter="," if commas else "\t") if commas or tabs else map(str.split, lines)
+    rows = [[cell.strip() for cell in row] for row in cells if row]
+    if rows and len(rows[0]) > 2 and (commas or _is_table(rows)):
         names = tuple(rows[0][1:])
         return _from_columns(rows, names), names
+    if not commas:  # all words after the first are classes
+        rows = [line.split(None, 1) for line in lines if line.strip()]
     return _from_lines(rows, classes), None
+
+
+def _is_table(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether rows are a header and 0 and 1 below it, rather than class ids."""
+    header, *others = rows
+    below = all(len(row) == len(header) and _zeros_and_ones(row[1:]) for row in others)
+    return bool(others) and below and not _zeros_and_ones(header[1:])
+
+
+def _zeros_and_ones(cells: Iterable[str]) -> bool:
+    return all(cell.lower() in _CELLS for cell in cells)
 
 
 def _from_columns(rows: Sequence[Sequence[str]], names: Sequence[str]) -> Entries:
     entries: Entries = {}
+    if _zeros_and_ones(names) or len(set(names)) < len(names):
+        raise ValueError(
+            f"required a header with the names of different classes, found {', '.join(names)[:_MAX_SHOWN]!r}"
+        )
     for line, row in enumerate(rows[1:], 2):
         wrong = next((cell for cell in row[1:] if cell.lower() not in _CELLS), None)
         if wrong is not None or len(row) != len(names) + 1:
             raise ValueError(
                 f"row {line}: required 0 or 1 for each of {len(names)} classes, found "
                 + (f"{len(row) - 1} cells" if wrong is None else repr(wrong))
+                + ". Without such columns, required two: name and classes as in a;b" * (line == 2)
             )
         if row[0] in entries:
             raise ValueError(f"row {line}: {row[0]!r} is repeated")
@@ -87,9 +111,20 @@ def _from_lines(rows: Iterable[Sequence[str]], classes: Container[str]) -> Entri
                 f"row {line}: required two columns, name and classes as in a;b, or a header and a column of 0 and 1 for each "
                 f"class; found {len(row)} columns"
             )
-        found = _split(row[1], classes) if len(row) > 1 else ()
+        found = _split(row[1], classes) if len(row) > 1 else []
+        # a list as Python or JSON writes it, or a row of 0 and 1: `_split` would make other classes of them
+        ids = all(map(str.isdecimal, found)) and not all(part in classes for part in found)
+        if (ids and len(set(found)) < len(found)) or any(
+            part[0] in "[{" and part not in classes for part in found if part
+        ):
+            raise ValueError(f"row {line}: required classes as in a;b, each once; found {_shown(row[1])}")
         entries[row[0]] = tuple(dict.fromkeys((*entries.get(row[0], ()), *found)))
     return entries
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "..."
 
 
 def _split(text: str, classes: Container[str]) -> list[str]:
