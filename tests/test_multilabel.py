@@ -122,7 +122,7 @@ def test_every_form_of_several_labels_is_read(tmp_path: Path, label: str, classe
         ("cls", "-1 2", "-1 is no class id"),
         ("cls", "cow", "'cow' is neither a class id nor a known class name"),
         ("cls", "1" * 100, "is neither a class id"),
-        ("cls", "1 " * 2**16, "the labels are not"),
+        ("cls", "1 " * 2**16, "found more than 65,536 bytes"),
         ("json:y", [2, 2], "a class is repeated"),
         ("json:y", [0, 1, 0], "a vector of 0 and 1 must have num_classes=5 numbers"),
         ("json:y", [True, False], "a vector of 0 and 1 must have num_classes=5 numbers"),
@@ -131,8 +131,9 @@ def test_every_form_of_several_labels_is_read(tmp_path: Path, label: str, classe
         ("json:y", None, "None is neither a class id"),
         ("json:y", True, "True is neither a class id"),
         ("json:y", "3", "'3' is neither a class id"),
-        ("json:y", [[0]], "the labels are not"),
-        ("json:y", {"a": 1}, "the labels are not"),
+        ("json:y", [[0]], "found a JSON list of lists"),
+        ("json:y", [{"category_id": 1}], "found a JSON list of objects"),
+        ("json:y", {"a": 1}, "found a JSON object"),
         ("json:y", 10**30, "is no class id"),
     ],
 )
@@ -179,14 +180,14 @@ def test_an_offset_is_subtracted_from_ids_alone(tmp_path: Path) -> None:
 
 
 def test_several_labels_without_multilabel_are_refused_in_one_line(opened: Open, tmp_path: Path) -> None:
-    for label, value in (("cls", "1 2"), ("txt", "1,2"), ("json:y", [1, 2])):
+    for label, value in (("cls", "1 2"), ("cls", ""), ("txt", "1,2"), ("json:y", [1, 2]), ("json:y", [])):
         path = shard(tmp_path, label, 0 if label == "json:y" else "0", value)
-        with pytest.raises(BadSampleError, match=r"several labels need multilabel=True") as error:
+        with pytest.raises(BadSampleError, match=r"several labels, or none, need multilabel=True") as error:
             opened(path, label=label)
         assert "\n" not in str(error.value)
         path.unlink()
     path = shard(tmp_path, "cls", "bee", "bee ant")
-    with pytest.raises(BadSampleError, match=r"found 'bee ant' \(several labels need multilabel=True\)"):
+    with pytest.raises(BadSampleError, match=r"found 'bee ant' \(several labels, or none, need multilabel=True\)"):
         opened(path, classes=NAMES, num_classes=None)
 
 
@@ -435,8 +436,11 @@ def test_the_loss_of_16_bit_logits_is_computed_in_float32() -> None:
     ],
 )
 def test_the_loss_refuses_targets_of_one_label_and_of_other_shapes(targets: Any) -> None:
-    with pytest.raises(ConfigError, match="with multilabel=True, targets must be floating-point rows"):
+    with pytest.raises(ConfigError, match="with multilabel=True, targets must be floating-point rows") as error:
         MultiMixLoss(multilabel=True)(torch.zeros(7, C), targets)
+    first = targets[0] if isinstance(targets, tuple) else targets
+    assert f"found {str(first.dtype).removeprefix('torch.')} {tuple(first.shape)}" in str(error.value)
+    assert ("open_loader" in str(error.value)) == (first.dtype == torch.int64)
 
 
 # what is meant for one label

@@ -134,7 +134,8 @@ def several_label_rows(logits: Tensor, targets: MixedTargets) -> Tensor:
 
     Raises ConfigError for class ids, and for rows or pairs of other shapes.
     """
-    shapes = [tuple(part.shape) for part in targets] if isinstance(targets, tuple) else tuple(targets.shape)
+    parts = targets if isinstance(targets, tuple) else (targets,)
+    found = ", ".join(f"{str(part.dtype).removeprefix('torch.')} {tuple(part.shape)}" for part in parts)
     rows = targets
     if isinstance(targets, tuple):
         own, other, lam = targets
@@ -145,6 +146,8 @@ def several_label_rows(logits: Tensor, targets: MixedTargets) -> Tensor:
     if logits.ndim != 2 or not rows.is_floating_point() or rows.shape != logits.shape:
         raise ConfigError(
             f"with multilabel=True, targets must be floating-point rows of the logits' shape {tuple(logits.shape)}, or pairs "
-            f"of (B, C), (B, C) or (B, K, C), and (B, K); found {shapes}. Class ids need multilabel=True in open_loader, too"
+            f"of (B, C), (B, C) or (B, K, C), and (B, K); found {found}"
+            + ". For class ids, give multilabel=True to open_loader, too"
+            * (not parts[0].is_floating_point())
         )
     return rows

@@ -145,7 +145,8 @@ class Index:
         if note is None:
             return text
         is_label = self.problem[sample_id] in (LABEL_NOT_INT, UNKNOWN_CLASS)
-        hint = " (several labels need multilabel=True)" if is_label and looks_several(note, self.classes or ()) else ""
+        several = is_label and looks_several(note, self.classes or ())
+        hint = " (several labels, or none, need multilabel=True)" * several
         return printable(f"{text}; found {repr(note) if is_label else note}{hint}")
 
     def other_labels(self, sample_id: int) -> list[str]:

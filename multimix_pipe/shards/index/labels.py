@@ -99,16 +99,26 @@ def _parse_several(text: bytes) -> Parsed:
 
 def _parse_several_json(text: bytes, key: str) -> Parsed:
     value, problem = _field(text, key)
-    nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(i, (dict, list)) for i in value))
-    return -1, problem or (BAD_LABELS if nested else LABEL_NOT_INT)
+    return -1, problem or (BAD_LABELS if _nested(value) else LABEL_NOT_INT)
+
+
+def _nested(value: object) -> str:
+    """Return what a field of JSON is that holds more than ids and names, such as boxes; "" if it does not."""
+    if isinstance(value, dict):
+        return "object"
+    inner = next((item for item in value if isinstance(item, (dict, list))), None) if isinstance(value, list) else None
+    return "" if inner is None else f"list of {'object' if isinstance(inner, dict) else 'list'}s"
 
 
 def _note_of_several(label: str, text: bytes) -> str:
-    """Return all labels of a sample: the text of a member, or the JSON of a field."""
+    """Return all labels of a sample: the text of a member, or the JSON of a field; of what is no such thing, what it is."""
     if not label.startswith("json:"):
-        return _decoded(text.strip())
+        return _decoded(text.strip()) if len(text) <= _MAX_SEVERAL else f"more than {_MAX_SEVERAL:,} bytes"
     fields, key = json.loads(text), label.removeprefix("json:")
-    return json.dumps(fields[key], separators=(",", ":")) if key in fields else note_of(label, text)
+    if key not in fields:
+        return note_of(label, text)
+    found = _nested(fields[key])
+    return f"a JSON {found}" if found else json.dumps(fields[key], separators=(",", ":"))
 
 
 def _in_range(value: int) -> Parsed:

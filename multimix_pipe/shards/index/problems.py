@@ -33,7 +33,7 @@ PROBLEMS: dict[int, str] = {
 
 LABEL_PROBLEMS = (NO_LABEL, LABEL_NOT_INT, LABEL_RANGE, BAD_JSON, UNKNOWN_CLASS, BAD_LABELS)
 
-NOTED = (NO_LABEL, LABEL_NOT_INT, NO_IMAGE, DUPLICATE)
+NOTED = (NO_LABEL, LABEL_NOT_INT, NO_IMAGE, DUPLICATE, BAD_LABELS)
 """Problems of which an index file notes what was found: the row's label is the position of that text, or -1."""
 
 MAX_NOTES = 2**16

@@ -104,9 +104,9 @@ def translate_sets(
 
 
 def looks_several(text: str, names: Collection[str]) -> bool:
-    """Return whether a text that is no single label may be several: ids or names, or a list in JSON."""
+    """Return whether a text that is no single label may be several, or none: ids or names, or a list in JSON."""
     words = _words(text, names)
-    return text.startswith("[") or (len(words) > 1 and all(isinstance(word, int) or word in names for word in words))
+    return text.startswith("[") or (len(words) != 1 and all(isinstance(word, int) or word in names for word in words))
 
 
 def _from_json(text: str) -> object:
