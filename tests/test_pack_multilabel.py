@@ -178,6 +178,7 @@ def test_the_same_call_starts_over_and_other_labels_are_another_run(source: Path
             "a,\"['dog', 'ant']\"\n",
             r"row 1: required classes as in a;b, each once; found \"\['dog', 'ant'\]\"",
         ),
+        ("x.txt", "a 1\nb -1\n", "row 2: required classes as in a;b, each once; found '-1'"),
         ("x.csv", "a,ant dog\nb,ant\nsub/c,dog\n", "separate classes by ; or |; found 'ant dog'.* with --classes FILE"),
         ("x.json", '{"images": [1], "annotations": [], "categories": []}', "found annotations of COCO; docs/guides"),
         ("x.json", json.dumps({"a": [{"id": i} for i in range(99)]}), r"found \[{'id': 0}.{,60}\.\.\. for 'a'$"),
@@ -200,6 +201,8 @@ def test_several_classes_without_multilabel_are_refused(source: Path, tmp_path: 
     for name, text, found in (
         ("x.csv", "a.jpg,dog\na.jpg,ant\n", "found 'dog' and 'ant' for a.jpg"),
         ("x.csv", "a.jpg,dog;ant\nb.jpg,ant\nc.jpg,ant\n", "found 'dog;ant'"),
+        ("x.csv", "a.jpg,dog ant\nb.jpg,ant\nc.jpg,dog\na.jpg,dog ant\n", "found 'dog ant'"),
+        ("x.txt", "a.jpg 0 3\nb.jpg 1\nc.jpg 2\n", "found '0 3'"),
         ("x.json", '{"a": ["dog"]}', "x.json"),
     ):
         (tmp_path / name).write_text(text)

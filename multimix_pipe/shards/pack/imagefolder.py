@@ -174,12 +174,17 @@ def _check_found(names: Collection[str], file: Path) -> None:
     """Raise ConfigError if a file that alone decides which classes there are has none, or some that may be several."""
     if not names:
         raise ConfigError(f"labels must give some image a class; found none in {file}")
-    joined = (name for name in sorted(names) if len(words := name.split()) > 1 and all(word in names for word in words))
-    if several := next(joined, None):
+    if several := next((name for name in sorted(names) if _is_joined(name, names)), None):
         raise ConfigError(
             f"labels must separate classes by ; or |; found {several!r}, whose words are classes, too, in {file}. Name all "
             "classes with --classes FILE; spaces then separate them, too, unless they are a part of a name"
         )
+
+
+def _is_joined(label: str, labels: Collection[str]) -> bool:
+    """Return whether a label seems to be several ids, or several of `labels`, with spaces between them."""
+    words = label.split()
+    return len(words) > 1 and all(word.isdecimal() or word in labels for word in words)
 
 
 def _first(names: Iterable[str]) -> str:
@@ -195,13 +200,15 @@ def _translated(labels: Labels, paths: Iterable[str], classes: Sequence[str] | N
         label = labels.get(name) or labels.get(name.rpartition(".")[0])
         if label is not None:
             used[name] = label
-    if classes is None and (several := next((label for label in used.values() if ";" in label or "|" in label), None)):
+    own = set(used.values())
+    joined = (label for label in sorted(own) if ";" in label or "|" in label or _is_joined(label, own))
+    if classes is None and (several := next(joined, None)):
         raise ConfigError(
             f"labels must give each image one class; found {several!r}. Several classes per image need multilabel=True "
             "(--multilabel); if it is the name of a class, name all with --classes FILE"
         )
     in_folders = {path.split("/")[-2] for path in paths if "/" in path and path.rpartition("/")[2] not in used}
-    name_of = _names_of(set(used.values()), classes or sorted(in_folders))
+    name_of = _names_of(own, classes or sorted(in_folders))
     return {name: name_of[label] for name, label in used.items()}
 
 

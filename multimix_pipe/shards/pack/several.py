@@ -13,6 +13,7 @@ from multimix_pipe.shards.index.scan import IMAGE_EXTENSIONS
 
 _CELLS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 _SEPARATORS = re.compile(r"[;|,]")
+_NO_NAME = re.compile(r"[\[{]|[+-][0-9]+$|[+-]?[0-9]*\.[0-9]+$")
 _MAX_SHOWN = 60  # characters of what is wrong
 
 Entries = dict[str, tuple[str, ...]]
@@ -112,11 +113,9 @@ def _from_lines(rows: Iterable[Sequence[str]], classes: Container[str]) -> Entri
                 f"class; found {len(row)} columns"
             )
         found = _split(row[1], classes) if len(row) > 1 else []
-        # a list as Python or JSON writes it, or a row of 0 and 1: `_split` would make other classes of them
+        # a list as Python or JSON writes it, a number, or a row of 0 and 1: `_split` would make other classes of them
         ids = all(map(str.isdecimal, found)) and not all(part in classes for part in found)
-        if (ids and len(set(found)) < len(found)) or any(
-            part[0] in "[{" and part not in classes for part in found if part
-        ):
+        if (ids and len(set(found)) < len(found)) or any(_NO_NAME.match(x) and x not in classes for x in found):
             raise ValueError(f"row {line}: required classes as in a;b, each once; found {_shown(row[1])}")
         entries[row[0]] = tuple(dict.fromkeys((*entries.get(row[0], ()), *found)))
     return entries
