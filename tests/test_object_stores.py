@@ -78,6 +78,37 @@ def test_class_names_that_a_store_does_not_give_are_left_out_with_a_warning(
     )
 
 
+def test_class_names_that_come_to_a_store_later_are_fetched(
+    store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names, cat = store.cat("/bucket/train/classes.json"), MemoryFileSystem.cat_file
+    store.rm("/bucket/train/classes.json")
+    list_shards("memory://bucket/train", tmp_path, progress=False)
+    assert not caplog.records
+    store.pipe("/bucket/train/classes.json", names)
+
+    def slow_down(*args: Any) -> Any:
+        raise OSError("slow down")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", slow_down)
+    (shard, *_) = list_shards("memory://bucket/train", tmp_path, progress=False)
+    assert "bucket/train/classes.json cannot be read and is left out: OSError: slow down" in caplog.text
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", cat)
+    list_shards("memory://bucket/train", tmp_path, progress=False)
+    assert (shard.parent / "classes.json").read_bytes() == names
+    store.pipe("/bucket/train/classes.json", b"[]")  # cached files are not compared with the store
+    list_shards("memory://bucket/train", tmp_path, progress=False)
+    assert (shard.parent / "classes.json").read_bytes() == names
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(store: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ShardError, match=r"classes\.json cannot be downloaded to \S*file/\S*classes\.json: .*Not a directory"
+    ):
+        list_shards("memory://bucket/train", tmp_path / "file", progress=False)
+
+
 def test_what_is_cached_is_not_asked_for(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://bucket/train/train-{000000..000003}.tar"
     shards = list_shards(url, tmp_path, progress=False)
@@ -99,6 +130,7 @@ def test_shards_of_the_same_name_in_two_folders_are_told_apart(store: Any, tmp_p
     [
         ("memory://bucket/train/gone.tar", ShardError, r"gone\.tar cannot be downloaded to \S*gone\.tar: .*gone\.tar"),
         ("memory://bucket/none", ShardError, r"cannot be downloaded"),
+        ("memory://bucket", ShardError, r"\*\.tar files at memory://bucket, found none there, but folders: memory:///?bucket/train$"),
         ("memory://bucket/val*.tar", ShardError, r"required \*\.tar files at memory://bucket/val\*\.tar, found none"),
         ("nowhere://bucket/a.tar", ConfigError, r"cannot be read: Protocol not known: nowhere"),
         ("missing://bucket/a.tar", ConfigError, r"cannot be read: Install a package"),

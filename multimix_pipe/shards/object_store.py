@@ -15,6 +15,8 @@ from multimix_pipe.errors import ConfigError, ShardError, redacted
 
 log = logging.getLogger(__name__)
 
+_MAX_NAMED = 3
+
 
 class _Transferred(fsspec.Callback):  # type: ignore[misc]  # untyped
     def __init__(self, advance: Callable[[int], None]) -> None:
@@ -39,9 +41,18 @@ def expand(names: Sequence[str]) -> list[str]:
             continue
         shards = store.glob(path if is_glob else posixpath.join(path, "*.tar"))
         if not (shards := sorted(shard for shard in shards if shard.endswith(".tar"))):
-            raise ShardError(f"no shards: required *.tar files at {redacted(name)}, found none")
+            raise ShardError(
+                f"no shards: required *.tar files at {redacted(name)}, found none{'' if is_glob else _folders(store, path)}"
+            )
         found += map(store.unstrip_protocol, shards)
     return found
+
+
+def _folders(store: Any, path: str) -> str:
+    entries = store.ls(path, detail=True)
+    folders = sorted(store.unstrip_protocol(entry["name"]) for entry in entries if entry["type"] == "directory")
+    named = ", ".join(folders[:_MAX_NAMED]) + ", ..." * (len(folders) > _MAX_NAMED)
+    return f" there, but folders: {named}" * bool(folders)
 
 
 def get(url: str, target: Path, advance: Callable[[int], None]) -> int:

@@ -45,8 +45,16 @@ def fetch_remote(names: Sequence[str], cache_dir: str | PathLike[str], *, progre
         urls = list(names) if _is_http(names[0]) else object_store.expand(names)
     targets = [_target(url, Path(cache_dir)) for url in urls]
     missing = {target: url for url, target in zip(urls, targets, strict=True) if not target.is_file()}
+    _fetch_classes(missing)
+    if urls != list(names):  # listed just now, so that one more request does no harm: the names may have come later
+        _fetch_classes(
+            {
+                t: url
+                for url, t in zip(urls, targets, strict=True)
+                if not (t in missing or (t.parent / CLASSES).exists())
+            }
+        )
     if missing:
-        _fetch_classes(missing)
         with Progress("downloading", total=None, unit="B", unit_scale=True, disable=not progress) as bar:
             _fetch_all(missing, bar)
     return targets
@@ -64,13 +72,15 @@ def _target(url: str, cache_dir: Path) -> Path:
     return cache_dir / hashlib.sha256(place.encode()).hexdigest()[:16] / name
 
 
-def _fetch_classes(missing: dict[Path, str]) -> None:
-    for folder, url in {target.parent: url for target, url in missing.items() if not _is_http(url)}.items():
-        if data := object_store.read_if_there(f"{url.rpartition('/')[0]}/{CLASSES}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f".{CLASSES}.{os.getpid()}"
-            partial.write_bytes(data)
-            os.replace(partial, folder / CLASSES)
+def _fetch_classes(shards: dict[Path, str]) -> None:
+    for folder, url in {target.parent: url for target, url in shards.items() if not _is_http(url)}.items():
+        beside = f"{url.rpartition('/')[0]}/{CLASSES}"
+        with _explained(f"{redacted(beside)} cannot be downloaded to {folder / CLASSES}"):
+            if data := object_store.read_if_there(beside):
+                folder.mkdir(parents=True, exist_ok=True)
+                partial = folder / f".{CLASSES}.{os.getpid()}"
+                partial.write_bytes(data)
+                os.replace(partial, folder / CLASSES)
 
 
 def _fetch_all(missing: dict[Path, str], bar: Progress) -> None:
