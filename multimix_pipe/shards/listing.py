@@ -17,7 +17,6 @@ from braceexpand import braceexpand
 
 from multimix_pipe.errors import ConfigError, ShardError, counted, redacted
 from multimix_pipe.shards.packed import RUN
-from multimix_pipe.shards.storage import fetch_remote
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _KINDS = "a path, glob, brace pattern, folder or URL, or a list of those"
@@ -152,6 +151,8 @@ def _download(names: list[str], scheme: str, cache_dir: str | PathLike[str] | No
         raise ConfigError(
             f"{redacted(repr(names[0]))}: shards of a URL are downloaded; set cache_dir= to a folder for them"
         )
+    from multimix_pipe.shards.storage import fetch_remote  # only here: it imports fsspec
+
     return fetch_remote(names, cache_dir, progress=progress)
 
 

@@ -45,15 +45,10 @@ def fetch_remote(names: Sequence[str], cache_dir: str | PathLike[str], *, progre
         urls = list(names) if _is_http(names[0]) else object_store.expand(names)
     targets = [_target(url, Path(cache_dir)) for url in urls]
     missing = {target: url for url, target in zip(urls, targets, strict=True) if not target.is_file()}
-    _fetch_classes(missing)
+    unnamed = {}
     if urls != list(names):  # listed just now, so that one more request does no harm: the names may have come later
-        _fetch_classes(
-            {
-                t: url
-                for url, t in zip(urls, targets, strict=True)
-                if not (t in missing or (t.parent / CLASSES).exists())
-            }
-        )
+        unnamed = {t: url for url, t in zip(urls, targets, strict=True) if not (t.parent / CLASSES).exists()}
+    _fetch_classes(unnamed | missing)
     if missing:
         with Progress("downloading", total=None, unit="B", unit_scale=True, disable=not progress) as bar:
             _fetch_all(missing, bar)
