@@ -119,26 +119,28 @@ def _arranged(files: Files, classes: tuple[str, ...] | None, labels: Labels, spl
             + (f"{found or 'no files'}" if layout is None else f"{len(paths):,} images, none with a class")
             + advice
         )
-    images = _images(files, layout)
-    used = {image.class_name for image in images}
-    names = _checked(files, classes or tuple(sorted(used)), used)
-    return ImageFolder(files, images, names, _skipped(shown, layout.left_out, set(layout.place)))
+    used = {class_name for _, class_name, _ in layout.place.values()}
+    return _listed(files, shown, layout, classes, used)
 
 
-def _images(files: Files, layout: Layout) -> tuple[Image, ...]:
+def _listed(
+    files: Files,
+    shown: Iterable[str],
+    layout: Layout,
+    classes: tuple[str, ...] | None,
+    used: Collection[str],
+    several: Mapping[str, tuple[str, ...]] | None = None,
+) -> ImageFolder:
+    """Return the images of a layout. Without `classes` they are those in `used`. Raises ConfigError if others are used."""
+    if classes is not None and (unknown := sorted(set(used) - set(classes))):
+        raise ConfigError(f"{files.path}: labels must be among the names of --classes; found {unknown[0]!r}")
     images = []
     for path in sorted(layout.place):
         split_name, class_name, inner = layout.place[path]
         stem, _, extension = inner.rpartition(".")
         images.append(Image(path, files.sizes[path], split_name, class_name, stem, extension.lower()))
-    return tuple(images)
-
-
-def _checked(files: Files, names: tuple[str, ...], used: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the classes. Raises ConfigError if an image has another one."""
-    if unknown := sorted(set(used) - set(names)):
-        raise ConfigError(f"{files.path}: labels must be among the names of --classes; found {unknown[0]!r}")
-    return names
+    names, skipped = classes or tuple(sorted(used)), _skipped(shown, layout.left_out, set(layout.place))
+    return ImageFolder(files, tuple(images), names, skipped, several)
 
 
 def _labelled(files: Files, classes: tuple[str, ...] | None, file: Path, split: str | None) -> ImageFolder:
@@ -160,14 +162,7 @@ def _labelled(files: Files, classes: tuple[str, ...] | None, file: Path, split: 
     except ConfigError as error:
         raise ConfigError(f"{files.path}: {error}") from error
     several = {path: tuple(name_of[label] for label in labels[path]) for path in layout.place}
-    names = known or tuple(sorted(name_of.values()))
-    return ImageFolder(
-        files,
-        _images(files, layout),
-        _checked(files, names, name_of.values()),
-        _skipped(shown, layout.left_out, set(layout.place)),
-        several,
-    )
+    return _listed(files, shown, layout, known, name_of.values(), several)
 
 
 def _check_found(names: Collection[str], file: Path) -> None:
