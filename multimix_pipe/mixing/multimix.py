@@ -133,7 +133,7 @@ class MultiMix:
                              configs/classification/cifar100/mixups/basic/r18_mixups_CE_none_multi_mode.py
         """
         check_choice("preset", name, tuple(PRESETS))
-        return MultiMix(**{**PRESETS[name], **changes})
+        return MultiMix(**{"k": 1, "lam_per": "batch", **PRESETS[name], **changes})
 
     def settings(self) -> dict[str, Any]:
         """Return all settings as a JSON-serialisable dict, for states. Not part of the public API."""

@@ -10,7 +10,7 @@ from multimix_pipe.mixing.mixup import Mixup
 # timm/data/mixup.py: mode="batch", pairs with the batch in reverse, switch_prob=0.5
 _TIMM = {"method": {Mixup(alpha=0.8): 0.5, CutMix(alpha=1.0): 0.5}, "pairing": "flip"}
 
-_PUBLISHED: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "deit": _TIMM,
     "timm": _TIMM,
     # references/classification/transforms.py: RandomChoice([MixUp(0.2), CutMix(1.0)]) on a batch; v2 rolls it by one
@@ -18,6 +18,4 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
     # alpha=[0.1, 1, 1], mix_mode=["mixup", "cutmix", "vanilla"], mix_prob=None: equally likely, a permutation as partners
     "openmixup-cifar": {"method": {Mixup(alpha=0.1): 0.5, CutMix(alpha=1.0): 0.5}, "prob": 2 / 3},
 }
-
-PRESETS = {name: {"k": 1, "lam_per": "batch", **published} for name, published in _PUBLISHED.items()}
-"""Arguments of `MultiMix`."""
+"""Arguments of `MultiMix`, beside K = 1 and weights, methods and boxes that a batch shares."""
