@@ -253,15 +253,7 @@ def main() -> None:
     args = parser.parse_args()
     args.every = EVERY
     if args.quick:
-        args.images, args.test, args.epochs, args.side, args.seeds, args.every, args.targets = (
-            64,
-            20,
-            2,
-            40,
-            [0],
-            1,
-            [0.1],
-        )
+        vars(args).update(images=64, test=20, epochs=2, side=40, seeds=[0], every=1, targets=[0.1])
     if min(args.images, args.test, args.epochs) < 1 or args.images % BATCH_SIZE or args.side < PIXELS:
         parser.error("--images must be a multiple of 64; --test and --epochs at least 1, --side 16")
     torch.set_num_threads(1)
